@@ -1,0 +1,26 @@
+"""Core: noise, solutions, receipts, the registry, errors, files and progress."""
+
+from pathline.core.errors import (
+    CheckpointError,
+    MissingExtra,
+    NonFiniteError,
+    PathlineError,
+    ReceiptError,
+    UsageError,
+)
+from pathline.core.registry import Entry, Registry
+from pathline.core.solution import Solution, Stats, Status
+
+__all__ = [
+    "CheckpointError",
+    "Entry",
+    "MissingExtra",
+    "NonFiniteError",
+    "PathlineError",
+    "ReceiptError",
+    "Registry",
+    "Solution",
+    "Stats",
+    "Status",
+    "UsageError",
+]

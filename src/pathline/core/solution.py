@@ -1,0 +1,101 @@
+"""What a solve returns: the state, each sample's status, what it cost, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from pathline.core.receipt import Receipt
+
+
+class Status(IntEnum):
+    """How one sample's solve ended."""
+
+    OK = 0
+    NON_FINITE = 1
+    MAX_STEPS = 2
+    STEP_TOO_SMALL = 3
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in one sentence."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Status.OK: "nothing to mend.",
+    Status.NON_FINITE: "look at the network's output there, its dtype, and the guidance weight.",
+    Status.MAX_STEPS: "allow more steps, loosen the tolerance, or use a solver for stiff fields.",
+    Status.STEP_TOO_SMALL: "the field may be stiff or discontinuous there; loosen the tolerance.",
+}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a solve cost.
+
+    Args:
+        nfe: evaluations of the field, for each sample.
+        network_calls: evaluations of the network, for each sample (guidance may need two an NFE).
+        steps: steps taken.
+        rejected: steps tried and thrown away (adaptive solvers).
+    """
+
+    nfe: int
+    network_calls: int
+    steps: int
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of a solve.
+
+    Args:
+        x: the final state, (batch, *state).
+        t: the time it belongs to.
+        status: a `Status` for each sample, (batch,) int8.
+        stats: what it cost.
+        receipt: what is needed to make it again, if the recipe is known.
+        times: the times of `trajectory`, (n,) float64.
+        trajectory: the states at every grid point, (n, batch, *state), if it was asked for.
+    """
+
+    x: Tensor
+    t: float
+    status: Tensor
+    stats: Stats
+    receipt: Receipt | None = None
+    times: Tensor | None = None
+    trajectory: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample ended well (waits for the device)."""
+        return not bool(self.status.any())
+
+    @property
+    def statuses(self) -> list[Status]:
+        """The status of each sample, by name."""
+        return [Status(code) for code in self.status.tolist()]
+
+
+def finite_status(x: Tensor) -> Tensor:
+    """Return OK or NON_FINITE for each sample of `x`, (batch,) int8."""
+    finite = torch.isfinite(x).flatten(1).all(1)
+    return torch.where(finite, Status.OK.value, Status.NON_FINITE.value).to(torch.int8)
+
+
+def name_samples(failed: Sequence[int], seeds: Sequence[int] | None) -> str:
+    """Write which samples are meant: "sample 3 (seed 17)" or "samples 0, 4 and 5"."""
+    if len(failed) == 1:
+        seed = f" (seed {seeds[failed[0]]})" if seeds is not None else ""
+        return f"sample {failed[0]}{seed}"
+    shown = [str(i) for i in failed[:5]]
+    if len(failed) > 5:
+        return f"samples {', '.join(shown)} and {len(failed) - 5} others"
+    return f"samples {', '.join(shown[:-1])} and {shown[-1]}"

@@ -1,0 +1,24 @@
+"""Fields: what is integrated, and the exact ones that everything is tested against."""
+
+from pathline.fields.denoiser import Denoiser
+from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
+from pathline.fields.oracles import Dataset, Gaussian, Mixture
+from pathline.fields.views import VIEWS, View, as_view, change, convert, target
+
+__all__ = [
+    "VIEWS",
+    "Condition",
+    "Dataset",
+    "Denoiser",
+    "Evaluate",
+    "Field",
+    "Gaussian",
+    "Mixture",
+    "Prediction",
+    "VectorField",
+    "View",
+    "as_view",
+    "change",
+    "convert",
+    "target",
+]

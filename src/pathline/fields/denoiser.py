@@ -1,0 +1,126 @@
+"""The denoiser: a network, the path it was trained on, and what it says there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathline.core.errors import UsageError
+from pathline.fields.field import Condition, Evaluate, Field
+from pathline.fields.views import View, as_view
+from pathline.paths import GaussianPath, bshape
+
+Label = Callable[[Tensor], Tensor] | float
+Encode = Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Denoiser(Field):
+    """A network on a path, seen in its native view and convertible to every other.
+
+    The network is called as network(x, label, **condition) with label of shape (batch,), and
+    returns (batch, *state). It runs in its own dtype; the state keeps the caller's.
+
+    Args:
+        network: any callable or `nn.Module`.
+        path: the path it was trained on.
+        view: what it returns: eps, x0, v, score or velocity.
+        label: how it is told the time: a function t → label, or a factor (1000.0 for "999 t").
+        scale: what x is multiplied with before the network, a function of t; None for nothing.
+        null: the keyword arguments that mean "no condition"; None if it was trained without one.
+        encode: user's condition → keyword arguments ((text=...) → (context=..., mask=...)).
+        shape: the shape of one sample, if it is known.
+        name: what receipts call it.
+
+    Example:
+        >>> import torch
+        >>> from pathline.paths import CondOT
+        >>> model = Denoiser(lambda x, t: -x, CondOT(), view="velocity")
+        >>> model(torch.ones(1, 2), 0.25).x0
+        tensor([[1.2500, 1.2500]])
+    """
+
+    network: Callable[..., Tensor] | nn.Module
+    path: GaussianPath  # pyright: ignore[reportIncompatibleVariableOverride]
+    view: View = "eps"
+    label: Label = 1.0
+    scale: Callable[[Tensor], Tensor] | None = None
+    null: Mapping[str, Any] | None = None
+    encode: Encode | None = None
+    shape: tuple[int, ...] | None = None
+    name: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.network):
+            raise UsageError(
+                f"the network must be callable, and is a {type(self.network).__name__}."
+            )
+        if not isinstance(self.path, GaussianPath):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError("a denoiser needs a path, for example pathline.VPLinear().")
+        object.__setattr__(self, "view", as_view(self.view))
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it was trained with a condition and without: what guidance needs."""
+        return self.null is not None
+
+    def labels(self, t: Tensor) -> Tensor:
+        """Return what the network is told for these times, in float64."""
+        return self.label(t) if callable(self.label) else t * self.label
+
+    def condition(self, cond: Condition, batch: int) -> Condition:
+        if self.encode is not None and cond:
+            cond = self.encode(**cond)
+        return {name: _batched(name, value, batch) for name, value in cond.items()}
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        dtype = _dtype(self.network, x.dtype)
+        labels = self.labels(times).to(dtype=dtype, device=x.device)
+        labels = labels.reshape(len(times), -1).expand(-1, len(x)).unbind()
+        cond = {k: _cast(v, x.device, dtype) for k, v in cond.items()}
+        network = self.network
+        if self.scale is None and dtype == x.dtype:
+            return lambda k, state: network(state, labels[k], **cond)
+        scales = torch.ones_like(times) if self.scale is None else self.scale(times)
+        factors = [bshape(s, x) for s in scales.unbind()]
+        return lambda k, state: network((state * factors[k]).to(dtype), labels[k], **cond).to(
+            x.dtype
+        )
+
+    def to(self, device: torch.device | str) -> Denoiser:
+        """Move the network to `device`, in place, and return self."""
+        if isinstance(self.network, nn.Module):
+            self.network.to(device)
+        return self
+
+
+def _dtype(network: Callable[..., Tensor], default: torch.dtype) -> torch.dtype:
+    """The floating dtype of the network's first parameter; the state's if it has none."""
+    if isinstance(network, nn.Module):
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return default
+
+
+def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def _batched(name: str, value: Any, batch: int) -> Any:
+    """Repeat a condition of one sample for the whole batch; refuse any other size."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == batch:
+        return value
+    if len(value) == 1:
+        return value.expand(batch, *value.shape[1:])
+    raise UsageError(f"condition {name!r} is for {len(value)} samples, and the batch has {batch}.")

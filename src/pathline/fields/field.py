@@ -1,0 +1,157 @@
+"""Fields: what is integrated.
+
+A field is a function of state, time and condition. Its `view` says what it returns: the velocity
+dx/dt of any differential equation, or, on a path, one of the five views of a denoiser.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.fields.views import View, convert
+from pathline.paths import GaussianPath, Time, as_time
+
+Condition = Mapping[str, Any]
+Evaluate = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One evaluation, in every view.
+
+    Args:
+        x: the state, (batch, *state).
+        t: the time, () or (batch,).
+        raw: what the field returned, (batch, *state).
+        view: what that is.
+        path: the path; None for a field that has only a velocity.
+    """
+
+    x: Tensor
+    t: Tensor
+    raw: Tensor
+    view: View
+    path: GaussianPath | None
+
+    def of(self, view: View) -> Tensor:
+        """Return the prediction in this view."""
+        if view == self.view:
+            return self.raw
+        if self.path is None:
+            raise UsageError(f"a field without a path has no {view}, only its {self.view}.")
+        return convert(self.path, self.view, view, self.x, self.raw, self.t)
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """The denoised data, E[x_0 | x_t]."""
+        return self.of("x0")
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """The noise, E[ε | x_t]."""
+        return self.of("eps")
+
+    @cached_property
+    def v(self) -> Tensor:
+        """α ε̂ − σ x̂_0."""
+        return self.of("v")
+
+    @cached_property
+    def score(self) -> Tensor:
+        """∇ log p_t(x) = −ε̂/σ."""
+        return self.of("score")
+
+    @cached_property
+    def velocity(self) -> Tensor:
+        """The probability flow dx/dt = α' x̂_0 + σ' ε̂."""
+        return self.of("velocity")
+
+
+class Field(ABC):
+    """What is integrated: a function of (x, t; condition).
+
+    Subclasses give `path`, `view` and `evaluate`, and may refine `bind` to do what does not depend
+    on the state once, before the loop.
+    """
+
+    path: GaussianPath | None = None
+    view: View = "velocity"
+    calls: int = 1
+    """Network calls an evaluation costs."""
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Return the field in its own view, (batch, *state).
+
+        Args:
+            x: (batch, *state).
+            t: float64, () or (batch,).
+            cond: the network's keyword arguments, as `condition` returned them.
+        """
+
+    def condition(self, cond: Condition, batch: int) -> Condition:
+        """Turn what the user says ("text=...") into the network's keyword arguments.
+
+        Raises:
+            UsageError: a condition that this field does not take.
+        """
+        del batch
+        if cond:
+            raise UsageError(f"this field takes no condition, and was given {', '.join(cond)}.")
+        return {}
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        """Return f(k, x), the field at times[k]; what depends on the data alone is left to it.
+
+        Args:
+            times: (n,) float64, on the device of x.
+            x: a state, for its shape, dtype and device.
+            cond: as `condition` returned it.
+        """
+        del x
+        instants = times.unbind()
+        return lambda k, state: self.evaluate(state, instants[k], cond)
+
+    def __call__(self, x: Tensor, t: Time, **cond: Any) -> Prediction:
+        """Evaluate once, and return every view.
+
+        Args:
+            x: (batch, *state).
+            t: () or (batch,).
+            cond: the condition, in the user's words.
+        """
+        t = as_time(t)
+        raw = self.evaluate(x, t, self.condition(cond, len(x)))
+        return Prediction(x, t, raw, self.view, self.path)
+
+
+@dataclass(frozen=True)
+class VectorField(Field):
+    """The velocity of any differential equation, dx/dt = f(x, t, **condition).
+
+    Args:
+        function: f(x (batch, *state), t () float64, **condition) → (batch, *state).
+
+    Example:
+        >>> import torch
+        >>> decay = VectorField(lambda x, t: -x)
+        >>> decay(torch.ones(1, 2), 0.0).velocity
+        tensor([[-1., -1.]])
+    """
+
+    function: Callable[..., Tensor]
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.function(x, t, **cond)
+
+    def condition(self, cond: Condition, batch: int) -> Condition:
+        """Pass the condition on as it is."""
+        del batch
+        return cond

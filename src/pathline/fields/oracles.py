@@ -1,0 +1,138 @@
+"""Exact denoisers: data laws whose posterior mean E[x_0 | x_t] has a closed form.
+
+They are the ground truth of the test suite and of every claim that "holds exactly", and they make
+a benchmark of any path: no training, no approximation, float64 throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.fields.field import Condition, Field
+from pathline.fields.views import View
+from pathline.paths import GaussianPath, Time, as_time, bshape
+
+
+@dataclass(frozen=True)
+class Gaussian(Field):
+    """Gaussian data N(mean, covariance), with its exact flow map.
+
+        x̂_0 = m + α C (α² C + σ² I)⁻¹ (x − α m)
+
+    Args:
+        path: any Gaussian path.
+        mean: (dim,).
+        covariance: (dim, dim) symmetric positive semi-definite, or (dim,) variances.
+    """
+
+    path: GaussianPath  # pyright: ignore[reportIncompatibleVariableOverride]
+    mean: Tensor
+    covariance: Tensor
+    view: View = "x0"
+
+    def _spectrum(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        covariance = self.covariance.to(like)
+        if covariance.ndim == 1:
+            covariance = covariance.diag()
+        values, vectors = torch.linalg.eigh(covariance)
+        return self.mean.to(like), values, vectors
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        mean, values, vectors = self._spectrum(x)
+        alpha, sigma = bshape(self.path.alpha(t), x), bshape(self.path.sigma(t), x)
+        gain = alpha * values / (alpha**2 * values + sigma**2)
+        return mean + ((x - alpha * mean) @ vectors * gain) @ vectors.T
+
+    def flow(self, x: Tensor, start: Time, end: Time) -> Tensor:
+        """Carry x from time `start` to `end` along the probability flow, exactly.
+
+        Each eigendirection is scaled by √((α_e² c + σ_e²)/(α_s² c + σ_s²)).
+        """
+        mean, values, vectors = self._spectrum(x)
+        p, (s, e) = self.path, (as_time(start), as_time(end))
+        spread = [(p.alpha(t) ** 2 * values + p.sigma(t) ** 2).sqrt() for t in (s, e)]
+        scaled = (x - p.alpha(s) * mean) @ vectors * (spread[1] / spread[0])
+        return p.alpha(e) * mean + scaled @ vectors.T
+
+
+@dataclass(frozen=True)
+class Mixture(Field):
+    """A Gaussian mixture with axis-aligned components.
+
+    Args:
+        path: any Gaussian path.
+        means: (components, dim).
+        stds: (components, dim).
+        weights: (components,), summing to one.
+    """
+
+    path: GaussianPath  # pyright: ignore[reportIncompatibleVariableOverride]
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+    view: View = "x0"
+
+    def __post_init__(self) -> None:
+        if self.means.shape != self.stds.shape or len(self.weights) != len(self.means):
+            raise UsageError(
+                f"means {tuple(self.means.shape)}, stds {tuple(self.stds.shape)} and "
+                f"weights {tuple(self.weights.shape)} do not describe one mixture."
+            )
+
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return α, each component's residual (batch, k, dim) and its variance at time t."""
+        alpha = bshape(self.path.alpha(t), x[:, None])
+        sigma = bshape(self.path.sigma(t), x[:, None])
+        variance = (alpha * self.stds.to(x)) ** 2 + sigma**2
+        return alpha, x[:, None] - alpha * self.means.to(x), variance
+
+    def _log_joint(self, residual: Tensor, variance: Tensor) -> Tensor:
+        """log of weight × density for each component, without the constant (2π)^−d/2."""
+        quadratic = (residual**2 / variance + variance.log()).sum(-1)
+        return self.weights.to(residual).log() - quadratic / 2
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        alpha, residual, variance = self._parts(x, t)
+        posterior = self._log_joint(residual, variance).softmax(1)[..., None]
+        gain = alpha * self.stds.to(x) ** 2 / variance
+        return (posterior * (self.means.to(x) + gain * residual)).sum(1)
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """log p_t(x), (batch,)."""
+        _, residual, variance = self._parts(x, as_time(t))
+        constant = x.shape[1] / 2 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
+        return self._log_joint(residual, variance).logsumexp(1) - constant.to(x)
+
+
+@dataclass(frozen=True)
+class Dataset(Field):
+    """The exact denoiser of a finite data set: a softmax over its points.
+
+        x̂_0 = Σ_i w_i x_i,   w ∝ exp(−‖x − α x_i‖² / 2σ²)
+
+    It reproduces the training set, as any network of unbounded capacity would.
+
+    Args:
+        path: any Gaussian path.
+        points: (n, *state).
+    """
+
+    path: GaussianPath  # pyright: ignore[reportIncompatibleVariableOverride]
+    points: Tensor
+    view: View = "x0"
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        points = self.points.to(x).flatten(1)
+        flat = x.flatten(1)
+        alpha, sigma = bshape(self.path.alpha(t), flat), bshape(self.path.sigma(t), flat)
+        distance = (
+            (flat[:, None] - alpha[..., None] * points).square().sum(-1)
+            if alpha.ndim
+            else (flat[:, None] - alpha * points).square().sum(-1)
+        )
+        weights = (-distance / (2 * sigma**2)).softmax(1)
+        return (weights[..., None] * points).sum(1).reshape(x.shape)

@@ -1,0 +1,100 @@
+"""The path of a discrete-time model, from its table of ᾱ_n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.paths.path import GaussianPath, Time, as_time, paths
+
+
+@paths.register("tabulated", aliases=("discrete",), paper="arXiv:2206.00927, App. D.2")
+@dataclass(frozen=True)
+class Tabulated(GaussianPath):
+    """A VP path through the levels ᾱ_0 > ᾱ_1 > … of a model trained at integer labels.
+
+    Label n sits at time t_n = (n + 1)/N, and data (ᾱ = 1) at t = 0; between the nodes log α is
+    linear in t. At the nodes the path is the model's own table.
+
+    Args:
+        alphas_cumprod: ᾱ_0 … ᾱ_{N−1}, falling, in (0, 1).
+    """
+
+    alphas_cumprod: tuple[float, ...] = field(default=(0.999, 0.5, 0.01), repr=False)
+
+    def __post_init__(self) -> None:
+        levels = self.alphas_cumprod
+        if not levels or not 0 < levels[-1] <= levels[0] < 1:
+            raise UsageError(
+                "alphas_cumprod must lie in (0, 1); schedules rescaled to zero terminal SNR have "
+                "no log-SNR at their last label: drop it."
+            )
+        if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+            raise UsageError("alphas_cumprod must fall strictly from one label to the next.")
+
+    @classmethod
+    def from_betas(cls, betas: Iterable[float]) -> Tabulated:
+        """Return the path of a table of β_n: ᾱ_n = Π (1 − β_k)."""
+        table = torch.as_tensor(list(betas), dtype=torch.float64)
+        return cls(tuple(torch.cumprod(1 - table, 0).tolist()))
+
+    @property
+    def t_min(self) -> float:
+        """The time of label 0."""
+        return 1 / len(self.alphas_cumprod)
+
+    def label(self, t: Time) -> Tensor:
+        """The (real-valued) label of time t, N t − 1, at least 0."""
+        return (as_time(t) * len(self.alphas_cumprod) - 1).clamp(min=0)
+
+    def time_of_label(self, label: Time) -> Tensor:
+        """The time of label n, (n + 1)/N."""
+        return (as_time(label) + 1) / len(self.alphas_cumprod)
+
+    @cached_property
+    def _log_alphas(self) -> Tensor:
+        """½ log ᾱ at t = 0, 1/N, …, 1."""
+        levels = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)
+        return 0.5 * levels.log()
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log α at the left end of t's segment, its slope, and t − t_left."""
+        n = len(self.alphas_cumprod)
+        nodes = self._log_alphas.to(device=t.device, dtype=t.dtype)
+        left = (t * n).floor().clamp(0, n - 1).long()
+        slope = (nodes[left + 1] - nodes[left]) * n
+        return nodes[left], slope, t - left.to(t.dtype) / n
+
+    def log_alpha(self, t: Time) -> Tensor:
+        """log α_t, piecewise linear."""
+        start, slope, offset = self._segment(as_time(t))
+        return start + slope * offset
+
+    def alpha(self, t: Time) -> Tensor:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Time) -> Tensor:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def d_alpha(self, t: Time) -> Tensor:
+        return self._segment(as_time(t))[1] * self.alpha(t)
+
+    def d_sigma(self, t: Time) -> Tensor:
+        return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
+
+    def log_snr(self, t: Time) -> Tensor:
+        return -0.5 * torch.expm1(-2 * self.log_alpha(t)).log()
+
+    def time_of_log_snr(self, log_snr: Time) -> Tensor:
+        log_snr = as_time(log_snr)
+        log_alpha = -0.5 * torch.logaddexp(-2 * log_snr, torch.zeros_like(log_snr))
+        nodes = self._log_alphas.to(device=log_alpha.device, dtype=log_alpha.dtype)
+        n = len(self.alphas_cumprod)
+        left = torch.searchsorted(-nodes, -log_alpha, right=True).sub(1).clamp(0, n - 1)
+        slope = (nodes[left + 1] - nodes[left]) * n
+        return left.to(log_alpha.dtype) / n + (log_alpha - nodes[left]) / slope
