@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -81,10 +81,13 @@ class Field(ABC):
     on the state once, before the loop.
     """
 
-    path: GaussianPath | None = None
-    view: View = "velocity"
-    calls: int = 1
-    """Network calls an evaluation costs."""
+    path: GaussianPath | None
+    view: View
+
+    @property
+    def calls(self) -> int:
+        """Network calls that one evaluation costs."""
+        return 1
 
     @abstractmethod
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -147,6 +150,8 @@ class VectorField(Field):
     """
 
     function: Callable[..., Tensor]
+    path: None = field(default=None, init=False)
+    view: View = field(default="velocity", init=False)
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.function(x, t, **cond)
