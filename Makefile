@@ -1,0 +1,64 @@
+# Two commands do all the set-up: `make demo` and `make test`. They need Python ≥ 3.11, git and make.
+# A stamp in the environment remembers what is installed; it is redone when the two files that
+# decide it change. Another Python: make PYTHON=python3.13 test
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow bench lint format clean
+
+help:
+	@echo "make demo       install what the demo needs and run it: out/demo/index.html"
+	@echo "make test       install what the tests need, lint, type-check, run the suite"
+	@echo "make test-slow  the tests that take long"
+	@echo "make bench      solvers and overhead beside diffusers, k-diffusion and azula"
+	@echo "make lint       formatting, rules, floors, types"
+	@echo "make format     mend what ruff can mend"
+	@echo "make clean      remove the environment and all caches"
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/pathline demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
+	$(BIN)/pathline bench solvers
+	$(BIN)/pathline bench overhead
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) dist .import_linter_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Pathline needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.13" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.made
+	$(PIP) -e '.[$*]'
+	@touch $@
+
+# azula and k-diffusion ask for torchvision, and so for another torch. Their samplers work without
+# it; one that does not install is left out of the tables.
+$(VENV)/.installed-peers: constraints.txt | $(VENV)/.installed-bench
+	-$(PIP) --no-deps azula
+	-$(PIP) --no-deps k-diffusion
+	@touch $@
