@@ -1,1 +1,84 @@
-"""Pathline."""
+"""Pathline: conditional fields, integrated.
+
+dx = f(x, t; c) dt + g(t) dW: one library for diffusion and flow models, neural differential
+equations and physics. A `Field` is integrated by a `Solver`, which is compiled into a `Plan` for a
+path and a `Grid`; `Guide`s act on fields. See the README for a minute's tour.
+"""
+
+from pathline.core import (
+    MissingExtra,
+    NonFiniteError,
+    PathlineError,
+    Solution,
+    Status,
+    UsageError,
+)
+from pathline.fields import Dataset, Denoiser, Field, Gaussian, Mixture, Prediction, VectorField
+from pathline.paths import EDM, VE, CondOT, SubVP, Tabulated, VPCosine, VPLinear
+from pathline.solvers import (
+    DDIM,
+    RK4,
+    DPMpp,
+    Euler,
+    Grid,
+    Heun,
+    Plan,
+    Row,
+    Solver,
+    grids,
+    sample,
+    solve,
+    steps,
+)
+from pathline.steer import CFG, Guide
+
+__all__ = [
+    "CFG",
+    "DDIM",
+    "EDM",
+    "RK4",
+    "VE",
+    "CondOT",
+    "DPMpp",
+    "Dataset",
+    "Denoiser",
+    "Euler",
+    "Field",
+    "Gaussian",
+    "Grid",
+    "Guide",
+    "Heun",
+    "MissingExtra",
+    "Mixture",
+    "NonFiniteError",
+    "PathlineError",
+    "Plan",
+    "Prediction",
+    "Row",
+    "Solution",
+    "Solver",
+    "Status",
+    "SubVP",
+    "Tabulated",
+    "UsageError",
+    "VPCosine",
+    "VPLinear",
+    "VectorField",
+    "grids",
+    "load",
+    "sample",
+    "solve",
+    "steps",
+]
+
+
+def load(name: str) -> Denoiser:
+    """Return a model: one that is shipped, by name, or a folder that `pathline train` wrote.
+
+    Raises:
+        UsageError: no model of this name; the message has the nearest ones.
+        CheckpointError: the folder cannot be read, or is not ours.
+    """
+    from pathline.learn.checkpoint import load_model
+
+    return load_model(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -116,6 +116,23 @@ class Registry(Generic[T]):
     def build(self, name: str, **arguments: Any) -> T:
         """Build the thing registered as `name`."""
         return self.entry(name).build(**arguments)
+
+    def describe(self, thing: T) -> dict[str, Any]:
+        """Return what rebuilds a registered dataclass: its family's name and its arguments.
+
+        Raises:
+            UsageError: its class is not registered.
+        """
+        for entry in self:
+            if entry.make is type(thing) and not entry.preset:
+                given = ((f, getattr(thing, f.name)) for f in fields(thing) if f.init)  # type: ignore
+                return {"name": entry.name} | {f.name: v for f, v in given if v != f.default}
+        raise UsageError(f"{type(thing).__name__} is not a registered {self.kind}.")
+
+    def rebuild(self, description: Mapping[str, Any]) -> T:
+        """Build what `describe` described."""
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+        return self.build(arguments.pop("name"), **arguments)
 
     def __iter__(self) -> Iterator[Entry[T]]:
         return iter(self._entries.values())

@@ -51,7 +51,7 @@ class Denoiser(Field):
     scale: Callable[[Tensor], Tensor] | None = None
     null: Mapping[str, Any] | None = None
     encode: Encode | None = None
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     name: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -68,6 +68,12 @@ class Denoiser(Field):
     def is_conditional(self) -> bool:
         """Whether it was trained with a condition and without: what guidance needs."""
         return self.null is not None
+
+    @property
+    def device(self) -> torch.device | None:
+        if not isinstance(self.network, nn.Module):
+            return None
+        return next((p.device for p in self.network.parameters()), None)
 
     def labels(self, t: Tensor) -> Tensor:
         """Return what the network is told for these times, in float64."""

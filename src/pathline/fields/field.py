@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
@@ -88,6 +89,16 @@ class Field(ABC):
     def calls(self) -> int:
         """Network calls that one evaluation costs."""
         return 1
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample, where the field knows it."""
+        return None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the field lives; None if it follows the state."""
+        return None
 
     @abstractmethod
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

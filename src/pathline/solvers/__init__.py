@@ -1,0 +1,28 @@
+"""Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
+
+from pathline.solvers import grids
+from pathline.solvers.execute import Step
+from pathline.solvers.exponential import DDIM, DPMpp
+from pathline.solvers.grids import Grid
+from pathline.solvers.plan import Plan, Row
+from pathline.solvers.runge_kutta import RK4, Euler, Heun
+from pathline.solvers.solve import sample, solve, steps
+from pathline.solvers.solver import Solver, solvers
+
+__all__ = [
+    "DDIM",
+    "RK4",
+    "DPMpp",
+    "Euler",
+    "Grid",
+    "Heun",
+    "Plan",
+    "Row",
+    "Solver",
+    "Step",
+    "grids",
+    "sample",
+    "solve",
+    "solvers",
+    "steps",
+]

@@ -1,0 +1,285 @@
+"""Grids: at which times a solve stops over, as immutable values.
+
+A grid is a recipe, `times(path)`, so the same grid serves every path and every solver, and one
+that the user writes down himself is as good as any. Generation runs from `path.t_max` (noise) to
+`path.t_min`; `start` and `end` override that, and end > start integrates the other way.
+
+What happens at the end is a policy with a name, not a flag of a solver:
+
+    last="stop"      n steps, the last one ends at t_min
+    last="denoise"   n − 1 steps to t_min, then one to data itself, x = x̂_0
+
+The end points are assigned, never accumulated.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pathline.core.errors import UsageError
+from pathline.core.registry import Registry
+from pathline.paths import GaussianPath
+from pathline.paths.path import LOWEST_LOG_SNR
+
+Last = Literal["stop", "denoise"]
+
+grids: Registry[Grid] = Registry("grid")
+"""Every grid, by name."""
+
+
+@dataclass(frozen=True)
+class Grid(ABC):
+    """A recipe for n + 1 times.
+
+    Args:
+        n: steps, at least 1.
+        start: the first time; the path's `t_max` if None.
+        end: where the steps end; the path's `t_min` if None.
+        last: the policy of the last step, "stop" or "denoise".
+    """
+
+    n: int
+    start: float | None = None
+    end: float | None = None
+    last: Last = "stop"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UsageError(f"a grid needs at least 1 step, and was asked for {self.n}.")
+        if self.last not in ("stop", "denoise"):
+            raise UsageError(f"last={self.last!r}: choose 'stop' or 'denoise'.")
+
+    @abstractmethod
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        """Return n + 1 times from `start` to `end`; the ends are replaced by the exact ones."""
+
+    def times(self, path: GaussianPath | None = None) -> tuple[float, ...]:
+        """Return the n + 1 times on this path.
+
+        Raises:
+            UsageError: the times repeat, turn back or leave the path.
+        """
+        start, end = self._span(path)
+        if self.last == "stop":
+            inner = self._exact(path, start, end, self.n)
+        elif self.n == 1:
+            inner = (start,)
+        else:
+            inner = self._exact(path, start, end, self.n - 1)
+        times = inner if self.last == "stop" else (*inner, 0.0)
+        check_times(times, path)
+        return times
+
+    def reverse(self, path: GaussianPath | None = None) -> Grid:
+        """Return the grid that runs the same way back.
+
+        Raises:
+            UsageError: the last step lands on data, where the noise is gone and no way leads back.
+        """
+        if self.last != "stop":
+            raise UsageError("a grid that ends in 'denoise' has no reverse; use last='stop'.")
+        start, end = self._span(path)
+        return replace(self, start=end, end=start)
+
+    def resized(self, n: int) -> Grid:
+        """Return the same kind of grid with n steps."""
+        return replace(self, n=n)
+
+    def _span(self, path: GaussianPath | None) -> tuple[float, float]:
+        start = self.start if path is None or self.start is not None else path.t_max
+        end = self.end if path is None or self.end is not None else path.t_min
+        if start is None or end is None:
+            raise UsageError("a field without a path needs a grid with its own start and end.")
+        return start, end
+
+    def _exact(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> tuple[float, ...]:
+        return (start, *tuple(self._between(path, start, end, n))[1:-1], end)
+
+
+def check_times(times: Sequence[float], path: GaussianPath | None) -> None:
+    """Refuse times that are not finite, not strictly monotone, or outside the path."""
+    if not all(math.isfinite(t) for t in times):
+        raise UsageError(f"the grid has a time that is not finite: {list(times)}.")
+    steps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    for i, step in enumerate(steps):
+        if step * steps[0] <= 0:
+            raise UsageError(
+                f"the grid must move one way at every step; step {i + 1} goes from "
+                f"t = {times[i]:.6g} to t = {times[i + 1]:.6g}."
+            )
+    if path is not None and not all(0 <= t <= 1 for t in times):
+        raise UsageError(f"path time runs from 0 (data) to 1 (noise); the grid has {list(times)}.")
+
+
+def _log_snr(path: GaussianPath | None, t: float, kind: str) -> float:
+    """λ at a grid's end: bounded where α = 0, refused where σ = 0."""
+    if path is None:
+        raise UsageError(f"a {kind} grid needs a path; use a uniform grid or your own times.")
+    value = max(float(path.log_snr(t)), LOWEST_LOG_SNR)
+    if not math.isfinite(value):
+        raise UsageError(
+            f"the log-SNR at t = {t:.6g} is infinite; end at t_min = {path.t_min:.6g}, "
+            "with last='denoise' to go on to data."
+        )
+    return value
+
+
+@grids.register("uniform", aliases=("time", "linear", "uniform_t"))
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """Uniform in path time."""
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        return torch.linspace(start, end, n + 1, dtype=torch.float64).tolist()
+
+
+@grids.register(
+    "power",
+    aliases=("time_power",),
+    paper="arXiv:2204.13902, Sec. 4",
+    variants={"quadratic": ({"power": 2.0}, ("time_quadratic",))},
+)
+@dataclass(frozen=True)
+class Power(Grid):
+    """Uniform in t^(1/power): denser towards data; 2 is the quadratic grid of DDIM and DEIS."""
+
+    power: float = 2.0
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        ends = [t ** (1 / self.power) for t in (start, end)]
+        return (torch.linspace(*ends, n + 1, dtype=torch.float64) ** self.power).tolist()
+
+
+@grids.register("log_snr", aliases=("logsnr", "lambda"), paper="arXiv:2206.00927, Sec. 3.4")
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """Uniform in the half log-SNR λ."""
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        ends = [_log_snr(path, t, "log-SNR") for t in (start, end)]
+        assert path is not None
+        return path.time_of_log_snr(torch.linspace(*ends, n + 1, dtype=torch.float64)).tolist()
+
+
+@grids.register("karras", aliases=("edm_grid",), paper="arXiv:2206.00364, Eq. 5")
+@dataclass(frozen=True)
+class Karras(Grid):
+    """Uniform in (σ/α)^(1/ρ); ρ = 7 spends its steps at low noise."""
+
+    rho: float = 7.0
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        ends = [math.exp(-_log_snr(path, t, "Karras") / self.rho) for t in (start, end)]
+        assert path is not None
+        ladder = torch.linspace(*ends, n + 1, dtype=torch.float64)
+        return path.time_of_log_snr(-self.rho * ladder.log()).tolist()
+
+
+@grids.register("times", aliases=("custom",))
+@dataclass(frozen=True)
+class Times(Grid):
+    """The user's own times, as they are.
+
+    Args:
+        values: at least two times, strictly falling or strictly rising.
+    """
+
+    n: int = field(default=0, init=False)
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2:
+            raise UsageError(f"a grid needs at least two times, and was given {list(self.values)}.")
+        object.__setattr__(self, "values", tuple(float(t) for t in self.values))
+        object.__setattr__(self, "n", len(self.values) - (self.last == "stop"))
+        super().__post_init__()
+
+    def _span(self, path: GaussianPath | None) -> tuple[float, float]:
+        return self.values[0], self.values[-1]
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        return self.values
+
+    def reverse(self, path: GaussianPath | None = None) -> Grid:
+        super().reverse(path)
+        return Times(values=self.values[::-1])
+
+    def resized(self, n: int) -> Grid:
+        """Return n steps whose density follows the user's (linear between his times)."""
+        position = np.linspace(0, len(self.values) - 1, n + 1)
+        values = np.interp(position, np.arange(len(self.values)), self.values)
+        return Times(values=tuple(values.tolist()), last=self.last)
+
+
+def uniform(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid that is uniform in path time."""
+    return Uniform(n, start, end, last)
+
+
+def quadratic(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid that is uniform in √t."""
+    return Power(n, start, end, last)
+
+
+def log_snr(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid that is uniform in the half log-SNR."""
+    return LogSNR(n, start, end, last)
+
+
+def karras(
+    n: int,
+    start: float | None = None,
+    end: float | None = None,
+    last: Last = "stop",
+    *,
+    rho: float = 7.0,
+) -> Grid:
+    """Return the grid of EDM, uniform in (σ/α)^(1/ρ)."""
+    return Karras(n, start, end, last, rho)
+
+
+def times(values: Sequence[float], last: Last = "stop") -> Grid:
+    """Return the user's own times as a grid."""
+    return Times(values=tuple(values), last=last)
+
+
+def sigmas(values: Sequence[float], path: GaussianPath, last: Last = "stop") -> Grid:
+    """Return the grid of these noise-to-signal ratios σ/α on `path`; a closing 0 means "denoise".
+
+    Raises:
+        UsageError: a ratio is not positive.
+    """
+    ratios = [float(s) for s in values]
+    if ratios and ratios[-1] == 0:
+        ratios, last = ratios[:-1], "denoise"
+    if not all(s > 0 for s in ratios):
+        raise UsageError(f"noise levels must be positive, and are {ratios}.")
+    log_ratio = torch.tensor(ratios, dtype=torch.float64).log()
+    return Times(values=tuple(path.time_of_log_snr(-log_ratio).tolist()), last=last)

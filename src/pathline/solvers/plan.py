@@ -1,0 +1,284 @@
+"""Plans: a solver, given a path and a grid, is compiled into rows of coefficients.
+
+Every fixed-grid solver is a general linear method: each new state is a linear combination of
+earlier states, earlier evaluations of the field, and noise, with coefficients that depend on the
+path, the grid and the solver alone, never on the data:
+
+    x_new = Σ_j a_j x_j + Σ_k b_k F_k + Σ_d c_d z_d
+
+So a solver is a rule that writes rows, a `Plan` is the list of rows, and one executor runs them
+all. States are numbered in the order in which they are made; F_k is the field at state k, so what
+no row mentions is never evaluated, and the number of evaluations can be read off the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import PathlineError, UsageError
+from pathline.core.files import write_atomically
+from pathline.fields.views import View, as_view, change
+from pathline.paths import GaussianPath, paths
+
+Coefficient = float | Tensor
+"""A number, or a tensor that broadcasts against the state (one value an element, or a sample)."""
+
+Terms = Mapping[int, Coefficient]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One new state: x_new = Σ a_j x_j + Σ b_k F_k + Σ c_d z_d.
+
+    Args:
+        t: the time of the new state.
+        x: state number → coefficient.
+        f: number of the state at which the field is evaluated → coefficient.
+        z: number of the noise draw → coefficient; rows that name the same draw share it.
+        lands: whether the new state is a grid point (and not a stage or a prediction).
+    """
+
+    t: float
+    x: Terms
+    f: Terms
+    z: Terms = field(default_factory=dict)
+    lands: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A compiled solver. Compared by identity; compare `to_dict()` for content.
+
+    Args:
+        start: the times of the states that are given at the start (one; two for two-state rules).
+        rows: what is computed, in order.
+        view: what the F of the rows is.
+        path: the path it was compiled for; None for a plain differential equation.
+        recipe: the solver and grid it was compiled from, as plain values.
+    """
+
+    start: tuple[float, ...]
+    rows: tuple[Row, ...]
+    view: View = "velocity"
+    path: GaussianPath | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows, len(self.start)):
+            _check_row(row, number, self.times[number - 1])
+
+    @cached_property
+    def times(self) -> tuple[float, ...]:
+        """The time of every state, in the order of their numbers."""
+        return (*self.start, *(row.t for row in self.rows))
+
+    @cached_property
+    def evaluated(self) -> tuple[int, ...]:
+        """The numbers of the states at which the field is evaluated, in order."""
+        return tuple(sorted({k for row in self.rows for k in row.f}))
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the field."""
+        return len(self.evaluated)
+
+    @property
+    def steps(self) -> int:
+        """Rows that land on a grid point."""
+        return sum(row.lands for row in self.rows)
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The times of the grid points."""
+        return (self.start[-1], *(row.t for row in self.rows if row.lands))
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return any(row.z for row in self.rows)
+
+    def folded(self, view: View) -> Plan:
+        """Return the plan in terms of another view of the same field, at no cost at run time.
+
+        F = p x + q G at the same state and time, so b F becomes (b p) x + (b q) G.
+
+        Raises:
+            UsageError: `view` does not determine the plan's view where it is needed.
+        """
+        return self if view == self.view else _folded(self, view)
+
+    def inverse(self) -> Plan:
+        """Return the plan that runs the same way back, by solving every row for its oldest state.
+
+        Possible, and exact to rounding, when each row uses the oldest state it may still use
+        (x_{r} in row r) and no evaluation there: the two-state rules (leapfrog, BDIA).
+
+        Raises:
+            UsageError: a row cannot be solved for its oldest state.
+        """
+        given, last = len(self.start), len(self.times) - 1
+        mirror = {old: last - old for old in range(last + 1)}
+        rows = []
+        for oldest in reversed(range(len(self.rows))):
+            row = self.rows[oldest]
+            a = row.x.get(oldest, 0.0)
+            if min(row.f, default=last) <= oldest or not _is_nonzero(a):
+                raise UsageError(
+                    f"row {oldest + 1} cannot be solved for state {oldest}: only rules with two "
+                    "states a row can be inverted; use an exactly invertible solver."
+                )
+            x = {mirror[oldest + given]: 1 / a}
+            x |= {mirror[j]: -c / a for j, c in row.x.items() if j != oldest}
+            f = {mirror[k]: -c / a for k, c in row.f.items()}
+            z = {d: -c / a for d, c in row.z.items()}
+            rows.append(Row(self.times[oldest], x, f, z))
+        return replace(self, start=self.times[: last - given : -1], rows=tuple(rows))
+
+    def table(self) -> str:
+        """Return the plan as text, one row a line."""
+        head = f"x_new = Σ a x + Σ b F + Σ c z;  F: {self.view};  {self.nfe} evaluations"
+        lines = [head]
+        for number, row in enumerate(self.rows, len(self.start)):
+            terms = [*_written("x", row.x), *_written("F", row.f), *_written("z", row.z)]
+            mark = "" if row.lands else "  (stage)"
+            lines.append(f"x{number:<4d} t = {row.t:<12.6g} {' '.join(terms)}{mark}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        rows = [{**asdict(row), **{n: _plain(getattr(row, n)) for n in "xfz"}} for row in self.rows]
+        path = None if self.path is None else paths.describe(self.path)
+        return {
+            "plan": FORMAT,
+            "start": list(self.start),
+            "view": self.view,
+            "path": path,
+            "recipe": dict(self.recipe),
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Plan:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            UsageError: it is not a plan of this format.
+        """
+        if content.get("plan") != FORMAT:
+            raise UsageError(f"this is not a plan of format {FORMAT}.")
+        try:
+            rows = [
+                Row(r["t"], *(_coefficients(r[n]) for n in "xfz"), lands=r["lands"])
+                for r in content["rows"]
+            ]
+            path = None if content["path"] is None else paths.rebuild(content["path"])
+            start, view = tuple(content["start"]), as_view(content["view"])
+            return cls(start, tuple(rows), view, path, content["recipe"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"the plan is damaged: {error}.") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as JSON."""
+        return write_atomically(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            UsageError: the file cannot be read, or is not a plan.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read a plan from {path}: {error}.") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} is not a plan.")
+        return cls.from_dict(content)
+
+    def order(self) -> float:
+        """Measure the order of convergence, on a problem with a known solution, in float64.
+
+        The solver that made the plan is compiled again on ever finer grids of the same kind; the
+        slope of log error against log step count is fitted. Takes well under a second.
+
+        Raises:
+            UsageError: the plan is stochastic, or was not made by a registered solver.
+        """
+        from pathline.solvers.order import measured_order
+
+        return measured_order(self)
+
+
+@lru_cache(maxsize=256)
+def _folded(plan: Plan, view: View) -> Plan:
+    if plan.path is None:
+        raise UsageError(f"a plan without a path needs a {plan.view}, and the field is a {view}.")
+    at = torch.tensor([plan.times[k] for k in plan.evaluated], dtype=torch.float64)
+    p, q = (c.tolist() for c in change(plan.path, view, plan.view, at))
+    changes = dict(zip(plan.evaluated, zip(p, q, strict=True), strict=True))
+    for k, pair in changes.items():
+        if not all(map(math.isfinite, pair)):
+            raise UsageError(
+                f"a network that predicts {view} does not tell {plan.view} at "
+                f"t = {plan.times[k]:.6g}; start the grid at a smaller t."
+            )
+    return replace(plan, view=view, rows=tuple(_fold(row, changes) for row in plan.rows))
+
+
+def _check_row(row: Row, number: int, before: float) -> None:
+    named = [("x", row.x), ("F", row.f), ("z", row.z)]
+    for letter, terms in named:
+        for k, c in terms.items():
+            if not _is_finite(c):
+                raise PathlineError(
+                    f"the step from t = {before:.6g} to t = {row.t:.6g} has the coefficient {c} "
+                    f"of {letter}{k}: α or σ vanishes there; use another prediction or grid."
+                )
+            if letter != "z" and not 0 <= k < number:
+                raise UsageError(f"row {number} uses {letter}{k}, which is not made before it.")
+
+
+def _is_finite(c: Coefficient) -> bool:
+    return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
+
+
+def _is_nonzero(c: Coefficient) -> bool:
+    return bool((c != 0).all()) if isinstance(c, Tensor) else c != 0
+
+
+def _fold(row: Row, changes: Mapping[int, tuple[float, float]]) -> Row:
+    x = dict(row.x)
+    for k, b in row.f.items():
+        p = changes[k][0]
+        if p != 0:
+            x[k] = x.get(k, 0.0) + b * p
+    return replace(row, x=x, f={k: b * changes[k][1] for k, b in row.f.items()})
+
+
+def _written(letter: str, terms: Terms) -> Iterator[str]:
+    for k, c in terms.items():
+        number = f"[{'×'.join(map(str, c.shape))}]" if isinstance(c, Tensor) else f"{c:+.6g}"
+        yield f"{number} {letter}{k}"
+
+
+def _plain(terms: Terms) -> dict[str, Any]:
+    return {str(k): c.tolist() if isinstance(c, Tensor) else c for k, c in terms.items()}
+
+
+def _coefficients(terms: Mapping[str, Any]) -> dict[int, Coefficient]:
+    def read(c: Any) -> Coefficient:
+        return torch.tensor(c, dtype=torch.float64) if isinstance(c, list) else float(c)
+
+    return {int(k): read(c) for k, c in terms.items()}

@@ -1,0 +1,377 @@
+"""The driver: from a field and a state to a `Solution`.
+
+`solve` is for states that the user has; `sample` draws them from the path's noise; `steps` is the
+same as a generator, to watch or change what happens. None of them decides the gradient mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pathline.core import noise
+from pathline.core.errors import NonFiniteError, UsageError
+from pathline.core.receipt import Receipt
+from pathline.core.solution import Solution, Stats, Status, finite_status, name_samples
+from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
+from pathline.paths import GaussianPath
+from pathline.solvers.execute import Evaluator, Step, execute
+from pathline.solvers.grids import Grid, Times, grids
+from pathline.solvers.plan import Plan
+from pathline.solvers.solver import Solver, solvers
+
+Guide = Callable[[Field], Field]
+AnyField = Field | Callable[..., Tensor]
+AnySolver = Solver | Plan | str
+AnyGrid = Grid | str | Sequence[float] | None
+OnFailure = Literal["raise", "return"]
+
+DEFAULT_SOLVER = "dpmpp_2m"
+DEFAULT_GRID = "log_snr"
+DEFAULT_STEPS = 20
+
+
+def as_field(field: AnyField) -> Field:
+    """Return a field: a plain function f(x, t, **condition) becomes the velocity of an ODE."""
+    return field if isinstance(field, Field) else VectorField(field)
+
+
+def as_solver(solver: Solver | str) -> Solver:
+    """Return the solver of a name, or the solver itself."""
+    return solvers.build(solver) if isinstance(solver, str) else solver
+
+
+def as_grid(grid: AnyGrid, n: int | None) -> Grid:
+    """Return a grid from a grid, a name and a step count, or the user's own times.
+
+    Raises:
+        UsageError: the grid has another number of steps than was asked for.
+    """
+    if grid is None or isinstance(grid, str):
+        return grids.build(grid or DEFAULT_GRID, n=DEFAULT_STEPS if n is None else n)
+    made = grid if isinstance(grid, Grid) else Times(values=tuple(grid))
+    if n is not None and n != made.n:
+        raise UsageError(f"steps={n} and a grid of {made.n} steps were given; leave one out.")
+    return made
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A solve, ready to run."""
+
+    field: Field
+    plan: Plan
+    given: tuple[Tensor, ...]
+    cond: Condition
+    seeds: tuple[int, ...] | None
+    recipe: Mapping[str, Any]
+
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.field, self.plan.times, self.given[0], self.cond)
+
+    def steps(self, evaluate: Evaluate) -> Iterator[Step]:
+        return execute(self.plan, evaluate, self.given, self.seeds)
+
+
+def _compile(field: Field, solver: AnySolver, grid: AnyGrid, n: int | None) -> Plan:
+    if isinstance(solver, Plan):
+        if grid is not None or (n is not None and n != solver.steps):
+            raise UsageError("a plan has its own grid; leave grid and steps out.")
+        return solver.folded(field.view)
+    return as_solver(solver).plan(field.path, as_grid(grid, n)).folded(field.view)
+
+
+def _job(
+    field: Field,
+    plan: Plan,
+    x: Tensor | Sequence[Tensor],
+    seeds: Sequence[int] | None,
+    cond: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+) -> _Job:
+    given = (x,) if isinstance(x, Tensor) else tuple(x)
+    if len(given) != len(plan.start):
+        raise UsageError(f"the plan starts from {len(plan.start)} states, not {len(given)}.")
+    for state in given:
+        _check_state(field, state)
+    batch = len(given[0])
+    if seeds is not None and len(seeds) != batch:
+        raise UsageError(f"{len(seeds)} seeds were given for {batch} samples.")
+    told = {k: v if _is_plain(v) else str(type(v).__name__) for k, v in cond.items()}
+    recipe = {**recipe, **plan.recipe, "cond": told}
+    prepared = field.condition(cond, batch)
+    return _Job(field, plan, given, prepared, None if seeds is None else tuple(seeds), recipe)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def _check_state(field: Field, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():  # pyright: ignore
+        what = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(f"the state must be a floating tensor (batch, *state), and is {what}.")
+    if field.shape is not None and tuple(x.shape[1:]) != tuple(field.shape):
+        raise UsageError(f"the model takes samples of {field.shape}, not {tuple(x.shape[1:])}.")
+    if field.device is not None and field.device != x.device:
+        raise UsageError(f"the network is on {field.device} and the state on {x.device}; move one.")
+
+
+def solve(
+    field: AnyField,
+    x: Tensor | Sequence[Tensor],
+    *,
+    solver: AnySolver = DEFAULT_SOLVER,
+    grid: AnyGrid = None,
+    steps: int | None = None,
+    guide: Guide | None = None,
+    seeds: Sequence[int] | None = None,
+    trajectory: bool = False,
+    on_failure: OnFailure = "raise",
+    **cond: Any,
+) -> Solution:
+    """Integrate a field from the state x.
+
+    Args:
+        field: a `Field`, or f(x, t, **cond) → dx/dt.
+        x: (batch, *state) floating; a sequence of states for a plan that starts from several.
+        solver: a solver, its name, or a compiled plan.
+        grid: a grid, its name, or the times themselves; end > start integrates the other way.
+        steps: the number of steps, when `grid` does not say it.
+        guide: a function from field to field.
+        seeds: one a sample, for stochastic solvers.
+        trajectory: keep the state at every grid point.
+        on_failure: "raise" a `NonFiniteError`, or "return" and leave the status to the caller.
+        cond: the condition, in the user's words.
+
+    Raises:
+        UsageError: what was asked for cannot work.
+        NonFiniteError: a sample met a NaN or an infinity; names the step, the time and the part.
+
+    Cost: the plan's evaluations; `stats` says how many.
+
+    Example: the oscillator, once around.
+        >>> import torch
+        >>> turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+        >>> x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        >>> pl_uniform = grids.build("uniform", n=100, start=0.0, end=2 * torch.pi)
+        >>> sol = solve(lambda x, t: x @ turn, x, solver="rk4", grid=pl_uniform)
+        >>> bool((sol.x - x).abs().max() < 1e-6), sol.stats.nfe
+        (True, 400)
+    """
+    made = as_field(field)
+    guided = made if guide is None else guide(made)
+    plan = _compile(guided, solver, grid, steps)
+    job = _job(guided, plan, x, seeds, cond, _described(made, guide))
+    return _finish(job, trajectory, on_failure)
+
+
+def sample(
+    model: Field,
+    n: int | None = None,
+    *,
+    solver: AnySolver = DEFAULT_SOLVER,
+    grid: AnyGrid = None,
+    steps: int | None = None,
+    guide: Guide | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    trajectory: bool = False,
+    on_failure: OnFailure = "raise",
+    **cond: Any,
+) -> Solution:
+    """Draw samples from a model: noise at t_max, integrated to data.
+
+    Sample i has the seed seeds[i], or seed + i, and depends on nothing else: not on the batch, its
+    order or its size.
+
+    Args:
+        model: a denoiser.
+        n: how many samples (1, or as many as there are seeds).
+        solver, grid, steps, guide, trajectory, on_failure: as for `solve`.
+        seed: the first seed; sample i has seed + i.
+        seeds: all the seeds, instead of `seed`.
+        shape: the shape of one sample, if the model does not know it.
+        dtype: of the state; the default dtype if None.
+        device: where; the network's device if None.
+        cond: the condition, in the user's words (text="a red apple").
+
+    Raises:
+        UsageError, NonFiniteError: as `solve`.
+
+    Example:
+        >>> import torch
+        >>> from pathline.fields import Gaussian
+        >>> from pathline.paths import VPLinear
+        >>> law = Gaussian(VPLinear(), torch.tensor([3.0]), torch.tensor([0.25]))
+        >>> x = sample(law, 1000, shape=(1,), steps=20).x
+        >>> bool((x.mean() - 3).abs() < 0.1), bool((x.std() - 0.5).abs() < 0.05)
+        (True, True)
+    """
+    job = _sampling_job(
+        model, n, solver, grid, steps, guide, _seeds(n, seed, seeds), shape, dtype, device, cond
+    )
+    return _finish(job, trajectory, on_failure)
+
+
+def steps(
+    model: Field,
+    n: int | None = None,
+    *,
+    solver: AnySolver = DEFAULT_SOLVER,
+    grid: AnyGrid = None,
+    steps: int | None = None,
+    guide: Guide | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **cond: Any,
+) -> Iterator[Step]:
+    """Sample as a generator of steps: watch `step.t`, `step.x`, `step.x0`, or assign `step.x`.
+
+    Args:
+        model, n, solver, grid, steps, guide, seed, seeds, shape, dtype, device, cond: as `sample`.
+
+    Raises:
+        UsageError: as `sample`.
+        NonFiniteError: at the step where it happens (each step waits for the device to check).
+    """
+    job = _sampling_job(
+        model, n, solver, grid, steps, guide, _seeds(n, seed, seeds), shape, dtype, device, cond
+    )
+    return _watched(job)
+
+
+def _watched(job: _Job) -> Iterator[Step]:
+    evaluator = job.evaluator()
+    for step in job.steps(evaluator):
+        yield step
+        if bool(finite_status(step.x).any()):
+            where = f"at step {step.index + 1} of {job.plan.steps}, t = {step.t:.6g}"
+            raise NonFiniteError(
+                f"the state is not finite {where}.", _solution(job, step.x, evaluator)
+            )
+
+
+def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    if n is not None and n < 1:
+        raise UsageError(f"at least 1 sample is needed, and {n} were asked for.")
+    if seeds is None:
+        noise.check_seeds([seed])
+        return tuple(range(seed, seed + (1 if n is None else n)))
+    noise.check_seeds(seeds)
+    if n is not None and len(seeds) != n:
+        raise UsageError(f"{len(seeds)} seeds were given for {n} samples.")
+    if not seeds:
+        raise UsageError("the list of seeds is empty.")
+    return tuple(seeds)
+
+
+def _sampling_job(  # noqa: PLR0913 - the one place where `sample` and `steps` meet
+    model: Field,
+    n: int | None,
+    solver: AnySolver,
+    grid: AnyGrid,
+    n_steps: int | None,
+    guide: Guide | None,
+    seeds: tuple[int, ...],
+    shape: Sequence[int] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    cond: Mapping[str, Any],
+) -> _Job:
+    if not isinstance(model, Field) or model.path is None:  # pyright: ignore
+        raise UsageError("sampling needs a model on a path; for an equation of your own use solve.")
+    shape = model.shape if shape is None else shape
+    if shape is None:
+        raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
+    guided = model if guide is None else guide(model)
+    plan = _compile(guided, solver, grid, n_steps)
+    x = start(model.path, plan.start[-1], seeds, shape, dtype, device or model.device or "cpu")
+    return _job(guided, plan, x, seeds, cond, _described(model, guide))
+
+
+def start(
+    path: GaussianPath,
+    t: float,
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the noise that generation starts from at time t, N(0, σ_t² I), (batch, *shape)."""
+    sigma = float(path.sigma(t))
+    return noise.normal(seeds, shape, stream="initial", dtype=dtype, device=device) * sigma
+
+
+def _described(field: Field, guide: Guide | None) -> dict[str, Any]:
+    """Return what a receipt says of the model and the guide."""
+    model = {"name": field.name, **field.details} if isinstance(field, Denoiser) else {}
+    describe = getattr(guide, "describe", None)
+    return {"model": model, "guide": describe() if describe is not None else None}
+
+
+def _finish(job: _Job, trajectory: bool, on_failure: OnFailure) -> Solution:
+    evaluator = job.evaluator()
+    kept = [job.given[-1]] if trajectory else []
+    x = job.given[-1]
+    for step in job.steps(evaluator):
+        x = step.x
+        if trajectory:
+            kept.append(x)
+    solution = _solution(job, x, evaluator, kept)
+    if on_failure == "raise" and not solution.ok:
+        raise NonFiniteError(_diagnosis(job, solution), solution)
+    return solution
+
+
+def _solution(job: _Job, x: Tensor, evaluator: Evaluator, kept: Sequence[Tensor] = ()) -> Solution:
+    status = finite_status(x.detach())
+    names = tuple(Status(code).name.lower() for code in status.tolist())
+    seeds, grid, nfe = job.seeds or (), job.plan.grid, evaluator.n
+    dtype = str(x.dtype).removeprefix("torch.")
+    receipt = Receipt(job.recipe, seeds, grid, nfe, names, x.device.type, dtype)
+    return Solution(
+        x,
+        job.plan.times[-1],
+        status,
+        Stats(nfe, nfe * job.field.calls, job.plan.steps),
+        receipt,
+        torch.tensor(job.plan.grid, dtype=torch.float64) if kept else None,
+        torch.stack(list(kept)) if kept else None,
+    )
+
+
+def _diagnosis(job: _Job, solution: Solution) -> str:
+    """Run once more, looking at everything, and say where it first went wrong, and who did it."""
+    failed = [i for i, status in enumerate(solution.statuses) if status is not Status.OK]
+    who = name_samples(failed, job.seeds)
+    found: list[str] = []
+    evaluate = job.evaluator()
+
+    def watched(k: int, x: Tensor) -> Tensor:
+        f = evaluate(k, x)
+        part = "the state" if finite_status(x).any() else "the field's output"
+        if not found and (finite_status(x) | finite_status(f)).any():
+            found.append(f"{part} is not finite at t = {job.plan.times[k]:.6g}")
+        return f
+
+    with torch.no_grad():
+        for step in job.steps(watched):
+            if not found and finite_status(step.x).any():
+                found.append(f"the state is not finite at t = {step.t:.6g}")
+            if found:
+                at = f"step {step.index + 1} of {job.plan.steps}"
+                return f"{who}: {found[0]}, {at}; {Status.NON_FINITE.advice}"
+    return f"{who}: not finite at the end, though not when run again; {Status.NON_FINITE.advice}"

@@ -1,0 +1,148 @@
+"""Solvers: frozen rules that write the rows of a plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from pathline.core.errors import UsageError
+from pathline.core.registry import Registry
+from pathline.fields.views import View
+from pathline.paths import GaussianPath
+from pathline.solvers.grids import Grid, grids
+from pathline.solvers.plan import Plan, Row, Terms
+
+solvers: Registry[Solver] = Registry("solver")
+"""Every solver, by name."""
+
+
+class Level(NamedTuple):
+    """A point of a path: time, α, σ and λ, as Python floats."""
+
+    t: float
+    alpha: float
+    sigma: float
+    log_snr: float
+
+
+DATA = Level(0.0, 1.0, 0.0, float("inf"))
+"""Where a grid that ends in "denoise" lands: data itself, whatever σ the path has at t = 0."""
+
+
+@dataclass
+class Writer:
+    """Collects the rows of a plan while a solver writes them.
+
+    Args:
+        path: the path, or None for a plain differential equation.
+        times: the times of the grid.
+        denoises: whether the last step lands on data.
+    """
+
+    path: GaussianPath | None
+    times: tuple[float, ...]
+    denoises: bool
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.levels = self.at(self.times)
+        if self.denoises:
+            self.levels[-1] = DATA
+
+    def at(self, times: Sequence[float]) -> list[Level]:
+        """Return the path's levels at these times (NaN where there is no path)."""
+        if self.path is None:
+            nan = float("nan")
+            return [Level(t, nan, nan, nan) for t in times]
+        t = torch.tensor(times, dtype=torch.float64)
+        columns = (t, self.path.alpha(t), self.path.sigma(t), self.path.log_snr(t))
+        return [Level(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
+
+    def intervals(self) -> Iterator[tuple[Level, Level]]:
+        """Yield each step as (from, to), the closing step to data excepted."""
+        levels = self.levels[:-1] if self.denoises else self.levels
+        yield from zip(levels, levels[1:], strict=False)
+
+    def write(
+        self, t: float, x: Terms, f: Terms, z: Terms | None = None, *, lands: bool = True
+    ) -> int:
+        """Append a row and return the number of the state that it makes."""
+        self.rows.append(Row(t, x, f, z or {}, lands))
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A rule that compiles a path and a grid into a plan.
+
+    Solvers are values: nothing about a solve is stored on them. Subclasses give `order` and
+    `view` (what the F of their rows is) and write the rows of every step; a closing step to data
+    is the same for all of them, x = x̂_0, and is written here.
+    """
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The order of convergence that the solver claims."""
+
+    @property
+    @abstractmethod
+    def view(self) -> View:
+        """What the F of the rows is."""
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether the solver works with denoisers only."""
+        return self.view != "velocity"
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether the solver draws noise."""
+        return False
+
+    @property
+    def nfe_per_step(self) -> int:
+        """Evaluations of the field a step."""
+        return 1
+
+    @abstractmethod
+    def write(self, to: Writer) -> None:
+        """Write the rows of every step of `to.intervals()`."""
+
+    def plan(self, path: GaussianPath | None, grid: Grid) -> Plan:
+        """Compile the solver for a path and a grid.
+
+        Raises:
+            UsageError: the solver needs a path and there is none, or the grid does not suit it.
+        """
+        return _compiled(self, path, grid)
+
+
+@lru_cache(maxsize=128)
+def _compiled(solver: Solver, path: GaussianPath | None, grid: Grid) -> Plan:
+    if path is None and (solver.needs_path or grid.last == "denoise"):
+        raise UsageError(
+            f"{type(solver).__name__} with last={grid.last!r} needs a path (a Denoiser); "
+            "for a plain differential equation use Euler, Heun or RK4 with last='stop'."
+        )
+    writer = Writer(path, grid.times(path), grid.last == "denoise")
+    solver.write(writer)
+    if writer.denoises:
+        _write_denoising(writer, solver.view)
+    recipe = {"solver": solvers.describe(solver), "grid": grids.describe(grid)}
+    return Plan((writer.times[0],), tuple(writer.rows), solver.view, path, recipe)
+
+
+def _write_denoising(to: Writer, view: View) -> None:
+    """The closing step to data, x = x̂_0 (DDIM with σ = 0), for every solver."""
+    from pathline.fields.views import change
+
+    assert to.path is not None
+    last = len(to.rows)
+    p, q = (float(c) for c in change(to.path, view, "x0", to.levels[-2].t))
+    to.write(0.0, {last: p} if p else {}, {last: q})
