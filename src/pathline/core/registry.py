@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from pathline.core.errors import UsageError, unknown
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type[Any])
 
 
 def _key(name: str) -> str:
@@ -82,7 +83,7 @@ class Registry(Generic[T]):
         aliases: tuple[str, ...] = (),
         paper: str = "",
         variants: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] | None = None,
-    ) -> Callable[[type[T]], type[T]]:
+    ) -> Callable[[C], C]:
         """Return a class decorator that registers the class, and named presets of it.
 
         Args:
@@ -92,7 +93,7 @@ class Registry(Generic[T]):
             variants: preset name → (arguments, aliases).
         """
 
-        def decorate(cls: type[T]) -> type[T]:
+        def decorate(cls: C) -> C:
             about = (inspect.getdoc(cls) or "").split("\n")[0]
             self.add(Entry(name, cls, MappingProxyType({}), aliases, paper, about))
             for variant, (preset, others) in (variants or {}).items():
@@ -131,8 +132,10 @@ class Registry(Generic[T]):
 
     def rebuild(self, description: Mapping[str, Any]) -> T:
         """Build what `describe` described."""
-        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-        return self.build(arguments.pop("name"), **arguments)
+        arguments = dict(description)
+        name = str(arguments.pop("name"))
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+        return self.build(name, **values)
 
     def __iter__(self) -> Iterator[Entry[T]]:
         return iter(self._entries.values())

@@ -161,7 +161,7 @@ class VectorField(Field):
     """
 
     function: Callable[..., Tensor]
-    path: None = field(default=None, init=False)
+    path: GaussianPath | None = field(default=None, init=False)
     view: View = field(default="velocity", init=False)
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

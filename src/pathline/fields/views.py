@@ -12,7 +12,7 @@ Because it is linear, solvers fold it into their coefficients (`Plan.folded`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def as_view(name: str) -> View:
     view = _ALIASES.get(name, name)
     if view not in VIEWS:
         raise unknown("view", name, [*VIEWS, *_ALIASES])
-    return cast(View, view)
+    return view
 
 
 _Row = Callable[[GaussianPath, Tensor], tuple[Tensor, Tensor]]

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 
 Time = Tensor | float

@@ -40,7 +40,7 @@ class LinearBeta(GaussianPath):
     def d_alpha(self, t: Time) -> Tensor:
         return -self.beta(t) / 2 * self.alpha(t)
 
-    def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
         """Solve the quadratic for t in the form that does not cancel."""
         slope = self.beta_max - self.beta_min
         q = -4 * log_alpha * slope
@@ -62,7 +62,7 @@ class VPLinear(LinearBeta):
         return -0.5 * torch.expm1(-2 * self.log_alpha(t)).log()
 
     def time_of_log_snr(self, log_snr: Time) -> Tensor:
-        return self._time_of_log_alpha(-0.5 * _softplus(-2 * as_time(log_snr)))
+        return self.time_of_log_alpha(-0.5 * _softplus(-2 * as_time(log_snr)))
 
 
 @paths.register("sub_vp", aliases=("subvp",), paper="arXiv:2011.13456, Eq. 29")
@@ -82,7 +82,7 @@ class SubVP(LinearBeta):
 
     def time_of_log_snr(self, log_snr: Time) -> Tensor:
         # α/(1 − α²) = e^λ, that is 1/α − α = 2 sinh(−log α) = e^−λ
-        return self._time_of_log_alpha(-torch.asinh((-as_time(log_snr)).exp() / 2))
+        return self.time_of_log_alpha(-torch.asinh((-as_time(log_snr)).exp() / 2))
 
 
 @paths.register("vp_cosine", aliases=("cosine",), paper="arXiv:2102.09672, Eq. 17")

@@ -77,8 +77,8 @@ def _instructions(plan: Plan) -> Iterator[Instruction]:
         known.update(fresh)
         forget = tuple(k for k, last in uses.items() if last == i)
         number = len(plan.start) + i
-        terms = (tuple(terms.items()) for terms in (row.x, row.f, row.z))
-        yield Instruction(number, row.t, fresh, *terms, row.lands, forget)
+        x, f, z = (tuple(terms.items()) for terms in (row.x, row.f, row.z))
+        yield Instruction(number, row.t, fresh, x, f, z, row.lands, forget)
 
 
 def execute(
@@ -109,7 +109,8 @@ def execute(
         states[row.number] = new
         for k in row.forget:
             if k != latest:
-                states.pop(k, None), slopes.pop(k, None)
+                states.pop(k, None)
+                slopes.pop(k, None)
 
 
 def _combined(

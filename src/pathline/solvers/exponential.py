@@ -70,9 +70,11 @@ def polynomial_weights(
     return linear, weights
 
 
-@solvers.register("ddim", paper="arXiv:2010.02502, Eq. 12", variants={
-    "ddpm": ({"eta": 1.0}, ("ancestral",)),
-})  # fmt: skip
+@solvers.register(
+    "ddim",
+    paper="arXiv:2010.02502, Eq. 12",
+    variants={"ddpm": ({"eta": 1.0}, ("ancestral",))},
+)
 @dataclass(frozen=True)
 class DDIM(Solver):
     """DDIM: the noise is held constant over a step; `eta` adds fresh noise (1: ancestral, DDPM).
@@ -115,10 +117,15 @@ class DDIM(Solver):
             to.write(t.t, {i: ratio}, {i: t.alpha - ratio * s.alpha}, z)
 
 
-@solvers.register("dpmpp", aliases=("DPM-Solver++", "dpm_solver_pp"), paper="arXiv:2211.01095", variants={
-    "dpmpp_2m": ({"order": 2}, ("DPM++ 2M", "dpmpp_multistep")),
-    "dpmpp_3m": ({"order": 3}, ("DPM++ 3M",)),
-})  # fmt: skip
+@solvers.register(
+    "dpmpp",
+    aliases=("DPM-Solver++", "dpm_solver_pp"),
+    paper="arXiv:2211.01095",
+    variants={
+        "dpmpp_2m": ({"order": 2}, ("DPM++ 2M", "dpmpp_multistep")),
+        "dpmpp_3m": ({"order": 3}, ("DPM++ 3M",)),
+    },
+)
 @dataclass(frozen=True)
 class DPMpp(Solver):
     """DPM-Solver++, multistep: a polynomial through the last `order` predictions of x̂_0.

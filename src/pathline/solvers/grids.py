@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
@@ -34,9 +35,38 @@ grids: Registry[Grid] = Registry("grid")
 """Every grid, by name."""
 
 
-@dataclass(frozen=True)
 class Grid(ABC):
-    """A recipe for n + 1 times.
+    """A recipe for the times of a solve."""
+
+    n: int
+    """The number of steps, the one to data included."""
+    last: Last
+    """The policy of the last step."""
+
+    @abstractmethod
+    def times(self, path: GaussianPath | None = None) -> tuple[float, ...]:
+        """Return the n + 1 times on this path.
+
+        Raises:
+            UsageError: the times repeat, turn back or leave the path.
+        """
+
+    @abstractmethod
+    def reverse(self, path: GaussianPath | None = None) -> Grid:
+        """Return the grid that runs the same way back.
+
+        Raises:
+            UsageError: the last step lands on data, where the noise is gone and no way leads back.
+        """
+
+    @abstractmethod
+    def resized(self, n: int) -> Grid:
+        """Return the same kind of grid with n steps."""
+
+
+@dataclass(frozen=True)
+class Spaced(Grid):
+    """n steps that are equal in some coordinate.
 
     Args:
         n: steps, at least 1.
@@ -53,8 +83,7 @@ class Grid(ABC):
     def __post_init__(self) -> None:
         if self.n < 1:
             raise UsageError(f"a grid needs at least 1 step, and was asked for {self.n}.")
-        if self.last not in ("stop", "denoise"):
-            raise UsageError(f"last={self.last!r}: choose 'stop' or 'denoise'.")
+        _check_last(self.last)
 
     @abstractmethod
     def _between(
@@ -63,35 +92,20 @@ class Grid(ABC):
         """Return n + 1 times from `start` to `end`; the ends are replaced by the exact ones."""
 
     def times(self, path: GaussianPath | None = None) -> tuple[float, ...]:
-        """Return the n + 1 times on this path.
-
-        Raises:
-            UsageError: the times repeat, turn back or leave the path.
-        """
         start, end = self._span(path)
-        if self.last == "stop":
-            inner = self._exact(path, start, end, self.n)
-        elif self.n == 1:
-            inner = (start,)
-        else:
-            inner = self._exact(path, start, end, self.n - 1)
-        times = inner if self.last == "stop" else (*inner, 0.0)
+        n = self.n - (self.last == "denoise")
+        inner = self._between(path, start, end, n)[1:-1] if n > 1 else ()
+        times = (start, *inner, end) if n else (start,)
+        times = (*times, 0.0) if self.last == "denoise" else times
         check_times(times, path)
         return times
 
     def reverse(self, path: GaussianPath | None = None) -> Grid:
-        """Return the grid that runs the same way back.
-
-        Raises:
-            UsageError: the last step lands on data, where the noise is gone and no way leads back.
-        """
-        if self.last != "stop":
-            raise UsageError("a grid that ends in 'denoise' has no reverse; use last='stop'.")
+        _check_reversible(self)
         start, end = self._span(path)
         return replace(self, start=end, end=start)
 
     def resized(self, n: int) -> Grid:
-        """Return the same kind of grid with n steps."""
         return replace(self, n=n)
 
     def _span(self, path: GaussianPath | None) -> tuple[float, float]:
@@ -101,10 +115,15 @@ class Grid(ABC):
             raise UsageError("a field without a path needs a grid with its own start and end.")
         return start, end
 
-    def _exact(
-        self, path: GaussianPath | None, start: float, end: float, n: int
-    ) -> tuple[float, ...]:
-        return (start, *tuple(self._between(path, start, end, n))[1:-1], end)
+
+def _check_last(last: str) -> None:
+    if last not in ("stop", "denoise"):
+        raise UsageError(f"last={last!r}: choose 'stop' or 'denoise'.")
+
+
+def _check_reversible(grid: Grid) -> None:
+    if grid.last != "stop":
+        raise UsageError("a grid that ends in 'denoise' has no reverse; use last='stop'.")
 
 
 def check_times(times: Sequence[float], path: GaussianPath | None) -> None:
@@ -122,6 +141,10 @@ def check_times(times: Sequence[float], path: GaussianPath | None) -> None:
         raise UsageError(f"path time runs from 0 (data) to 1 (noise); the grid has {list(times)}.")
 
 
+def _linspace(ends: tuple[float, float], n: int) -> Tensor:
+    return torch.linspace(ends[0], ends[1], n + 1, dtype=torch.float64)
+
+
 def _log_snr(path: GaussianPath | None, t: float, kind: str) -> float:
     """λ at a grid's end: bounded where α = 0, refused where σ = 0."""
     if path is None:
@@ -137,13 +160,13 @@ def _log_snr(path: GaussianPath | None, t: float, kind: str) -> float:
 
 @grids.register("uniform", aliases=("time", "linear", "uniform_t"))
 @dataclass(frozen=True)
-class Uniform(Grid):
+class Uniform(Spaced):
     """Uniform in path time."""
 
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
     ) -> Sequence[float]:
-        return torch.linspace(start, end, n + 1, dtype=torch.float64).tolist()
+        return _linspace((start, end), n).tolist()
 
 
 @grids.register(
@@ -153,7 +176,7 @@ class Uniform(Grid):
     variants={"quadratic": ({"power": 2.0}, ("time_quadratic",))},
 )
 @dataclass(frozen=True)
-class Power(Grid):
+class Power(Spaced):
     """Uniform in t^(1/power): denser towards data; 2 is the quadratic grid of DDIM and DEIS."""
 
     power: float = 2.0
@@ -161,26 +184,26 @@ class Power(Grid):
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
     ) -> Sequence[float]:
-        ends = [t ** (1 / self.power) for t in (start, end)]
-        return (torch.linspace(*ends, n + 1, dtype=torch.float64) ** self.power).tolist()
+        ends = (start ** (1 / self.power), end ** (1 / self.power))
+        return (_linspace(ends, n) ** self.power).tolist()
 
 
 @grids.register("log_snr", aliases=("logsnr", "lambda"), paper="arXiv:2206.00927, Sec. 3.4")
 @dataclass(frozen=True)
-class LogSNR(Grid):
+class LogSNR(Spaced):
     """Uniform in the half log-SNR λ."""
 
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
     ) -> Sequence[float]:
-        ends = [_log_snr(path, t, "log-SNR") for t in (start, end)]
+        ends = (_log_snr(path, start, "log-SNR"), _log_snr(path, end, "log-SNR"))
         assert path is not None
-        return path.time_of_log_snr(torch.linspace(*ends, n + 1, dtype=torch.float64)).tolist()
+        return path.time_of_log_snr(_linspace(ends, n)).tolist()
 
 
 @grids.register("karras", aliases=("edm_grid",), paper="arXiv:2206.00364, Eq. 5")
 @dataclass(frozen=True)
-class Karras(Grid):
+class Karras(Spaced):
     """Uniform in (σ/α)^(1/ρ); ρ = 7 spends its steps at low noise."""
 
     rho: float = 7.0
@@ -188,9 +211,9 @@ class Karras(Grid):
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
     ) -> Sequence[float]:
-        ends = [math.exp(-_log_snr(path, t, "Karras") / self.rho) for t in (start, end)]
+        ratios = [_log_snr(path, t, "Karras") for t in (start, end)]
         assert path is not None
-        ladder = torch.linspace(*ends, n + 1, dtype=torch.float64)
+        ladder = _linspace((math.exp(-ratios[0] / self.rho), math.exp(-ratios[1] / self.rho)), n)
         return path.time_of_log_snr(-self.rho * ladder.log()).tolist()
 
 
@@ -203,33 +226,33 @@ class Times(Grid):
         values: at least two times, strictly falling or strictly rising.
     """
 
-    n: int = field(default=0, init=False)
     values: tuple[float, ...] = ()
+    last: Last = "stop"
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:
             raise UsageError(f"a grid needs at least two times, and was given {list(self.values)}.")
         object.__setattr__(self, "values", tuple(float(t) for t in self.values))
-        object.__setattr__(self, "n", len(self.values) - (self.last == "stop"))
-        super().__post_init__()
+        _check_last(self.last)
 
-    def _span(self, path: GaussianPath | None) -> tuple[float, float]:
-        return self.values[0], self.values[-1]
+    @property
+    def n(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.values) - (self.last == "stop")
 
-    def _between(
-        self, path: GaussianPath | None, start: float, end: float, n: int
-    ) -> Sequence[float]:
-        return self.values
+    def times(self, path: GaussianPath | None = None) -> tuple[float, ...]:
+        times = self.values if self.last == "stop" else (*self.values, 0.0)
+        check_times(times, path)
+        return times
 
     def reverse(self, path: GaussianPath | None = None) -> Grid:
-        super().reverse(path)
-        return Times(values=self.values[::-1])
+        _check_reversible(self)
+        return Times(self.values[::-1])
 
     def resized(self, n: int) -> Grid:
         """Return n steps whose density follows the user's (linear between his times)."""
-        position = np.linspace(0, len(self.values) - 1, n + 1)
+        position = np.linspace(0, len(self.values) - 1, n + 1 - (self.last == "denoise"))
         values = np.interp(position, np.arange(len(self.values)), self.values)
-        return Times(values=tuple(values.tolist()), last=self.last)
+        return Times(tuple(values.tolist()), self.last)
 
 
 def uniform(
@@ -262,12 +285,12 @@ def karras(
     rho: float = 7.0,
 ) -> Grid:
     """Return the grid of EDM, uniform in (σ/α)^(1/ρ)."""
-    return Karras(n, start, end, last, rho)
+    return Karras(n, start, end, last, rho=rho)
 
 
 def times(values: Sequence[float], last: Last = "stop") -> Grid:
     """Return the user's own times as a grid."""
-    return Times(values=tuple(values), last=last)
+    return Times(tuple(values), last)
 
 
 def sigmas(values: Sequence[float], path: GaussianPath, last: Last = "stop") -> Grid:
@@ -282,4 +305,4 @@ def sigmas(values: Sequence[float], path: GaussianPath, last: Last = "stop") -> 
     if not all(s > 0 for s in ratios):
         raise UsageError(f"noise levels must be positive, and are {ratios}.")
     log_ratio = torch.tensor(ratios, dtype=torch.float64).log()
-    return Times(values=tuple(path.time_of_log_snr(-log_ratio).tolist()), last=last)
+    return Times(tuple(path.time_of_log_snr(-log_ratio).tolist()), last)

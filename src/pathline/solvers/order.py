@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +34,7 @@ def measured_order(plan: Plan) -> float:
     if "solver" not in plan.recipe:
         raise UsageError("the plan was not compiled by a solver, so it cannot be refined.")
     solver = solvers.rebuild(plan.recipe["solver"])
-    grid = replace(grids.rebuild(plan.recipe["grid"]), last="stop")
+    grid = grids.rebuild({**plan.recipe["grid"], "last": "stop"})
     errors = []
     for n in STEPS:
         fine = grid.resized(n)
@@ -46,7 +45,7 @@ def measured_order(plan: Plan) -> float:
 
 
 def _problem(plan: Plan, grid: Grid) -> tuple[Field, Tensor, Tensor]:
-    """Return a field, start states and the exact end states: Gaussian data, or dx/dt = −x² cos t."""
+    """Return a field, start states and exact end states: Gaussian data, or dx/dt = −x² cos t."""
     times = grid.times(plan.path)
     x = noise.normal(range(16), (3,), dtype=torch.float64)
     if plan.path is None:

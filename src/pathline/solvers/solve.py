@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ Guide = Callable[[Field], Field]
 AnyField = Field | Callable[..., Tensor]
 AnySolver = Solver | Plan | str
 AnyGrid = Grid | str | Sequence[float] | None
+Observe = Callable[[Step], None]
 OnFailure = Literal["raise", "return"]
 
 DEFAULT_SOLVER = "dpmpp_2m"
@@ -53,77 +54,13 @@ def as_grid(grid: AnyGrid, n: int | None) -> Grid:
     """
     if grid is None or isinstance(grid, str):
         return grids.build(grid or DEFAULT_GRID, n=DEFAULT_STEPS if n is None else n)
-    made = grid if isinstance(grid, Grid) else Times(values=tuple(grid))
+    made = grid if isinstance(grid, Grid) else Times(tuple(grid))
     if n is not None and n != made.n:
         raise UsageError(f"steps={n} and a grid of {made.n} steps were given; leave one out.")
     return made
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A solve, ready to run."""
-
-    field: Field
-    plan: Plan
-    given: tuple[Tensor, ...]
-    cond: Condition
-    seeds: tuple[int, ...] | None
-    recipe: Mapping[str, Any]
-
-    def evaluator(self) -> Evaluator:
-        return Evaluator(self.field, self.plan.times, self.given[0], self.cond)
-
-    def steps(self, evaluate: Evaluate) -> Iterator[Step]:
-        return execute(self.plan, evaluate, self.given, self.seeds)
-
-
-def _compile(field: Field, solver: AnySolver, grid: AnyGrid, n: int | None) -> Plan:
-    if isinstance(solver, Plan):
-        if grid is not None or (n is not None and n != solver.steps):
-            raise UsageError("a plan has its own grid; leave grid and steps out.")
-        return solver.folded(field.view)
-    return as_solver(solver).plan(field.path, as_grid(grid, n)).folded(field.view)
-
-
-def _job(
-    field: Field,
-    plan: Plan,
-    x: Tensor | Sequence[Tensor],
-    seeds: Sequence[int] | None,
-    cond: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-) -> _Job:
-    given = (x,) if isinstance(x, Tensor) else tuple(x)
-    if len(given) != len(plan.start):
-        raise UsageError(f"the plan starts from {len(plan.start)} states, not {len(given)}.")
-    for state in given:
-        _check_state(field, state)
-    batch = len(given[0])
-    if seeds is not None and len(seeds) != batch:
-        raise UsageError(f"{len(seeds)} seeds were given for {batch} samples.")
-    told = {k: v if _is_plain(v) else str(type(v).__name__) for k, v in cond.items()}
-    recipe = {**recipe, **plan.recipe, "cond": told}
-    prepared = field.condition(cond, batch)
-    return _Job(field, plan, given, prepared, None if seeds is None else tuple(seeds), recipe)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float)
-
-
-def _check_state(field: Field, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():  # pyright: ignore
-        what = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise UsageError(f"the state must be a floating tensor (batch, *state), and is {what}.")
-    if field.shape is not None and tuple(x.shape[1:]) != tuple(field.shape):
-        raise UsageError(f"the model takes samples of {field.shape}, not {tuple(x.shape[1:])}.")
-    if field.device is not None and field.device != x.device:
-        raise UsageError(f"the network is on {field.device} and the state on {x.device}; move one.")
-
-
-def solve(
+def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     field: AnyField,
     x: Tensor | Sequence[Tensor],
     *,
@@ -133,6 +70,7 @@ def solve(
     guide: Guide | None = None,
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
+    observe: Observe | None = None,
     on_failure: OnFailure = "raise",
     **cond: Any,
 ) -> Solution:
@@ -147,6 +85,7 @@ def solve(
         guide: a function from field to field.
         seeds: one a sample, for stochastic solvers.
         trajectory: keep the state at every grid point.
+        observe: called with every `Step`, which it may change.
         on_failure: "raise" a `NonFiniteError`, or "return" and leave the status to the caller.
         cond: the condition, in the user's words.
 
@@ -160,19 +99,18 @@ def solve(
         >>> import torch
         >>> turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
         >>> x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-        >>> pl_uniform = grids.build("uniform", n=100, start=0.0, end=2 * torch.pi)
-        >>> sol = solve(lambda x, t: x @ turn, x, solver="rk4", grid=pl_uniform)
+        >>> once = grids.build("uniform", n=100, start=0.0, end=2 * torch.pi)
+        >>> sol = solve(lambda x, t: x @ turn, x, solver="rk4", grid=once)
         >>> bool((sol.x - x).abs().max() < 1e-6), sol.stats.nfe
         (True, 400)
     """
     made = as_field(field)
-    guided = made if guide is None else guide(made)
-    plan = _compile(guided, solver, grid, steps)
-    job = _job(guided, plan, x, seeds, cond, _described(made, guide))
-    return _finish(job, trajectory, on_failure)
+    how = _How(solver, grid, steps, guide)
+    job = _job(made, how, lambda _: x, seeds, cond)
+    return _finish(job, trajectory, observe, on_failure)
 
 
-def sample(
+def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     model: Field,
     n: int | None = None,
     *,
@@ -186,6 +124,7 @@ def sample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     trajectory: bool = False,
+    observe: Observe | None = None,
     on_failure: OnFailure = "raise",
     **cond: Any,
 ) -> Solution:
@@ -197,7 +136,7 @@ def sample(
     Args:
         model: a denoiser.
         n: how many samples (1, or as many as there are seeds).
-        solver, grid, steps, guide, trajectory, on_failure: as for `solve`.
+        solver, grid, steps, guide, trajectory, observe, on_failure: as for `solve`.
         seed: the first seed; sample i has seed + i.
         seeds: all the seeds, instead of `seed`.
         shape: the shape of one sample, if the model does not know it.
@@ -217,13 +156,13 @@ def sample(
         >>> bool((x.mean() - 3).abs() < 0.1), bool((x.std() - 0.5).abs() < 0.05)
         (True, True)
     """
-    job = _sampling_job(
-        model, n, solver, grid, steps, guide, _seeds(n, seed, seeds), shape, dtype, device, cond
-    )
-    return _finish(job, trajectory, on_failure)
+    how = _How(solver, grid, steps, guide)
+    noise_at = _Start(shape, dtype, device)
+    job = _sampling(model, how, noise_at, _seeds(n, seed, seeds), cond)
+    return _finish(job, trajectory, observe, on_failure)
 
 
-def steps(
+def steps(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     model: Field,
     n: int | None = None,
     *,
@@ -247,10 +186,113 @@ def steps(
         UsageError: as `sample`.
         NonFiniteError: at the step where it happens (each step waits for the device to check).
     """
-    job = _sampling_job(
-        model, n, solver, grid, steps, guide, _seeds(n, seed, seeds), shape, dtype, device, cond
-    )
-    return _watched(job)
+    how = _How(solver, grid, steps, guide)
+    noise_at = _Start(shape, dtype, device)
+    return _watched(_sampling(model, how, noise_at, _seeds(n, seed, seeds), cond))
+
+
+class _How(NamedTuple):
+    """How to integrate: the part of a call that `solve`, `sample` and `steps` share."""
+
+    solver: AnySolver
+    grid: AnyGrid
+    steps: int | None
+    guide: Guide | None
+
+    def compile(self, field: Field) -> Plan:
+        if not isinstance(self.solver, Plan):
+            grid = as_grid(self.grid, self.steps)
+            return as_solver(self.solver).plan(field.path, grid).folded(field.view)
+        if self.grid is not None or self.steps not in (None, self.solver.steps):
+            raise UsageError("a plan has its own grid; leave grid and steps out.")
+        return self.solver.folded(field.view)
+
+
+class _Start(NamedTuple):
+    """The noise that generation starts from."""
+
+    shape: Sequence[int] | None
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A solve, ready to run."""
+
+    field: Field
+    plan: Plan
+    given: tuple[Tensor, ...]
+    cond: Condition
+    seeds: tuple[int, ...] | None
+    recipe: Mapping[str, Any]
+
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.field, self.plan.times, self.given[0], self.cond)
+
+    def steps(self, evaluate: Evaluate) -> Iterator[Step]:
+        return execute(self.plan, evaluate, self.given, self.seeds)
+
+
+def _job(
+    field: Field,
+    how: _How,
+    begin: Callable[[Plan], Tensor | Sequence[Tensor]],
+    seeds: Sequence[int] | None,
+    cond: Mapping[str, Any],
+) -> _Job:
+    guided = field if how.guide is None else how.guide(field)
+    plan = how.compile(guided)
+    x = begin(plan)
+    given = (x,) if isinstance(x, Tensor) else tuple(x)
+    if len(given) != len(plan.start):
+        raise UsageError(f"the plan starts from {len(plan.start)} states, not {len(given)}.")
+    for state in given:
+        _check_state(guided, state)
+    batch = len(given[0])
+    if seeds is not None and len(seeds) != batch:
+        raise UsageError(f"{len(seeds)} seeds were given for {batch} samples.")
+    recipe = {**_described(field, how.guide), **plan.recipe, "cond": _told(cond)}
+    prepared = guided.condition(cond, batch)
+    return _Job(guided, plan, given, prepared, None if seeds is None else tuple(seeds), recipe)
+
+
+def _sampling(
+    model: Field, how: _How, begin: _Start, seeds: tuple[int, ...], cond: Mapping[str, Any]
+) -> _Job:
+    path = model.path if isinstance(model, Field) else None
+    if path is None:
+        raise UsageError("sampling needs a model on a path; for an equation of your own use solve.")
+    shape = model.shape if begin.shape is None else begin.shape
+    if shape is None:
+        raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
+    device = begin.device or model.device or "cpu"
+
+    def noise_at(plan: Plan) -> Tensor:
+        return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
+
+    return _job(model, how, noise_at, seeds, cond)
+
+
+def _told(cond: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the condition as a receipt tells it: plain values, and the type of others."""
+    return {k: v if _is_plain(v) else {"type": type(v).__name__} for k, v in cond.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+def _check_state(field: Field, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+        what = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(f"the state must be a floating tensor (batch, *state), and is {what}.")
+    if field.shape is not None and tuple(x.shape[1:]) != tuple(field.shape):
+        raise UsageError(f"the model takes samples of {field.shape}, not {tuple(x.shape[1:])}.")
+    if field.device is not None and field.device != x.device:
+        raise UsageError(f"the network is on {field.device} and the state on {x.device}; move one.")
 
 
 def _watched(job: _Job) -> Iterator[Step]:
@@ -278,30 +320,6 @@ def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> tuple[int, 
     return tuple(seeds)
 
 
-def _sampling_job(  # noqa: PLR0913 - the one place where `sample` and `steps` meet
-    model: Field,
-    n: int | None,
-    solver: AnySolver,
-    grid: AnyGrid,
-    n_steps: int | None,
-    guide: Guide | None,
-    seeds: tuple[int, ...],
-    shape: Sequence[int] | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    cond: Mapping[str, Any],
-) -> _Job:
-    if not isinstance(model, Field) or model.path is None:  # pyright: ignore
-        raise UsageError("sampling needs a model on a path; for an equation of your own use solve.")
-    shape = model.shape if shape is None else shape
-    if shape is None:
-        raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
-    guided = model if guide is None else guide(model)
-    plan = _compile(guided, solver, grid, n_steps)
-    x = start(model.path, plan.start[-1], seeds, shape, dtype, device or model.device or "cpu")
-    return _job(guided, plan, x, seeds, cond, _described(model, guide))
-
-
 def start(
     path: GaussianPath,
     t: float,
@@ -322,11 +340,15 @@ def _described(field: Field, guide: Guide | None) -> dict[str, Any]:
     return {"model": model, "guide": describe() if describe is not None else None}
 
 
-def _finish(job: _Job, trajectory: bool, on_failure: OnFailure) -> Solution:
+def _finish(
+    job: _Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure
+) -> Solution:
     evaluator = job.evaluator()
     kept = [job.given[-1]] if trajectory else []
     x = job.given[-1]
     for step in job.steps(evaluator):
+        if observe is not None:
+            observe(step)
         x = step.x
         if trajectory:
             kept.append(x)
