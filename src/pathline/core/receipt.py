@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,16 @@ FORMAT = 1
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides the bits of a result."""
+    return dict(_versions())
+
+
+@cache  # looking a distribution up costs as much as ten steps of a solver
+def _versions() -> tuple[tuple[str, str], ...]:
     try:
         ours = metadata.version("pathline")
     except metadata.PackageNotFoundError:
         ours = "unknown"
-    return {"pathline": ours, "torch": torch.__version__, "python": platform.python_version()}
+    return ("pathline", ours), ("torch", torch.__version__), ("python", platform.python_version())
 
 
 @dataclass(frozen=True)

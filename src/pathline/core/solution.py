@@ -86,7 +86,7 @@ class Solution:
 
 def finite_status(x: Tensor) -> Tensor:
     """Return OK or NON_FINITE for each sample of `x`, (batch,) int8."""
-    finite = torch.isfinite(x).flatten(1).all(1)
+    finite = (x * 0).flatten(1).sum(1) == 0  # 0·NaN = 0·∞ = NaN; isfinite takes ten times as long
     return torch.where(finite, Status.OK.value, Status.NON_FINITE.value).to(torch.int8)
 
 
