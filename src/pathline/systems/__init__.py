@@ -1,0 +1,19 @@
+"""Systems: one thin recipe a paper, whose claims are measured by `run`."""
+
+from pathline.systems import dpm_solver  # a recipe registers its system when it is imported
+from pathline.systems.report import Report
+from pathline.systems.run import listing, run
+from pathline.systems.system import Claim, Measured, Plot, System, register, systems
+
+__all__ = [
+    "Claim",
+    "Measured",
+    "Plot",
+    "Report",
+    "System",
+    "dpm_solver",
+    "listing",
+    "register",
+    "run",
+    "systems",
+]

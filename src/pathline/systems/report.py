@@ -1,0 +1,126 @@
+"""What a run returns: the measured claims, as JSON and as a page that any browser opens."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from pathline.core.files import write_atomically
+from pathline.core.receipt import versions
+from pathline.systems.system import Measured, Plot, System
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; width: 100% }
+td, th { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0;
+         border-bottom: 1px solid #ccc }
+.number { font-variant-numeric: tabular-nums; white-space: nowrap }
+.holds { color: #1a7f37 } .fails { color: #c62828; font-weight: bold } .small { color: #666 }
+svg { max-width: 100%; height: auto; margin-top: 2rem }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a run.
+
+    Args:
+        system: what was run.
+        claims: those that were measured, and how they came out; a claim not run is absent.
+        seconds: how long it took.
+        artifacts: the files that it wrote.
+    """
+
+    system: System
+    claims: tuple[Measured, ...]
+    seconds: float
+    artifacts: tuple[Path, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether at least one claim ran, and every claim that ran holds."""
+        return bool(self.claims) and all(measured.passed for measured in self.claims)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "system": self.system.slug,
+            "title": self.system.title,
+            "claims": [measured.to_dict() for measured in self.claims],
+            "seconds": round(self.seconds, 3),
+            "artifacts": [str(path) for path in self.artifacts],
+        }
+
+
+def write_page(report: Report, experiment: Any, path: Path) -> Path:
+    """Write the report as one self-contained HTML file, with plots where matplotlib is present."""
+    return write_atomically(path, "\n".join(_page(report, _figures(report, experiment))))
+
+
+def _page(report: Report, figures: str) -> Iterator[str]:
+    system = report.system
+    yield '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">'
+    yield f"<title>{escape(system.title)}</title>\n<style>{_STYLE}</style>"
+    yield f"<h1>{escape(system.title)}</h1>"
+    yield f'<p>{escape(system.summary)}</p>\n<p class="small">{escape(system.paper)}</p>'
+    yield "<table>\n<tr><th>claim<th><th>measured<th>bound<th>"
+    yield from map(_line, report.claims)
+    yield "</table>"
+    ran = {measured.claim.id for measured in report.claims}
+    absent = [claim.id for claim in system.claims if claim.id not in ran]
+    if absent:
+        yield f"<p>Not measured in this run: {escape(', '.join(absent))}.</p>"
+    yield figures
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    yield f'<p class="small">Measured in {report.seconds:.1f} s with {escape(made)}.</p>\n</html>\n'
+
+
+def _line(measured: Measured) -> str:
+    claim = measured.claim
+    text = escape(claim.text) if measured.error is None else (
+        f"{escape(claim.text)}<br><span class='fails'>{escape(measured.error)}</span>"
+    )  # fmt: skip
+    value = "—" if measured.value is None else f"{measured.value:.4g}"
+    verdict = "holds" if measured.passed else "fails"
+    name = f"<b>{escape(claim.id)}</b>" if claim.headline else escape(claim.id)
+    return (
+        f'<tr><td>{name}<td>{text}<td class="number">{value}'
+        f'<td class="number">{escape(claim.bound)}<td class="{verdict}">{verdict}'
+    )
+
+
+def _figures(report: Report, experiment: Any) -> str:
+    """Return the plots as SVG, or a sentence that says why there are none."""
+    try:
+        plots = report.system.plots(experiment)
+        return "\n".join(map(_svg, plots))
+    except ImportError:
+        return '<p class="small">No plots: pip install "pathline[plot]" brings them.</p>'
+    except Exception as error:  # the claims that share its cause are already reported failing
+        return f'<p class="fails">No plots: {escape(f"{type(error).__name__}: {error}")}</p>'
+
+
+def _svg(plot: Plot) -> str:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), marker in zip(plot.curves.items(), cycle("osD^vP"), strict=False):
+        axes.loglog(*_columns(points), marker=marker, markersize=5, label=name)
+    axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend()
+    image = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": plot.title}):  # the same file for the same numbers
+        figure.savefig(image, format="svg", metadata={"Date": None})
+    return image.getvalue()[image.getvalue().index("<svg") :]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
