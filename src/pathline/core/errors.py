@@ -62,7 +62,8 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> UsageError:
         known: every name that would have worked.
     """
     names = sorted(set(known))
-    near = get_close_matches(given.lower(), [n.lower() for n in names], n=3, cutoff=0.5)
-    close = [n for n in names if n.lower() in near]
+    spelled = {name.lower(): name for name in names}
+    near = get_close_matches(given.lower(), spelled, n=3, cutoff=0.5)
+    close = [spelled[name] for name in near]
     hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}."
     return UsageError(f"unknown {kind} {given!r}: {hint}")

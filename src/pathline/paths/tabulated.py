@@ -29,7 +29,7 @@ class Tabulated(GaussianPath):
 
     def __post_init__(self) -> None:
         levels = self.alphas_cumprod
-        if not levels or not 0 < levels[-1] <= levels[0] < 1:
+        if not levels or not all(0 < level < 1 for level in levels):
             raise UsageError(
                 "alphas_cumprod must lie in (0, 1); schedules rescaled to zero terminal SNR have "
                 "no log-SNR at their last label: drop it."

@@ -33,13 +33,15 @@ class Step:
     __slots__ = ("_latest", "index", "t", "x")
 
     def __init__(
-        self, index: int, t: float, x: Tensor, latest: tuple[Plan, int, Tensor, Tensor]
+        self, index: int, t: float, x: Tensor, latest: tuple[Plan, int, Tensor, Tensor] | None
     ) -> None:
         self.index, self.t, self.x, self._latest = index, t, x, latest
 
     @property
     def prediction(self) -> Prediction:
         """The latest evaluation of the field: where the step came from, in every view."""
+        if self._latest is None:
+            raise UsageError("the field has not been evaluated yet, so there is no prediction.")
         plan, k, x, f = self._latest
         t = torch.tensor(plan.times[k], dtype=torch.float64, device=x.device)
         return Prediction(x, t, f, plan.view, plan.path)
@@ -96,21 +98,20 @@ def execute(
     """
     states: dict[int, Tensor] = dict(enumerate(given))
     slopes: dict[int, Tensor] = {}
-    index, latest = 0, -1
+    index, latest = 0, None
     for row in _placed(plan, given[0]):
         for k in row.evaluate:
             slopes[k] = evaluate(k, states[k])
-            latest = k
+            latest = (plan, k, states[k], slopes[k])
         new = _combined(row, states, slopes, seeds)
         if row.lands:
-            step = Step(index, row.t, new, (plan, latest, states[latest], slopes[latest]))
+            step = Step(index, row.t, new, latest)
             yield step
             new, index = step.x, index + 1
         states[row.number] = new
         for k in row.forget:
-            if k != latest:
-                states.pop(k, None)
-                slopes.pop(k, None)
+            states.pop(k, None)
+            slopes.pop(k, None)
 
 
 def _combined(
@@ -125,13 +126,13 @@ def _combined(
     if row.z:
         terms += [(_draw(seeds, d, terms[0][0]), c) for d, c in row.z]
     (first, a), *rest = terms
-    if rest and a == 1.0:
+    if rest and not isinstance(a, Tensor) and a == 1:
         (second, b), *rest = rest
-        total = torch.add(first, second, alpha=b) if isinstance(b, float) else first + second * b
+        total = first + second * b if isinstance(b, Tensor) else torch.add(first, second, alpha=b)
     else:
         total = first * a
     for term, c in rest:
-        total = total.add_(term, alpha=c) if isinstance(c, float) else total + term * c
+        total = total + term * c if isinstance(c, Tensor) else total.add_(term, alpha=c)
     return total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,15 +12,18 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.fields import Field, Gaussian, VectorField
+from pathline.fields import Field, VectorField
+from pathline.fields.problems import m4
+from pathline.paths import GaussianPath
 from pathline.solvers.execute import run
-from pathline.solvers.grids import Grid, grids
+from pathline.solvers.grids import Grid, LogSNR, grids
+from pathline.solvers.reference import reference
 from pathline.solvers.solver import solvers
 
 if TYPE_CHECKING:
     from pathline.solvers.plan import Plan
 
-STEPS = (40, 80, 160)
+STEPS = (80, 160, 320)
 """The step counts between which the slope is fitted."""
 
 
@@ -45,15 +50,18 @@ def measured_order(plan: Plan) -> float:
 
 
 def _problem(plan: Plan, grid: Grid) -> tuple[Field, Tensor, Tensor]:
-    """Return a field, start states and exact end states: Gaussian data, or dx/dt = −x² cos t."""
+    """Return a field, start states and where they end: M4 on a path, or dx/dt = −x² cos t."""
     times = grid.times(plan.path)
-    x = noise.normal(range(16), (3,), dtype=torch.float64)
-    if plan.path is None:
-        x = 2 + 0.1 * x
-        field = VectorField(lambda x, t: -(x**2) * torch.cos(t))
-        return field, x, 1 / (1 / x + np.sin(times[-1]) - np.sin(times[0]))
-    mean = torch.tensor([0.7, -0.4, 1.5], dtype=torch.float64)
-    variances = torch.tensor([0.09, 1.0, 4.0], dtype=torch.float64)
-    gaussian = Gaussian(plan.path, mean, variances)
-    x = x * plan.path.sigma(times[0])
-    return gaussian, x, gaussian.flow(x, times[0], times[-1])
+    if plan.path is not None:
+        x, end = _mixture(plan.path, times[0], times[-1])
+        return m4(plan.path), x, end
+    x = 2 + 0.1 * noise.normal(range(16), (3,), dtype=torch.float64)
+    field = VectorField(lambda x, t: -(x**2) * torch.cos(t))
+    return field, x, 1 / (1 / x + math.sin(times[-1]) - math.sin(times[0]))
+
+
+@lru_cache(maxsize=16)
+def _mixture(path: GaussianPath, start: float, end: float) -> tuple[Tensor, Tensor]:
+    """Return start states and their converged ends (Gaussian data would flatter some methods)."""
+    x = noise.normal(range(16), (3,), dtype=torch.float64) * path.sigma(start)
+    return x, reference(m4(path), x, grid=LogSNR(320, start, end), tolerance=1e-10)

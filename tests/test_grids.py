@@ -1,0 +1,91 @@
+"""Grids: exact ends, their spacing, reversal and refusals."""
+
+import pytest
+import torch
+
+import pathline as pl
+from pathline.paths import paths
+from pathline.solvers.grids import grids
+
+PATHS = [entry.build() for entry in paths]
+SPACED = [entry.name for entry in grids if entry.name != "times"]
+
+
+@pytest.mark.parametrize("name", SPACED)
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("n", [1, 2, 3, 50])
+def test_ends_are_assigned_and_the_rest_lies_between(name, path, n):
+    times = grids.build(name, n=n).times(path)
+    assert len(times) == n + 1 and times[0] == path.t_max and times[-1] == path.t_min
+    assert list(times) == sorted(times, reverse=True)
+    ending = grids.build(name, n=n, last="denoise").times(path)
+    assert len(ending) == n + 1 and ending[-1] == 0
+    assert ending[-2] == (path.t_min if n > 1 else path.t_max)
+
+
+@pytest.mark.parametrize("name", SPACED)
+def test_the_reverse_visits_the_same_times(name):
+    path, grid = pl.VPLinear(), grids.build(name, n=7)
+    back = grid.reverse(path)
+    assert back.times(path)[::-1] == pytest.approx(grid.times(path), rel=1e-12)
+    assert back.reverse(path).times(path) == grid.times(path)
+
+
+def test_each_grid_is_uniform_in_its_own_coordinate():
+    path = pl.SubVP()
+
+    def steps(grid, of):
+        return of(torch.tensor(grid.times(path), dtype=torch.float64)).diff()
+
+    for grid, of in [
+        (pl.grids.uniform(9), lambda t: t),
+        (pl.grids.quadratic(9), torch.sqrt),
+        (pl.grids.log_snr(9), path.log_snr),
+        (pl.grids.karras(9, rho=5), lambda t: (path.sigma(t) / path.alpha(t)) ** (1 / 5)),
+    ]:
+        h = steps(grid, of)
+        torch.testing.assert_close(h, h.mean().expand(9), rtol=1e-9, atol=0)
+
+
+def test_karras_is_the_published_ladder():
+    """σ_i = (σ_max^{1/ρ} + i/(n−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ, then 0."""
+    n, ends = 6, (80.0 ** (1 / 7), 0.002 ** (1 / 7))
+    ladder = [(ends[0] + i / (n - 1) * (ends[1] - ends[0])) ** 7 for i in range(n)]
+    times = pl.grids.karras(n, last="denoise").times(pl.EDM())
+    assert [80 * t for t in times] == pytest.approx([*ladder, 0.0], rel=1e-12)
+    same = pl.grids.sigmas([*ladder, 0.0], pl.EDM())
+    assert same.times(pl.EDM()) == pytest.approx(times, rel=1e-12)
+
+
+def test_your_own_times_are_a_grid_like_any_other():
+    grid = pl.grids.times([1, 0.5, 0.1])
+    assert grid.n == 2 and grid.times(pl.CondOT()) == (1.0, 0.5, 0.1)
+    assert grid.reverse().times() == (0.1, 0.5, 1.0)
+    assert grid.resized(4).times() == (1.0, 0.75, 0.5, 0.3, 0.1)
+    ending = pl.grids.times([1, 0.5], last="denoise")
+    assert ending.n == 2 and ending.times() == (1.0, 0.5, 0.0)
+    assert grids.rebuild(grids.describe(grid)) == grid
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: pl.grids.uniform(0), "at least 1 step, and was asked for 0"),
+        (lambda: pl.grids.uniform(3, last="zero"), "choose 'stop' or 'denoise'"),
+        (lambda: pl.grids.times([0.5]), "at least two times"),
+        (lambda: pl.grids.times([1.0, 0.5, 0.7]).times(), "step 2 goes from t = 0.5 to t = 0.7"),
+        (lambda: pl.grids.times([1.0, 0.5, 0.5]).times(), "step 2"),
+        (lambda: pl.grids.times([1.0, float("nan")]).times(), "not finite"),
+        (lambda: pl.grids.times([2.0, 0.5]).times(pl.CondOT()), "runs from 0"),
+        (lambda: pl.grids.uniform(3).times(), "its own start and end"),
+        (lambda: pl.grids.log_snr(3, 1.0, 0.1).times(), "log-SNR grid needs a path"),
+        (lambda: pl.grids.karras(3, end=0.0).times(pl.EDM()), "log-SNR at t = 0 is infinite"),
+        (lambda: pl.grids.uniform(3, last="denoise").reverse(pl.EDM()), "has no reverse"),
+        (lambda: pl.grids.sigmas([1.0, -2.0], pl.EDM()), "must be positive"),
+        (lambda: grids.build("karas", n=3), "did you mean karras"),
+        (lambda: grids.build("karras", n=3, rh=7), "takes no 'rh'; it takes n, start"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(make, says):
+    with pytest.raises(pl.UsageError, match=says):
+        make()

@@ -1,0 +1,305 @@
+"""The contract that every registered solver inherits: no code per solver.
+
+Orders are measured on M4, a mixture with an exact denoiser, in float64, against a reference by
+SciPy's DOP853 at a relative tolerance of 1e-12: nothing of ours but the path and the mixture, which
+have tests of their own.
+"""
+
+import functools
+import itertools
+import math
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import pathline as pl
+from pathline.core import noise
+from pathline.fields import VIEWS, Field, problems
+from pathline.paths import paths
+from pathline.solvers import solvers
+from pathline.solvers.execute import run
+from pathline.solvers.grids import grids
+from pathline.solvers.order import fitted_slope
+from pathline.solvers.reference import moments
+
+SOLVERS = {entry.name: entry.build() for entry in solvers}
+FIXED = {name: s for name, s in SOLVERS.items() if not s.is_stochastic}
+STOCHASTIC = {name: s for name, s in SOLVERS.items() if s.is_stochastic}
+GRIDS = [entry.name for entry in grids if entry.name != "times"]
+PATHS = {entry.name: entry.build() for entry in paths}
+VP = pl.VPLinear()
+
+every = pytest.mark.parametrize("name", SOLVERS)
+every_fixed = pytest.mark.parametrize("name", FIXED)
+
+
+def starts(n=16, dim=3):
+    return noise.normal(range(n), (dim,), dtype=torch.float64)
+
+
+def rmse(a, b):
+    return float((a - b).square().mean().sqrt())
+
+
+@functools.cache
+def reference():
+    """The end points of `starts()` on M4, integrated as x/α over λ by SciPy."""
+    mixture, x = problems.m4(VP), starts()
+
+    def slope(level, y):
+        level = torch.tensor(level, dtype=torch.float64)
+        t = VP.time_of_log_snr(level)
+        state = torch.from_numpy(y).reshape(x.shape) * VP.alpha(t)
+        return (-(-level).exp() * mixture(state, t).eps).flatten().numpy()
+
+    first = (x / VP.alpha(1.0)).flatten().numpy()
+    done = solve_ivp(slope, VP.log_snr_range(), first, "DOP853", rtol=1e-12, atol=1e-12)
+    return torch.from_numpy(done.y[:, -1]).reshape(x.shape) * VP.alpha(VP.t_min)
+
+
+@every_fixed
+def test_the_claimed_order_is_the_measured_order(name):
+    """Slope of log error over 80, 160 and 320 steps, uniform in log-SNR."""
+    solver, counts = FIXED[name], (80, 160, 320)
+    plans = [solver.plan(VP, pl.grids.log_snr(n)).folded("x0") for n in counts]
+    errors = [rmse(run(plan, problems.m4(VP), starts()), reference()) for plan in plans]
+    assert fitted_slope(counts, errors) == pytest.approx(solver.order, abs=0.15)
+
+
+@every_fixed
+def test_a_plan_measures_its_own_order(name):
+    plan = FIXED[name].plan(VP, pl.grids.log_snr(10))
+    assert plan.order() == pytest.approx(FIXED[name].order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_claimed_weak_order_is_the_measured_one(name):
+    """On Gaussian data every state is Gaussian; `moments` carries its variance exactly."""
+    law = pl.Gaussian(VP, torch.zeros(1), torch.tensor([0.25], dtype=torch.float64))
+    counts, errors = (80, 160, 320), []
+    for n in counts:
+        plan = STOCHASTIC[name].plan(VP, pl.grids.log_snr(n))
+        _, variance = moments(plan, law, 0.0, float(VP.sigma(1.0)) ** 2)
+        exact = VP.alpha(VP.t_min) ** 2 * 0.25 + VP.sigma(VP.t_min) ** 2
+        errors.append(abs(variance - float(exact)))
+    assert fitted_slope(counts, errors) == pytest.approx(STOCHASTIC[name].order, abs=0.15)
+
+
+@every
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_constant_field_is_integrated_exactly(name, n, grid):
+    """Data that is one point, on the straight path: every view is constant along a trajectory."""
+    point, path, x = torch.tensor([[1.5, -2.0]], dtype=torch.float64), pl.CondOT(), starts(4, 2)
+    plan, data = SOLVERS[name].plan(path, grids.build(grid, n=n)), pl.Dataset(path, point)
+    if plan.is_stochastic:
+        mean, variance = moments(plan, pl.Dataset(path, point[:, :1]), 0.0, 1.0)
+        exact = 1.5 * float(path.alpha(path.t_min)), float(path.sigma(path.t_min)) ** 2
+        assert (mean, variance) == pytest.approx(exact, rel=1e-9)
+    else:
+        end = run(plan.folded("x0"), data, x)
+        torch.testing.assert_close(end, path.noised(point, x, path.t_min), rtol=1e-9, atol=1e-9)
+
+
+@every
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("last", ["stop", "denoise"])
+def test_every_view_of_the_network_gives_the_same_result(name, n, path, last):
+    """Folding a change of view into the plan changes nothing, on any path, down to one step."""
+    path = PATHS[path]
+    mixture, seeds = problems.m4(path), range(4)
+    ends = []
+    for view in VIEWS:
+        if view in ("eps", "score") and float(path.alpha(path.t_max)) == 0:
+            continue  # an ε network cannot start where there is no signal
+        model = pl.Denoiser(Viewed(mixture, view), path, view=view)
+        grid = pl.grids.log_snr(n, last=last)
+        sol = pl.sample(
+            model, solver=SOLVERS[name], grid=grid, seeds=seeds, shape=(3,), dtype=torch.float64
+        )
+        assert sol.ok and sol.t == (0 if last == "denoise" else path.t_min)
+        ends.append(sol.x)
+    for end in ends[1:]:
+        scale = float(ends[0].abs().max())
+        torch.testing.assert_close(end, ends[0], rtol=1e-7, atol=1e-7 * scale)
+
+
+class Viewed:
+    """A network that says what the mixture knows, in one view."""
+
+    def __init__(self, mixture, view):
+        self.mixture, self.view = mixture, view
+
+    def __call__(self, x, t):
+        return self.mixture(x, t).of(self.view)
+
+
+@every
+def test_the_last_step_to_data_is_the_denoised_state(name):
+    mixture = problems.m4(VP)
+    seen = list(
+        pl.steps(
+            mixture,
+            solver=SOLVERS[name],
+            grid=pl.grids.karras(5, last="denoise"),
+            shape=(3,),
+            dtype=torch.float64,
+        )
+    )
+    torch.testing.assert_close(seen[-1].x, mixture(seen[-2].x, VP.t_min).x0)
+    assert seen[-1].t == 0 and len(seen) == 5
+
+
+@every
+def test_a_sample_is_bitwise_the_same_alone_in_any_batch_in_any_order(name):
+    seeds = [5, 1, 9, 0, 3]
+
+    def draw(some, shape):
+        field = Elementwise(VP) if shape != (3,) else problems.m4(VP)
+        return pl.sample(field, solver=SOLVERS[name], steps=4, seeds=some, shape=shape).x
+
+    for shape in [(3,), (7,), (2, 3, 3)]:
+        together, turned = draw(seeds, shape), draw(seeds[::-1], shape).flip(0)
+        assert torch.equal(together, turned)
+        for i, seed in enumerate(seeds):
+            assert torch.equal(together[i], draw([seed], shape)[0])
+
+
+class Elementwise(Field):
+    """Standard normal data of any shape, from rounded operations only."""
+
+    view = "x0"
+
+    def __init__(self, path):
+        self.path = path
+
+    def evaluate(self, x, t, cond):
+        alpha, sigma = float(self.path.alpha(t)), float(self.path.sigma(t))
+        return x * (alpha / (alpha**2 + sigma**2))
+
+
+@every
+def test_any_shape_gives_the_same_numbers(name):
+    flat = pl.sample(Elementwise(VP), 3, solver=SOLVERS[name], steps=4, shape=(24,)).x
+    for shape in [(24, 1), (2, 3, 4), (1, 2, 3, 4)]:
+        x = pl.sample(Elementwise(VP), 3, solver=SOLVERS[name], steps=4, shape=shape).x
+        assert torch.equal(x.flatten(1), flat)
+
+
+@every
+def test_float32_follows_float64(name):
+    """To about the steps times the rounding unit; the network is the same."""
+    ends = [
+        pl.sample(
+            problems.m4(VP), 8, solver=SOLVERS[name], steps=10, shape=(3,), dtype=dtype
+        ).x.double()
+        for dtype in (torch.float32, torch.float64)
+    ]
+    torch.testing.assert_close(ends[0], ends[1], rtol=2e-4, atol=2e-5)
+
+
+@every
+def test_evaluations_are_what_was_claimed_and_counted(name):
+    solver, calls = SOLVERS[name], []
+
+    def network(x, t):
+        calls.append(x.shape)
+        return x
+
+    model = pl.Denoiser(network, VP, view="v")
+    for n, last in itertools.product([1, 2, 5], ["stop", "denoise"]):
+        calls.clear()
+        plan = solver.plan(VP, pl.grids.log_snr(n, last=last))
+        sol = pl.sample(model, 2, solver=plan, shape=(3,))
+        claimed = n * solver.nfe_per_step
+        if last == "denoise":
+            claimed = (n - 1) * solver.nfe_per_step + 1
+        assert sol.stats.nfe == plan.nfe == len(calls) == claimed
+
+
+@every_fixed
+def test_the_way_back_leads_back_at_the_claimed_order(name):
+    """Data → noise → data by the same call on the reversed grid; the error falls as it should.
+
+    Multistep methods start each way with lower orders, so only order one is asked of them.
+    """
+    solver, mixture, counts, errors = FIXED[name], problems.m4(VP), (40, 80), []
+    x = reference()
+    for n in counts:
+        grid = pl.grids.log_snr(n)
+        z = pl.solve(mixture, x, solver=solver, grid=grid.reverse(VP)).x
+        errors.append(rmse(pl.solve(mixture, z, solver=solver, grid=grid).x, x))
+    least = 0.8 if solver.nfe_per_step == 1 else solver.order - 0.3
+    assert fitted_slope(counts, errors) > least
+
+
+@every
+def test_a_solve_is_pure(name):
+    """Run twice, and after other work: the same bits; nothing is stored on solver or plan."""
+    solver = SOLVERS[name]
+    plan = solver.plan(VP, pl.grids.log_snr(5))
+    before = (solver, plan.to_dict())
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    first = pl.sample(problems.m4(VP), 3, solver=plan, shape=(3,)).x
+    pl.sample(problems.m4(VP), 2, solver=plan, shape=(3,), seed=77)
+    assert torch.equal(first, pl.sample(problems.m4(VP), 3, solver=plan, shape=(3,)).x)
+    assert (solver, plan.to_dict()) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@every
+def test_a_saved_plan_computes_the_same_bits(name, tmp_path):
+    plan = SOLVERS[name].plan(VP, pl.grids.karras(6))
+    again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
+    assert again.to_dict() == plan.to_dict()
+    ends = [pl.sample(problems.m4(VP), 3, solver=p, shape=(3,)).x for p in (plan, again)]
+    assert torch.equal(*ends)
+    assert solvers.rebuild(solvers.describe(SOLVERS[name])) == SOLVERS[name]
+
+
+@every
+def test_the_result_is_differentiable_in_start_and_field(name):
+    plan = SOLVERS[name].plan(VP, pl.grids.log_snr(3))
+
+    def end(x, scale):
+        model = pl.Denoiser(lambda x, t: torch.tanh(x * scale), VP, view="v")
+        return pl.solve(model, x, solver=plan, seeds=[0, 1]).x
+
+    x = starts(2).requires_grad_()
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(end, (x, scale))
+    assert torch.autograd.gradgradcheck(end, (x, scale))
+
+
+@every_fixed
+def test_per_sample_results_do_not_depend_on_a_failing_neighbour(name):
+    def network(x, t):
+        return torch.where(x[:, :1] > 50, x / 0, x)
+
+    model = pl.Denoiser(network, VP, view="v")
+    x = starts(3)
+    bad = torch.cat((x, torch.full((1, 3), 99.0, dtype=torch.float64)))
+    sol = pl.solve(model, bad, solver=SOLVERS[name], steps=3, on_failure="return")
+    assert [s.name for s in sol.statuses] == ["OK", "OK", "OK", "NON_FINITE"]
+    assert torch.equal(sol.x[:3], pl.solve(model, x, solver=SOLVERS[name], steps=3).x)
+
+
+@pytest.mark.parametrize("name", [n for n, s in FIXED.items() if not s.needs_path])
+def test_plain_differential_equations_too(name):
+    """dx/dt = −x² cos t has x = 1/(1/x₀ + sin t), forwards and backwards."""
+    solver, counts, errors = FIXED[name], (80, 160, 320), []
+    x = 2 + 0.1 * starts()
+    for n in counts:
+        grid = pl.grids.uniform(n, start=0.0, end=3.0)
+        sol = pl.solve(lambda x, t: -(x**2) * torch.cos(t), x, solver=solver, grid=grid)
+        errors.append(rmse(sol.x, 1 / (1 / x + math.sin(3.0))))
+    assert fitted_slope(counts, errors) == pytest.approx(solver.order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", [n for n, s in SOLVERS.items() if s.needs_path])
+def test_what_needs_a_path_says_so(name):
+    with pytest.raises(pl.UsageError, match="needs a path"):
+        pl.solve(lambda x, t: x, starts(), solver=SOLVERS[name], grid=pl.grids.uniform(2, 1.0, 0.0))
