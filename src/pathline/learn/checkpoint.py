@@ -1,0 +1,178 @@
+"""Model folders: `model.safetensors` and `config.json`, written whole, loaded by name or place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pathline.core.errors import CheckpointError, UsageError, unknown
+from pathline.core.files import write_atomically
+from pathline.data.fetch import sha256_of
+from pathline.fields import Denoiser
+from pathline.learn.recipe import build_network
+from pathline.nets import DiT
+from pathline.nets.text import MAX_TOKENS, encode_text
+from pathline.paths import paths
+
+__all__ = ["FORMAT", "assemble", "load_model", "model_names", "save_model"]
+
+FORMAT = "pathline-model-1"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_NEEDED = {"name", "network", "path", "view", "label", "condition", "shape", "weights"}
+
+
+def save_model(
+    folder: str | Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write a model folder, and return it.
+
+    Args:
+        folder: made if it is missing.
+        weights: the network's state.
+        config: "name", "network" (its class and arguments), "path" (as `paths.describe` says it),
+            "view", "label" (a factor), "condition" ("text" or None), "shape", and whatever else is
+            worth recording.
+        dtype: of the weights on disk; float16 halves the file and keeps three digits.
+
+    Raises:
+        UsageError: the place cannot be written to.
+    """
+    folder = Path(folder)
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
+    file = write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    about = {"file": WEIGHTS, "dtype": str(dtype).removeprefix("torch."), "sha256": sha256_of(file)}
+    text = json.dumps({"format": FORMAT, **config, "weights": about}, indent=1, ensure_ascii=False)
+    write_atomically(folder / CONFIG, text + "\n")
+    return folder
+
+
+def load_model(name: str | Path) -> Denoiser:
+    """Return a model, on the CPU in float32, ready to be sampled.
+
+    Args:
+        name: of a shipped model ("emoji"), or a model folder.
+
+    Raises:
+        UsageError: there is no such model or folder; the message has the nearest names.
+        CheckpointError: a folder that is not a model's, is damaged, or is from another Pathline.
+    """
+    folder = _find(name)
+    config = _read_config(folder)
+    return assemble(_read_network(folder, config), config)
+
+
+def assemble(network: nn.Module, config: Mapping[str, Any]) -> Denoiser:
+    """Return the denoiser that a network and its configuration make."""
+    null, encode = _CONDITIONS[config["condition"]]
+    return Denoiser(
+        network,
+        paths.rebuild(config["path"]),
+        view=config["view"],
+        label=config["label"],
+        null=null(network),
+        encode=encode,
+        shape=tuple(config["shape"]),
+        name=config["name"],
+        details=config,
+    )
+
+
+def model_names() -> list[str]:
+    """Return the names of the shipped models."""
+    home = resources.files("pathline") / "models"
+    if not home.is_dir():
+        return []
+    return sorted(entry.name for entry in home.iterdir() if (entry / CONFIG).is_file())
+
+
+def _null_text(network: nn.Module) -> Mapping[str, Tensor]:
+    if not isinstance(network, DiT):
+        raise CheckpointError(f"a {type(network).__name__} cannot be conditioned on text.")
+    context, mask = network.null_context(1, MAX_TOKENS)
+    return {"context": context.detach(), "mask": mask}
+
+
+def _encode_text(text: str | Sequence[str] | None = None, **other: Any) -> dict[str, Tensor]:
+    """Return the network's arguments; of one length, so that samples do not see their mates."""
+    if other or text is None:
+        given = ", ".join(sorted(other)) or "no text"
+        raise UsageError(f"this model is told a text, as in text='a red apple', and got {given}.")
+    context, mask = encode_text(text, MAX_TOKENS)
+    return {"context": context, "mask": mask}
+
+
+def _no_null(network: nn.Module) -> None:
+    return None
+
+
+def _encode_nothing(**cond: Any) -> dict[str, Tensor]:
+    raise UsageError(f"this model takes no condition, and got {', '.join(sorted(cond))}.")
+
+
+_Null = Callable[[nn.Module], Mapping[str, Any] | None]
+_CONDITIONS: dict[str | None, tuple[_Null, Callable[..., Mapping[str, Any]]]] = {
+    "text": (_null_text, _encode_text),
+    None: (_no_null, _encode_nothing),
+}
+
+
+def _find(name: str | Path) -> Path:
+    """Return the folder of a shipped model, or the user's own."""
+    folder = Path(name)
+    if str(name) in model_names():
+        return Path(str(resources.files("pathline") / "models" / str(name)))
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; give the folder with {WEIGHTS} and {CONFIG}.")
+    if len(folder.parts) > 1:
+        raise UsageError(f"there is no model folder {folder}.")
+    raise unknown("model", str(name), model_names())
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a Pathline model: it has no {CONFIG}.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}.") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{folder} is not a model of this Pathline: its format is {found}, not {FORMAT}."
+        )
+    if missing := sorted(_NEEDED - set(config)):
+        raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}.")
+    if config["condition"] not in _CONDITIONS:
+        raise CheckpointError(f"{folder} wants a condition unknown here: {config['condition']!r}.")
+    return config
+
+
+def _read_network(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    file = folder / WEIGHTS
+    try:
+        weights = load_file(file)
+        checksum = sha256_of(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
+    if checksum != config["weights"].get("sha256"):
+        raise CheckpointError(f"{file} is damaged: its checksum is not the one in {CONFIG}.")
+    network = build_network(config["network"])
+    try:
+        network.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{file} does not fit the network in {CONFIG}: {reason}…") from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,174 @@
+"""What a training run is: a frozen value, read from a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pathline.core.errors import UsageError, unknown
+from pathline.fields import as_view
+from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes
+from pathline.learn.sources import SOURCES, Source
+from pathline.nets import NETWORKS
+from pathline.paths import paths
+
+__all__ = ["Recipe", "Watch", "build_network", "read_recipe"]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is written on the way.
+
+    Args:
+        prompts: of the sample sheet.
+        guidance: weight of the sheet's samples.
+        every: seconds between checkpoints, each with the curve so far.
+        export: seconds between exported models, each with a sheet.
+    """
+
+    prompts: tuple[str, ...] = ()
+    guidance: float = 3.0
+    every: float = 180.0
+    export: float = 900.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run; the same recipe gives the same weights on the same kind of machine.
+
+    Args:
+        name: of the model.
+        steps: how many updates.
+        data: the source under "source", and its options.
+        network: the class under "class", and its arguments.
+        objective: "path", "view", "label", and "time_mean", "time_std" for logit-normal times.
+        batch: samples an update.
+        seed: of the weights, the data's order, the noise and the times.
+        rate: of AdamW at its peak; it rises for `warmup` steps, then falls as a cosine to zero.
+        warmup: steps until the peak.
+        decay: weight decay of the matrices.
+        clip: the largest norm of the gradient.
+        ema: what a step keeps of the averaged weights.
+        precision: of the network's arithmetic, as Lightning Fabric writes it.
+        compiled: whether the network goes through `torch.compile`.
+        watch: what is written on the way.
+    """
+
+    name: str
+    steps: int
+    data: Mapping[str, Any]
+    network: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    batch: int = 64
+    seed: int = 0
+    rate: float = 1e-3
+    warmup: int = 300
+    decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "32-true"
+    compiled: bool = False
+    watch: Watch = field(default_factory=Watch)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise UsageError(
+                f"training needs steps ≥ 1 and batch ≥ 1; they are {self.steps}, {self.batch}."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum of all that decides the weights: everything but `watch`."""
+        deciding = sorted((k, v) for k, v in asdict(self).items() if k != "watch")
+        return sha256(repr(deciding).encode()).hexdigest()
+
+    def matching(self) -> Matching:
+        """Return the regression to minimise.
+
+        Raises:
+            UsageError: the table "objective" names no path, or what nobody knows.
+        """
+        table = self.objective
+        std = table.get("time_std")
+        times = UniformTimes() if std is None else LogitNormalTimes(table.get("time_mean", 0), std)
+        path = paths.build(table.get("path", "none"), **table.get("path_args", {}))
+        return Matching(path, as_view(table.get("view", "velocity")), times, table.get("label", 1))
+
+    def source(self) -> Source:
+        """Return where batches come from, with its data fetched.
+
+        Raises:
+            UsageError: the table "data" names no source, or options it does not have.
+        """
+        return _build("data source", SOURCES, "source", self.data)
+
+
+def build_network(table: Mapping[str, Any]) -> nn.Module:
+    """Return the network that a table names under "class", built with its other values.
+
+    Raises:
+        UsageError: nobody knows the class, or it does not take the values.
+    """
+    return _build("network", NETWORKS, "class", table)
+
+
+def read_recipe(config: str | Path) -> Recipe:
+    """Return the recipe in a TOML file, or a shipped one by its name ("emoji").
+
+    Raises:
+        UsageError: there is no such file, it is not TOML, or has an unknown or too few keys.
+    """
+    try:
+        table = tomllib.loads(_text_of(config))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{config} is not a TOML file: {error}.") from error
+    watch = table.pop("watch", {})
+    _check_keys(config, watch, Watch)
+    _check_keys(config, table, Recipe)
+    watch["prompts"] = tuple(watch.get("prompts", ()))
+    return Recipe(**table, watch=Watch(**watch))
+
+
+def _build(
+    kind: str, makers: Mapping[str, Callable[..., Any]], key: str, table: Mapping[str, Any]
+) -> Any:
+    """Call the maker that a table names under `key` with the table's other values."""
+    options = {k: v for k, v in table.items() if k != key}
+    name = str(table.get(key))
+    if name not in makers:
+        raise unknown(kind, name, makers)
+    try:
+        return makers[name](**options)
+    except TypeError as error:
+        raise UsageError(f"the {kind} {name} does not take these values: {error}.") from error
+
+
+def _text_of(config: str | Path) -> str:
+    path = Path(config)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    shipped = resources.files("pathline.learn") / "configs"
+    files = {f.name.removesuffix(".toml"): f for f in shipped.iterdir() if f.name.endswith(".toml")}
+    if str(config) not in files:
+        raise UsageError(
+            f"there is no training configuration {str(config)!r}: give a TOML file, or one of "
+            f"{', '.join(sorted(files))}."
+        )
+    return files[str(config)].read_text(encoding="utf-8")
+
+
+def _check_keys(config: str | Path, table: Mapping[str, Any], kind: type[Any]) -> None:
+    known = {f.name: f for f in fields(kind)}
+    for key in table:
+        if key not in known:
+            raise unknown(f"key in {config}:", key, known)
+    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in table]:
+        raise UsageError(f"{config} lacks {', '.join(missing)}.")

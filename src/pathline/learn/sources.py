@@ -1,0 +1,125 @@
+"""Sources of training batches; a batch is a pure function of a generator: runs can resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pathline.data import emoji
+from pathline.learn.captions import Captions, TextTable, captions_of, text_table
+
+__all__ = ["SOURCES", "Batch", "EmojiSource", "Source", "emoji_source"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Data (n, *state) in [−1, 1], and the keyword arguments that tell the network what it is."""
+
+    x0: Tensor
+    cond: Mapping[str, Any]
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        """Return n training samples drawn with `generator` and nothing else."""
+        ...
+
+    def held_out(self, n: int) -> Batch:
+        """Return at most n held-out samples, always the same ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class EmojiSource:
+    """Captioned emoji.
+
+    Args:
+        images: (n, 3, 32, 32) uint8.
+        captions: of each image.
+        weights: (n,) float64, how often each is drawn; zero where it is held out.
+        validation: (m,), the held-out images without flags and skin variants.
+        table: the token states of all captions.
+        length: tokens a caption is padded or cut to.
+        null_share: how many captions are dropped: the network learns the unconditional field too.
+        tag_share: how many captions are a tag instead of a name.
+    """
+
+    images: Tensor
+    captions: Sequence[Captions]
+    weights: Tensor
+    validation: Tensor
+    table: TextTable = field(repr=False)
+    length: int = 16
+    null_share: float = 0.12
+    tag_share: float = 0.15
+
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        """Return n images drawn by weight, each with a caption drawn from its own."""
+        chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        coins = torch.rand(3, n, generator=generator, dtype=torch.float64)
+        rows = zip(chosen.tolist(), *coins[:2].tolist(), strict=True)
+        return self._assemble(chosen, [self._caption(*row) for row in rows], coins[2])
+
+    def held_out(self, n: int) -> Batch:
+        """Return n held-out images of all vendors under their plain names."""
+        chosen = self.validation[:: max(1, len(self.validation) // n)][:n]
+        texts = [self.captions[i].names[0] for i in chosen.tolist()]
+        return self._assemble(chosen, texts, torch.ones(len(chosen), dtype=torch.float64))
+
+    def _caption(self, image: int, kind: float, which: float) -> str:
+        captions = self.captions[image]
+        tells = captions.tags if captions.tags and kind < self.tag_share else captions.names
+        return tells[int(which * len(tells))]
+
+    def _assemble(self, chosen: Tensor, texts: list[str], coin: Tensor) -> Batch:
+        context, mask = self.table.padded(texts, self.length)
+        x0 = self.images[chosen].float() / 127.5 - 1
+        return Batch(x0, {"context": context, "mask": mask, "drop": coin < self.null_share})
+
+
+def emoji_source(weights: Mapping[str, float] | None = None, **options: Any) -> EmojiSource:
+    """Return the captioned emoji of all vendors.
+
+    Args:
+        weights: factors on how often images are drawn, by "flag", "skin_variant" or a group.
+        options: `length`, `null_share` and `tag_share` of `EmojiSource`.
+
+    Raises:
+        FetchError: a package of data cannot be fetched.
+        MissingExtra: the text encoder is not installed.
+    """
+    data = emoji.load()
+    captions = [captions_of(entry) for entry in data.entries]
+    table = text_table([text for c in captions for text in (*c.names, *c.tags)])
+    drawn = [_weight(entry, weights or {}) for entry in data.entries]
+    validation = [_is_plain(e) and e.split == "held_out" for e in data.entries]
+    return EmojiSource(
+        torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous(),
+        captions,
+        torch.tensor(drawn, dtype=torch.float64),
+        torch.tensor(validation).nonzero()[:, 0],
+        table,
+        **options,
+    )
+
+
+SOURCES: Mapping[str, Callable[..., Source]] = {"emoji": emoji_source}
+"""The sources that a training configuration can name."""
+
+
+def _weight(entry: emoji.Emoji, factors: Mapping[str, float]) -> float:
+    if entry.split != "train":
+        return 0.0
+    weight = factors.get(entry.group, 1.0)
+    weight *= factors.get("flag", 1.0) if entry.is_flag else 1.0
+    return weight * (factors.get("skin_variant", 1.0) if entry.is_skin_variant else 1.0)
+
+
+def _is_plain(entry: emoji.Emoji) -> bool:
+    return not (entry.is_flag or entry.is_skin_variant)

@@ -1,0 +1,163 @@
+"""Training: one loop for every recipe, that can be killed at any step and goes on as before."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.core.images import Layout, to_pixels, write_picture
+from pathline.core.progress import progress
+from pathline.data import DATASETS, prepare
+from pathline.fields import Denoiser
+from pathline.learn.checkpoint import assemble, save_model
+from pathline.learn.recipe import Recipe, read_recipe
+from pathline.learn.run import Run
+from pathline.learn.sources import Source
+from pathline.paths import paths
+from pathline.solvers import sample
+from pathline.steer import CFG
+
+__all__ = ["train"]
+
+STATE = "state.pt"
+ROW = 20
+"""Steps between two looks at the losses, which on a GPU wait for it."""
+
+
+def train(
+    config: str | Path | Recipe,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    source: Source | None = None,
+    until: int | None = None,
+) -> Path:
+    """Train a network, and write its model folder.
+
+    Writes in `out`: `state.pt` to resume from, `curve.csv`, `sheet-STEP.png`, and `model/`.
+
+    Args:
+        config: a TOML file, the name of a shipped configuration ("emoji"), or a `Recipe`.
+        out: the folder of the run.
+        resume: go on from the state in `out`; False refuses a folder that has one.
+        source: where batches come from; None is what the configuration names.
+        until: stop after this many steps in all; None trains to the end.
+
+    Returns:
+        The model folder, for `load_model`.
+
+    Raises:
+        UsageError: a configuration that cannot work, an output that cannot be written.
+        CheckpointError: the state in `out` is damaged, or of another configuration.
+        TrainingError: a loss is not finite; names the step, and keeps the last good state.
+        MissingExtra: lightning_fabric is not installed.
+    """
+    recipe = config if isinstance(config, Recipe) else read_recipe(config)
+    out = Path(out)
+    if not resume and (out / STATE).exists():
+        raise UsageError(f"{out} already holds a training run; resume it, or choose another.")
+    run = Run.start(recipe, source)
+    if (out / STATE).exists():
+        run.restore(out / STATE)
+    run.journal.write(out / "curve.csv")  # refuses a place that cannot be written, before training
+    _loop(run, out, min(recipe.steps, until or recipe.steps))
+    return out / "model"
+
+
+def _loop(run: Run, out: Path, last: int) -> None:
+    """Advance to the step `last`, recording at the recipe's intervals."""
+    watch = run.recipe.watch
+    recorded = exported = time.monotonic()
+    with progress() as bar:
+        task = bar.add_task(f"training {run.recipe.name}", total=last, completed=run.step)
+        while run.step < last:
+            n = min(ROW - run.step % ROW, last - run.step)
+            _advance(run, n)
+            bar.advance(task, n)
+            now = time.monotonic()
+            if now - recorded > watch.every:
+                _record(run, out)
+                recorded = now
+            if now - exported > watch.export:
+                _export(run, out)
+                exported = now
+    _record(run, out)
+    _export(run, out)
+
+
+def _advance(run: Run, n: int) -> None:
+    losses: Sequence[tuple[Tensor, Tensor]] = [run.advance() for _ in range(n)]
+    run.journal.add(run.step, losses, run.recipe.batch)
+
+
+def _record(run: Run, out: Path) -> None:
+    """Write the state and the curve."""
+    run.journal.note_held_out(run.held_out_loss())
+    run.save(out / STATE)
+    run.journal.write(out / "curve.csv")
+
+
+def _export(run: Run, out: Path) -> None:
+    """Write the model as it is now, and a sheet of its samples."""
+    config = _config(run)
+    save_model(out / "model", run.averaged_state(), config)
+    watch = run.recipe.watch
+    if watch.prompts:
+        model = assemble(run.averaged_network(), config)
+        with run.fabric.autocast():
+            _draw(model, watch.prompts, watch.guidance, out / f"sheet-{run.step:06d}.png")
+
+
+@torch.no_grad()
+def _draw(
+    model: Denoiser, prompts: Sequence[str], guidance: float, path: Path, each: int = 8
+) -> None:
+    """Write a sheet with a row of samples for each prompt, always from the same seeds."""
+    texts = [prompt for prompt in prompts for _ in range(each)]
+    seeds = list(range(each)) * len(prompts)
+    drawn = sample(model, seeds=seeds, steps=12, guide=CFG(guidance), text=texts)
+    pixels = to_pixels(drawn.x)
+    layout = Layout.of(len(texts), pixels.shape[2], columns=each, scale=2)
+    write_picture(path, layout.arrange(pixels))
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """Return what a model's folder says of it."""
+    recipe, matching = run.recipe, run.recipe.matching()
+    table = recipe.network
+    return {
+        "name": recipe.name,
+        "network": dict(table),
+        "path": paths.describe(matching.path),
+        "view": matching.view,
+        "label": matching.label,
+        "condition": "text" if table.get("context_width") else None,
+        "shape": [table["channels"], table["size"], table["size"]],
+        "training": {"recipe": asdict(recipe), "data": _data(recipe), **_circumstances(run)},
+    }
+
+
+def _data(recipe: Recipe) -> dict[str, Any] | None:
+    name = str(recipe.data.get("source"))
+    if name not in DATASETS:
+        return None
+    info = prepare(name)
+    return {"name": name, "checksum": info.checksum, "licences": dict(info.licences)}
+
+
+def _circumstances(run: Run) -> dict[str, Any]:
+    machine = {
+        "device": str(run.fabric.device.type),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return {**run.journal.summary(), **machine}
