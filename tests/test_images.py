@@ -1,4 +1,4 @@
-"""Pictures: pixels as the formula says, sheets that can be taken apart, receipts that stay inside."""
+"""Pictures: pixels as the formula says, sheets that come apart again, receipts that stay inside."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,5 @@
+"""`python -m pathline` is `pathline`."""
+
+from pathline.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command line: `pathline sample`, `pathline replay` and what belongs to them."""

@@ -1,0 +1,74 @@
+"""The program `pathline`: its commands, and how it says that something is wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pathline.cli import listing, replaying, sampling, working
+
+from pathline.core.errors import PathlineError
+from pathline.core.receipt import versions
+
+
+class OneSentence(TyperGroup):
+    """A group of commands that reports what the user can mend in one sentence, with exit code 2.
+
+    Anything else is a defect of ours, and keeps its traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the user named."""
+        try:
+            return super().invoke(ctx)
+        except PathlineError as error:
+            typer.echo(f"pathline: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="pathline",
+    cls=OneSentence,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PANELS = {
+    "Make": [sampling.sample, replaying.replay],
+    "Look up": [
+        listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
+        working.systems,
+    ],
+    "Work": [working.run, working.train, working.data],
+}  # fmt: skip
+
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(working.bench, name="bench", rich_help_panel="Work")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        ours, *others = versions().items()
+        typer.echo(f"pathline {ours[1]} ({', '.join(' '.join(pair) for pair in others)})")
+        raise typer.Exit
+
+
+@app.callback()
+def _pathline(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Conditional fields, integrated: sample, replay, measure and train."""
+
+
+def main() -> None:
+    """Run the program."""
+    app()

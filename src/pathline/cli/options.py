@@ -1,0 +1,139 @@
+"""What the options of `pathline sample` mean: seeds, grids and guides from what a person types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pathline.core.errors import UsageError
+from pathline.core.noise import check_seeds
+from pathline.fields import Denoiser
+from pathline.solvers import Grid
+from pathline.solvers.grids import Times, grids
+from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS
+from pathline.solvers.solver import Solver, solvers
+from pathline.steer import CFG, Guide
+
+SAMPLES = 16
+"""How many samples, where nobody says it."""
+
+GUIDANCE = 4.0
+"""The guidance weight of a prompt, where neither the user nor the model says one."""
+
+MOST_SEEDS = 100_000
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Return the values that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def defaults_of(model: Denoiser) -> Mapping[str, Any]:
+    """Return what a model's configuration recommends: solver, grid, steps, guidance."""
+    defaults = model.details.get("defaults", {})
+    return defaults if isinstance(defaults, Mapping) else {}
+
+
+def chosen_seeds(n: int | None, seed: int | None, seeds: str | None) -> tuple[int, ...]:
+    """Return one seed a sample.
+
+    Raises:
+        UsageError: they contradict each other, or are not seeds.
+    """
+    if n is not None and not 1 <= n <= MOST_SEEDS:
+        raise UsageError(f"-n {n}: choose from 1 to {MOST_SEEDS} samples.")
+    if seeds is None:
+        first = 0 if seed is None else seed
+        drawn = tuple(range(first, first + (SAMPLES if n is None else n)))
+    elif seed is None:
+        drawn = parsed_seeds(seeds)
+    else:
+        raise UsageError("--seed and --seeds were given; leave one out.")
+    check_seeds(drawn)
+    if n is not None and len(drawn) != n:
+        raise UsageError(f"{len(drawn)} seeds were given for {n} samples; leave -n out.")
+    return drawn
+
+
+def parsed_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds as people write them.
+
+    Raises:
+        UsageError: it cannot be read.
+
+    Example:
+        >>> parsed_seeds("0-3,20")
+        (0, 1, 2, 3, 20)
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise UsageError(f"seeds {text!r} cannot be read at {part!r}; write them as 0-15,20.")
+        if len(found) + last - first >= MOST_SEEDS:
+            raise UsageError(f"seeds {text!r} are more than {MOST_SEEDS}; sample them in parts.")
+        found.extend(range(first, last + 1))
+    return tuple(found)
+
+
+def chosen_solver(name: str | None, order: int | None, model: Denoiser) -> Solver:
+    """Return the solver of a name, in an order if it has several."""
+    return solvers.build(
+        name or defaults_of(model).get("solver", DEFAULT_SOLVER), **given(order=order)
+    )
+
+
+def chosen_grid(name: str | None, steps: int | None, last: str | None, model: Denoiser) -> Grid:
+    """Return the grid of a name and a step count, or of times with commas between them.
+
+    Raises:
+        UsageError: the times cannot be read, or are not as many as the steps.
+    """
+    values = None if name is None else _times(name)
+    if values is not None:
+        grid = Times(values, **given(last=last))
+        if steps not in (None, grid.n):
+            raise UsageError(f"--steps {steps} and a grid of {grid.n} steps; leave --steps out.")
+        return grid
+    defaults = defaults_of(model)
+    n = defaults.get("steps", DEFAULT_STEPS) if steps is None else steps
+    return grids.build(name or defaults.get("grid", DEFAULT_GRID), n=n, **given(last=last))
+
+
+def _times(text: str) -> tuple[float, ...] | None:
+    """Read times; None if it is a name."""
+    if not re.match(r"[\s\d.+-]", text) and "," not in text:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"the grid {text!r} cannot be read; write times as 1,0.6,0.2.") from None
+
+
+def chosen_guide(weight: float | None, prompt: str | None, model: Denoiser) -> Guide | None:
+    """Return the guide: what the user says, else what the model recommends for a prompt."""
+    if weight is None:
+        if prompt is None or not model.is_conditional:
+            return None
+        weight = float(defaults_of(model).get("guidance", GUIDANCE))
+    return None if weight == 1 else CFG(weight)
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """Return the device of a name, or the fastest one.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    try:
+        device = torch.device(here[-1] if name is None else name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in here:
+        raise UsageError(f"there is no device {name!r} here; choose {' or '.join(here)}.")
+    return device

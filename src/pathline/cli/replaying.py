@@ -1,0 +1,93 @@
+"""`pathline replay`: makes a picture again from the receipt inside it, and compares the bits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from pathline.cli.output import Picture, check_writable, picture_of, sheet_of
+from pathline.cli.request import Request, request_of
+from pathline.cli.sampling import watched
+from pathline.core.errors import ReceiptError
+from pathline.core.images import Layout, Pixels, read_pixels, read_receipt
+from pathline.core.receipt import Receipt, versions
+
+File = Annotated[str, typer.Argument(help="A PNG that pathline wrote.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", help="Write the remade PNG here.")]
+Model = Annotated[str | None, typer.Option(help="Where the model is now, if it has moved.")]
+
+
+def replay(file: File, output: Output = None, model: Model = None) -> None:
+    """Make a picture again from its receipt, bit for bit, and compare it with the file.
+
+    pathline replay apple.png -o again.png
+    """
+    from pathline.learn.checkpoint import load_model
+
+    receipt, before = read_receipt(file), read_pixels(file)
+    if output is not None:
+        check_writable(Path(output))
+    with threads(receipt.threads):
+        picture = remade(receipt, request_of(receipt, model, load_model))
+    if output is not None:
+        picture.write(Path(output))
+    typer.echo(f"{file}: {_compared(before, picture.pixels, receipt)}")
+    if not np.array_equal(before, picture.pixels):
+        raise typer.Exit(1)
+
+
+def remade(receipt: Receipt, request: Request) -> Picture:
+    """Run the request of a receipt and lay the result out as it was."""
+    layout, index = _place(receipt)
+    solutions = watched(request, "replaying")
+    if index is None:
+        return sheet_of(request, solutions, layout)
+    return picture_of(request, solutions, index, layout)
+
+
+def _place(receipt: Receipt) -> tuple[Layout, int | None]:
+    """Return the layout of a picture, and which sample of the batch it is (None: all)."""
+    told: Mapping[str, Any] = receipt.recipe.get("picture", {})
+    try:
+        layout, index = Layout(**told["layout"]), told["sample"]
+    except (KeyError, TypeError) as error:
+        raise ReceiptError("the receipt does not say how its samples stand.") from error
+    if index is not None and index not in range(len(receipt.seeds)):
+        raise ReceiptError(f"the receipt is damaged: it has no sample {index}.")
+    return layout, index
+
+
+@contextmanager
+def threads(n: int) -> Generator[None]:
+    """Run with n threads of torch, because sums round differently with another number."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ReceiptError(f"the receipt is damaged: it was made with {n!r} threads.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compared(before: Pixels, after: Pixels, receipt: Receipt) -> str:
+    """Say whether two pictures are the same, and if not, how far off and perhaps why."""
+    n = len(receipt.seeds)
+    if np.array_equal(before, after):
+        return f"identical, bit for bit ({n} samples, {receipt.nfe} evaluations each)."
+    if before.shape != after.shape:
+        return f"different: {before.shape} was remade as {after.shape}."
+    off = np.abs(before.astype(int) - after.astype(int))
+    here = versions()
+    moved = [
+        f"{k} {v} then, {here.get(k)} now" for k, v in receipt.versions.items() if v != here.get(k)
+    ]
+    why = "; ".join(moved) or "the same versions, so the processor rounds differently"
+    n_off = np.count_nonzero(off)
+    return f"different: {n_off} of {off.size} values, by {off.max()} of 255 at most; {why}."

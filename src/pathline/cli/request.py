@@ -1,0 +1,172 @@
+"""A request: everything that decides a picture, in the form in which it is run and written down.
+
+`pathline sample` makes one from options, `pathline replay` from a receipt, and both run it by the
+same function, so a replay is the same computation: the same plan, conditions, seeds and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import ReceiptError, UsageError
+from pathline.core.receipt import Receipt
+from pathline.core.solution import Solution
+from pathline.fields import Denoiser
+from pathline.solvers import Grid, Solver, Step, sample, solvers
+from pathline.solvers.grids import grids
+from pathline.steer import Guide, guides
+
+BATCH = 64
+"""Samples that go through the network together, unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be sampled.
+
+    Args:
+        model: the denoiser.
+        source: how the user named it, a shipped name or a folder.
+        solver, grid, guide: how.
+        cond: the condition, in the user's words.
+        seeds: one a sample.
+        batch: samples that go through the network together; a network may round differently
+            in another batch, so this belongs to what decides the bits.
+        dtype: of the state.
+    """
+
+    model: Denoiser
+    source: str
+    solver: Solver
+    grid: Grid
+    guide: Guide | None
+    cond: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    batch: int = BATCH
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageError(f"a batch has at least 1 sample, and {self.batch} were asked for.")
+
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        """The seeds of each batch, in order."""
+        n = self.batch
+        return [self.seeds[i : i + n] for i in range(0, len(self.seeds), n)]
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all batches together."""
+        return self.grid.n * len(self.batches)
+
+    def run(self, observe: Callable[[Step], None] | None = None) -> list[Solution]:
+        """Sample, one solution a batch; the gradient mode is the caller's.
+
+        Raises:
+            UsageError: the parts do not fit together.
+            NonFiniteError: the network returned a NaN or an infinity.
+        """
+        how = {"solver": self.solver, "grid": self.grid, "guide": self.guide, "dtype": self.dtype}
+        return [
+            sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
+            for seeds in self.batches
+        ]
+
+
+def samples(solutions: list[Solution]) -> Tensor:
+    """Return the samples of all batches, (n, *state)."""
+    return torch.cat([solution.x for solution in solutions])
+
+
+def receipt_of(request: Request, solutions: list[Solution]) -> Receipt:
+    """Return one receipt for all batches.
+
+    The model's is cut down to what finds it again and proves that it is the same.
+    """
+    parts = [_receipt(solution) for solution in solutions]
+    model = {"name": request.model.name, "source": request.source}
+    model["weights"] = request.model.details.get("weights", {})
+    return replace(
+        parts[0],
+        recipe={**parts[0].recipe, "model": model, "batch": request.batch},
+        seeds=request.seeds,
+        status=tuple(status for part in parts for status in part.status),
+    )
+
+
+def _receipt(solution: Solution) -> Receipt:
+    assert solution.receipt is not None  # `sample` always writes one
+    return solution.receipt
+
+
+def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denoiser]) -> Request:
+    """Return the request that a receipt tells of.
+
+    Args:
+        receipt: of a picture.
+        model: where the model is now; None for where it was.
+        load: what loads a model by name or folder.
+
+    Raises:
+        ReceiptError: the receipt is incomplete, the weights are others, or the device is missing.
+        UsageError: the model, solver, grid or guide is unknown here.
+    """
+    recipe = receipt.recipe
+    made_with = _table(recipe, "model")
+    source = model or made_with.get("source") or made_with.get("name")
+    dtype = getattr(torch, receipt.dtype, None)
+    if not isinstance(source, str) or not isinstance(dtype, torch.dtype):
+        raise ReceiptError("the receipt is damaged: it names no model, or an unknown dtype.")
+    guide = None if recipe.get("guide") is None else guides.rebuild(_table(recipe, "guide"))
+    solver = solvers.rebuild(_table(recipe, "solver"))
+    grid = grids.rebuild(_table(recipe, "grid"))
+    cond, batch = _conditions(_table(recipe, "cond")), recipe.get("batch", len(receipt.seeds))
+    denoiser = load(source).to(_device(receipt))
+    _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
+    return Request(denoiser, source, solver, grid, guide, cond, receipt.seeds, batch, dtype)
+
+
+def _table(recipe: Any, name: str) -> Mapping[str, Any]:
+    """Return a part of a receipt that has to be there."""
+    part = recipe.get(name) if isinstance(recipe, Mapping) else None
+    if not isinstance(part, Mapping) or (
+        name in ("solver", "grid", "guide") and "name" not in part
+    ):
+        raise ReceiptError(f"the receipt is damaged: it does not tell the {name}.")
+    return part
+
+
+def _conditions(cond: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name, value in cond.items():
+        if isinstance(value, Mapping):
+            kind = value.get("type", "value")
+            raise ReceiptError(
+                f"the condition {name!r} was a {kind}, which a receipt does not hold; "
+                "sample it again in Python."
+            )
+    return cond
+
+
+def _device(receipt: Receipt) -> str:
+    here = {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
+    if receipt.device not in here:
+        raise ReceiptError(
+            f"it was made on {receipt.device}, and bits are the same only on the same type of "
+            f"device; here there is {' and '.join(sorted(here))}."
+        )
+    return receipt.device
+
+
+def _check_weights(model: Denoiser, source: str, digest: Any) -> None:
+    found = model.details.get("weights", {}).get("sha256")
+    if found != digest:
+        raise ReceiptError(
+            f"the model {source} has other weights now (sha256 {str(found)[:12]}…) than the ones "
+            f"it was made with ({str(digest)[:12]}…); name the right folder with --model."
+        )

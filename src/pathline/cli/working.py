@@ -1,0 +1,85 @@
+"""Work that takes longer: systems, training, data sets, benchmarks."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from typing import Annotated
+
+import typer
+
+from pathline.cli.listing import Json, show
+
+Slug = Annotated[str, typer.Argument(help="A name of pathline systems.")]
+Out = Annotated[str | None, typer.Option("-o", "--output", help="A folder.")]
+Only = Annotated[list[str] | None, typer.Option(help="Ids of claims, once for each.")]
+Train = Annotated[bool, typer.Option("--train", help="Also the claims that train a model.")]
+Config = Annotated[str, typer.Argument(help="A TOML file, or a name that is shipped.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
+DataName = Annotated[str | None, typer.Argument(help="Which one to make; a list if left out.")]
+
+
+def systems(json: Json = False) -> None:
+    """List the systems: methods of papers, each with claims that can be measured."""
+    from pathline.systems import listing
+
+    show(listing(), json)
+
+
+def run(
+    slug: Slug, json: Json = False, output: Out = None, only: Only = None, train: Train = False
+) -> None:
+    """Measure the claims of a system; exit code 0 only if all that ran hold."""
+    from pathline.systems import run as run_system
+
+    report = run_system(slug, out=output, only=only, train=train)
+    if json:
+        typer.echo(jsonlib.dumps(report.to_dict(), ensure_ascii=False, indent=1))
+    else:
+        rows = [
+            {
+                "claim": measured.claim.id,
+                "text": measured.claim.text,
+                "measured": "–" if measured.value is None else f"{measured.value:.4g}",
+                "bound": measured.claim.bound,
+                "verdict": "holds" if measured.passed else f"fails {measured.error or ''}".strip(),
+            }
+            for measured in report.claims
+        ]
+        show(rows, as_json=False)
+        held = sum(measured.passed for measured in report.claims)
+        typer.echo(f"{slug}: {held} of {len(rows)} claims hold; {report.seconds:.1f} s")
+        for path in report.artifacts:
+            typer.echo(str(path))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def train(config: Config, output: Out = None, resume: Resume = False) -> None:
+    """Train a model; the folder it writes is a model for pathline sample."""
+    from pathline.learn.recipe import read_recipe
+    from pathline.learn.trainer import train as train_model
+
+    recipe = read_recipe(config)
+    folder = train_model(recipe, output or f"runs/{recipe.name}", resume=resume)
+    typer.echo(f"{folder}: try pathline sample {folder}")
+
+
+def data(name: DataName = None, json: Json = False) -> None:
+    """List the data sets, or make one in the cache."""
+    from pathline.data import DATASETS, prepare
+
+    if name is None:
+        show([{"name": d.name, "about": d.about} for d in DATASETS.values()], json)
+        return
+    info = prepare(name)
+    row = {
+        "name": info.name,
+        "path": str(info.path),
+        "counts": dict(info.counts),
+        "checksum": info.checksum,
+        "licences": dict(info.licences),
+    }
+    show([row] if json else [{"what": k, "is": v} for k, v in row.items()], json)
+
+
+bench = typer.Typer(help="Measure speed, beside other libraries.", no_args_is_help=True)

@@ -1,0 +1,307 @@
+"""The command line: it computes what the library computes, and refuses in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_model
+from typer.testing import CliRunner
+
+import pathline as pl
+from pathline.cli.main import app
+from pathline.cli.options import parsed_seeds
+from pathline.core.images import Layout, read_pixels, read_receipt, to_pixels
+from pathline.solvers.solver import solvers
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with two models: one that reads text, one that takes no condition."""
+    tiny_model(tmp_path / "tiny")
+    tiny_model(tmp_path / "plain", conditional=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words):
+    """The outcome of `pathline` with these words."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def done(*words):
+    outcome = run(*words)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.stdout
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def drawn(name, **call):
+    """What `pl.sample` draws, as pixels."""
+    with torch.no_grad():
+        return to_pixels(pl.sample(pl.load(name), **call).x)
+
+
+def test_a_sheet_shows_what_sample_draws(here):
+    done(
+        "sample", "tiny", "a red apple", "--solver", "dpmpp", "--order", 3, "--steps", 4,
+        "--grid", "karras", "--guidance", 2.5, "--seed", 5, "-n", 6, "--scale", 2, "--columns", 3,
+        "-o", "apple.png",
+    )  # fmt: skip
+    x = drawn(
+        "tiny", n=6, seed=5, solver=pl.DPMpp(order=3), grid=pl.grids.karras(4),
+        guide=pl.CFG(2.5), text="a red apple",
+    )  # fmt: skip
+    assert np.array_equal(read_pixels("apple.png"), Layout(3, 2, 4).arrange(x))
+
+
+def test_one_file_a_sample_shows_what_sample_draws(here):
+    done("sample", "plain", "--solver", "heun", "--steps", 3, "--seeds", "0-2,9", "-o", "each/")
+    x = drawn("plain", seeds=[0, 1, 2, 9], solver="heun", steps=3)
+    assert files(here / "each") == ["000000.png", "000001.png", "000002.png", "000009.png"]
+    for seed, pixels in zip([0, 1, 2, 9], x, strict=True):
+        assert np.array_equal(read_pixels(f"each/{seed:06d}.png"), pixels)
+
+
+def test_times_of_ones_own_and_a_last_step_to_data(here):
+    done(
+        "sample",
+        "plain",
+        "--grid",
+        "1,0.5,0.25",
+        "--last",
+        "denoise",
+        "-n",
+        1,
+        "--scale",
+        1,
+        "-o",
+        "a.png",
+    )
+    x = drawn("plain", grid=pl.grids.times([1, 0.5, 0.25], last="denoise"))
+    assert np.array_equal(read_pixels("a.png")[4:-4, 4:-4], x[0])
+    assert read_receipt("a.png").grid == (1.0, 0.5, 0.25, 0.0)
+
+
+def test_batches_change_neither_the_seeds_nor_their_order(here):
+    done("sample", "plain", "--steps", 2, "-n", 5, "--batch", 2, "--columns", 5, "-o", "a.png")
+    x = np.concatenate([drawn("plain", seeds=s, steps=2) for s in ([0, 1], [2, 3], [4])])
+    assert np.array_equal(read_pixels("a.png"), Layout(5, 12, 4).arrange(x))
+    assert read_receipt("a.png").seeds == (0, 1, 2, 3, 4)
+
+
+def test_a_model_recommends_and_the_user_decides(here):
+    tiny_model(
+        here / "wise", defaults={"solver": "heun", "steps": 3, "guidance": 2.0, "grid": "karras"}
+    )
+    done("sample", "wise", "a dog", "-n", 1, "-o", "a.png")
+    recipe = read_receipt("a.png").recipe
+    assert (recipe["solver"]["name"], recipe["grid"]["name"]) == ("heun", "karras")
+    assert (recipe["guide"]["weight"], read_receipt("a.png").nfe) == (2.0, 6)
+    done(
+        "sample",
+        "wise",
+        "a dog",
+        "-n",
+        1,
+        "--solver",
+        "ddim",
+        "--steps",
+        2,
+        "--guidance",
+        1,
+        "-o",
+        "b.png",
+    )
+    assert read_receipt("b.png").recipe["guide"] is None
+    assert (read_receipt("b.png").recipe["solver"]["name"], read_receipt("b.png").nfe) == (
+        "ddim",
+        2,
+    )
+
+
+def test_without_a_word_there_is_no_guidance_and_sixteen_samples(here):
+    said = done("sample", "tiny", "--steps", 1)
+    receipt = read_receipt("tiny.png")
+    assert (receipt.recipe["guide"], receipt.recipe["cond"], len(receipt.seeds)) == (None, {}, 16)
+    assert "tiny.png: 16 samples, 1 evaluations each" in said
+    assert "pathline replay tiny.png" in said
+
+
+def test_a_name_that_nobody_gave_overwrites_nothing(here):
+    (here / "plain.png").write_text("mine")
+    done("sample", "plain", "--steps", 1, "-n", 1)
+    assert (here / "plain.png").read_text() == "mine"
+    assert read_receipt("plain-2.png").seeds == (0,)
+
+
+@pytest.mark.parametrize(
+    "text, seeds", [("3", (3,)), ("0-2", (0, 1, 2)), (" 4 , 7-8,1", (4, 7, 8, 1))]
+)
+def test_seeds_as_people_write_them(text, seeds):
+    assert parsed_seeds(text) == seeds
+
+
+REFUSED = {
+    "unknown solver": (["--solver", "dpmp_2m"], "unknown solver 'dpmp_2m': did you mean dpmpp_2m"),
+    "an order it lacks": (["--solver", "euler", "--order", 2], "euler takes no 'order'"),
+    "an order nobody has": (["--solver", "dpmpp", "--order", 9], "orders 1, 2 and 3"),
+    "unknown grid": (["--grid", "carras"], "unknown grid 'carras': did you mean karras"),
+    "no steps": (["--steps", 0], "at least 1 step"),
+    "a grid that turns back": (["--grid", "1,0.2,0.5"], "must move one way"),
+    "a grid off the path": (["--grid", "1.5,0.5"], "path time runs from 0"),
+    "a grid of words": (["--grid", "1,half,0"], "cannot be read"),
+    "a grid and other steps": (["--grid", "1,0.5", "--steps", 3], "leave --steps out"),
+    "unknown last step": (["--last", "never"], "choose 'stop' or 'denoise'"),
+    "an empty prompt": ([""], "text is empty"),
+    "too long a prompt": (["apple " * 50], "shorten it"),
+    "guidance to nothing": (["--guidance", 3], "nothing to guide to"),
+    "no samples": (["-n", 0], "from 1 to"),
+    "seeds and another number": (["-n", 2, "--seeds", "0-2"], "3 seeds were given for 2 samples"),
+    "seed and seeds": (["--seed", 1, "--seeds", "0-2"], "leave one out"),
+    "seeds of words": (["--seeds", "0-2,x"], "write them as 0-15,20"),
+    "seeds backwards": (["--seeds", "5-2"], "write them as 0-15,20"),
+    "a negative seed": (["--seed", -1], "not an integer from 0"),
+    "an empty batch": (["--batch", 0], "at least 1 sample"),
+    "a device that is not here": (["--device", "tpu"], "no device 'tpu' here"),
+    "not a PNG": (["-o", "apple.jpg"], "a sheet is a PNG file"),
+    "below a file": (["-o", "file/apple.png"], "file is a file, not a folder"),
+    "a file as folder": (["--each", "-o", "file"], "is a file, not a folder"),
+    "a folder like a file": (["-o", "folder.png"], "without .png"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, says", REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_work_is_refused_in_one_sentence(here, words, says):
+    (here / "file").write_text("a file")
+    (here / "folder.png").mkdir()
+    assert_refused(here, ["sample", "tiny", *words], says)
+
+
+def assert_refused(here, words, says):
+    """Exit code 2, one line that says it, no traceback, and nothing written."""
+    before = files(here)
+    outcome = run(*words)
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith("pathline: ") and outcome.stderr.count("\n") == 1
+    assert says in outcome.stderr
+    assert files(here) == before
+
+
+def test_models_that_cannot_be_sampled(here):
+    (here / "empty").mkdir()
+    (here / "folder").mkdir()
+    tiny_model(here / "foreign", view="velosity")
+    config = here / "foreign" / "config.json"
+    config.write_text(config.read_text().replace("pathline-model-1", "diffusers"))
+    tiny_model(here / "damaged")
+    (here / "damaged" / "model.safetensors").write_bytes(b"\x00" * 99)
+    tiny_model(here / "blind", view="velosity")
+    for name, says in {
+        "emojy": "unknown model 'emojy'",
+        "models/nowhere": "there is no model folder",
+        "empty": "not a Pathline model",
+        "foreign": "'diffusers'",
+        "damaged": "cannot be read as safetensors",
+        "blind": "unknown view 'velosity': did you mean velocity",
+    }.items():
+        assert_refused(here, ["sample", name, "--steps", 1], says)
+
+
+def test_a_model_without_a_condition_takes_neither_prompt_nor_guidance(here):
+    assert_refused(here, ["sample", "plain", "a dog"], "takes no condition")
+    assert_refused(here, ["sample", "plain", "--guidance", 2], "no null condition")
+
+
+def test_a_place_that_is_read_only_is_refused_before_the_work(here, monkeypatch):
+    """The suite may run as root, whom no mode stops: the system is asked, and says no."""
+    monkeypatch.setattr("pathline.cli.output.os.access", lambda *_: False)
+    assert_refused(here, ["sample", "plain", "-o", "a.png"], "read-only")
+
+
+def test_a_network_gone_wrong_is_reported_with_step_and_time(here):
+    folder = tiny_model(here / "wild", seed=1)
+    from safetensors.torch import load_file, save_file
+
+    weights = {k: v * float("nan") for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    from pathline.core.receipt import sha256
+
+    config["weights"]["sha256"] = sha256(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_refused(here, ["sample", "wild", "-n", 2, "--steps", 3], "step 1 of 3")
+
+
+def test_our_own_defects_keep_their_traceback(here, monkeypatch):
+    def breaks(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("pathline.cli.sampling.watched", breaks)
+    outcome = run("sample", "plain", "-o", "a.png")
+    assert isinstance(outcome.exception, RuntimeError)
+    assert not (here / "a.png").exists()
+
+
+def test_the_table_of_solvers_is_the_registry():
+    rows = json.loads(done("solvers", "--json"))
+    assert [row["name"] for row in rows] == [entry.name for entry in solvers]
+    for row in rows:
+        solver = solvers.build(row["name"])
+        claims = (solver.order, solver.nfe_per_step, solver.is_stochastic)
+        assert (row["order"], row["nfe_per_step"], row["stochastic"]) == claims
+        assert all(solvers.entry(alias).name == row["name"] for alias in row["aliases"])
+    shown = done("solvers")
+    assert all(row["name"] in shown and row["paper"] in shown for row in rows)
+
+
+def test_orders_are_measured_on_request():
+    """±0.2, a little more than the contract suite's, which chooses its problem with more care."""
+    for row in json.loads(done("solvers", "--measure", "--json")):
+        if not row["stochastic"]:
+            assert abs(row["measured"] - row["order"]) < 0.2, row
+
+
+@pytest.mark.parametrize("what", ["grids", "paths", "guides", "models", "systems", "data"])
+def test_lists(what):
+    rows = json.loads(done(what, "--json"))
+    shown = done(what)
+    assert all((row.get("name") or row["slug"]) in shown for row in rows)
+
+
+def test_a_system_is_run_and_reported_as_the_design_says(here):
+    words = ["run", "dpm-solver", "--only", "point-mass", "--only", "first-order", "--json"]
+    report = json.loads(done(*words, "-o", "out"))
+    assert set(report) == {"system", "title", "claims", "seconds", "artifacts"}
+    keys = {"id", "text", "measured", "threshold", "better", "passed", "headline", "needs"}
+    assert {claim["id"] for claim in report["claims"]} == {"point-mass", "first-order"}
+    assert all(set(claim) == keys and claim["passed"] for claim in report["claims"])
+    assert [(here / path).is_file() for path in report["artifacts"]] == [True]
+
+
+def test_a_claim_that_fails_sets_the_exit_code(monkeypatch):
+    from pathline.systems.system import Measured
+
+    monkeypatch.setattr(Measured, "passed", False)
+    assert run("run", "dpm-solver", "--only", "point-mass").exit_code == 1
+
+
+def test_names_that_nobody_knows(here):
+    assert_refused(here, ["run", "dpm-solvr"], "did you mean dpm-solver")
+    assert_refused(here, ["run", "dpm-solver", "--only", "point-mas"], "did you mean point-mass")
+    assert_refused(here, ["data", "emojis"], "did you mean emoji")
+    assert_refused(here, ["train", "nothing.toml"], "no training configuration")
+
+
+def test_wrong_usage_is_refused_by_the_parser(here):
+    for words in (["draw"], ["sample"], ["sample", "tiny", "--steps", "many"], ["replay"]):
+        outcome = run(*words)
+        assert outcome.exit_code == 2 and "Traceback" not in outcome.output
+
+
+def test_version_names_what_decides_the_bits():
+    assert done("--version").split()[:2] == ["pathline", pl.core.receipt.versions()["pathline"]]
+    assert torch.__version__ in done("--version")
