@@ -204,7 +204,7 @@ def test_models_that_cannot_be_sampled(here):
         "emojy": "unknown model 'emojy'",
         "models/nowhere": "there is no model folder",
         "empty": "not a Pathline model",
-        "foreign": "'diffusers'",
+        "foreign": "its format is diffusers",
         "damaged": "cannot be read as safetensors",
         "blind": "unknown view 'velosity': did you mean velocity",
     }.items():

@@ -8,7 +8,6 @@ import typer
 from typer.core import TyperGroup
 
 from pathline.cli import listing, replaying, sampling, working
-
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
 
