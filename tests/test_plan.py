@@ -248,6 +248,18 @@ def test_plans_that_cannot_be_are_refused(make, says):
         make()
 
 
+def test_a_solver_of_your_own_needs_no_registration():
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Mine(pl.DDIM):
+        """DDIM, under another roof."""
+
+    grid = pl.grids.log_snr(3)
+    plan = Mine().plan(VP, grid)
+    assert plan.rows == pl.DDIM().plan(VP, grid).rows and not plan.recipe
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

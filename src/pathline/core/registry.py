@@ -118,6 +118,10 @@ class Registry(Generic[T]):
         """Build the thing registered as `name`."""
         return self.entry(name).build(**arguments)
 
+    def has(self, thing: T) -> bool:
+        """Whether the thing's class is registered."""
+        return any(entry.make is type(thing) for entry in self)
+
     def describe(self, thing: T) -> dict[str, Any]:
         """Return what rebuilds a registered dataclass: its family's name and its arguments.
 

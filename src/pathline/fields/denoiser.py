@@ -35,6 +35,7 @@ class Denoiser(Field):
         encode: user's condition → keyword arguments ((text=...) → (context=..., mask=...)).
         shape: the shape of one sample, if it is known.
         name: what receipts call it.
+        details: what else is known of it; receipts keep the "weights" (their checksum).
 
     Example:
         >>> import torch

@@ -34,6 +34,10 @@ class Gaussian(Field):
     covariance: Tensor
     view: View = "x0"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.mean.shape)
+
     def _spectrum(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         covariance = self.covariance.to(like)
         if covariance.ndim == 1:
@@ -83,6 +87,10 @@ class Mixture(Field):
                 f"weights {tuple(self.weights.shape)} do not describe one mixture."
             )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.means.shape[1:])
+
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return α, each component's residual (batch, k, dim) and its variance at time t."""
         alpha = bshape(self.path.alpha(t), x[:, None])
@@ -125,14 +133,12 @@ class Dataset(Field):
     points: Tensor
     view: View = "x0"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.points.shape[1:])
+
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        points = self.points.to(x).flatten(1)
-        flat = x.flatten(1)
+        points, flat = self.points.to(x).flatten(1), x.flatten(1)[:, None]
         alpha, sigma = bshape(self.path.alpha(t), flat), bshape(self.path.sigma(t), flat)
-        distance = (
-            (flat[:, None] - alpha[..., None] * points).square().sum(-1)
-            if alpha.ndim
-            else (flat[:, None] - alpha * points).square().sum(-1)
-        )
-        weights = (-distance / (2 * sigma**2)).softmax(1)
-        return (weights[..., None] * points).sum(1).reshape(x.shape)
+        distance = ((flat - alpha * points) / sigma).square().sum(-1)
+        return ((-distance / 2).softmax(1) @ points).reshape(x.shape)

@@ -8,7 +8,7 @@ host synchronisation, and no decision that looks at data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -52,35 +52,51 @@ class Step:
         return self.prediction.x0
 
 
+Term = tuple[str, int, Coefficient]
+"""What is summed: "x", "f" or "z", its number, its coefficient."""
+
+
 class Instruction(NamedTuple):
-    """A row, made ready: what to evaluate, what to sum, what to forget afterwards."""
+    """A row, made ready: what to evaluate, draw and sum, and what to forget afterwards."""
 
     number: int
     t: float
     evaluate: tuple[int, ...]
-    x: tuple[tuple[int, Coefficient], ...]
-    f: tuple[tuple[int, Coefficient], ...]
-    z: tuple[tuple[int, Coefficient], ...]
+    draw: tuple[int, ...]
+    terms: tuple[Term, ...]
     lands: bool
     forget: tuple[int, ...]
 
 
-@lru_cache(maxsize=256)
-def _program(plan: Plan) -> tuple[Instruction, ...]:
-    """Return the instructions of a plan, each with the states that nobody needs after it."""
-    return tuple(_instructions(plan))
+@lru_cache(maxsize=64)
+def _program(plan: Plan, device: torch.device, dtype: torch.dtype) -> tuple[Instruction, ...]:
+    """Return the instructions of a plan, their tensor coefficients placed and cast."""
+    return tuple(_instructions(plan, device, dtype))
 
 
-def _instructions(plan: Plan) -> Iterator[Instruction]:
-    uses = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
+def _instructions(plan: Plan, device: torch.device, dtype: torch.dtype) -> Iterator[Instruction]:
+    last_use = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
+    done: dict[int, list[int]] = {}
+    for k, i in last_use.items():
+        done.setdefault(i, []).append(k)
     known: set[int] = set()
     for i, row in enumerate(plan.rows):
         fresh = tuple(k for k in sorted(row.f) if k not in known)
         known.update(fresh)
-        forget = tuple(k for k, last in uses.items() if last == i)
+        forget = tuple(done.get(i, ()))
+        named = zip("xfz", (row.x, row.f, row.z), strict=True)
+        terms = [
+            (letter, k, c.to(device, dtype) if isinstance(c, Tensor) else c)
+            for letter, coefficients in named
+            for k, c in coefficients.items()
+        ]
+        terms.sort(key=lambda term: not _is_one(term[2]))  # a sum may begin with a bare term
         number = len(plan.start) + i
-        x, f, z = (tuple(terms.items()) for terms in (row.x, row.f, row.z))
-        yield Instruction(number, row.t, fresh, x, f, z, row.lands, forget)
+        yield Instruction(number, row.t, fresh, tuple(row.z), tuple(terms), row.lands, forget)
+
+
+def _is_one(c: Coefficient) -> bool:
+    return not isinstance(c, Tensor) and c == 1
 
 
 def execute(
@@ -98,12 +114,15 @@ def execute(
     """
     states: dict[int, Tensor] = dict(enumerate(given))
     slopes: dict[int, Tensor] = {}
+    known = {"x": states, "f": slopes}
     index, latest = 0, None
-    for row in _placed(plan, given[0]):
+    for row in _program(plan, given[0].device, given[0].dtype):
         for k in row.evaluate:
             slopes[k] = evaluate(k, states[k])
             latest = (plan, k, states[k], slopes[k])
-        new = _combined(row, states, slopes, seeds)
+        if row.draw:
+            known["z"] = {d: _draw(seeds, d, given[0]) for d in row.draw}
+        new = _combined(row.terms, known)
         if row.lands:
             step = Step(index, row.t, new, latest)
             yield step
@@ -114,25 +133,21 @@ def execute(
             slopes.pop(k, None)
 
 
-def _combined(
-    row: Instruction,
-    states: dict[int, Tensor],
-    slopes: dict[int, Tensor],
-    seeds: Sequence[int] | None,
-) -> Tensor:
+def _combined(terms: Sequence[Term], known: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
     """Return Σ a_j x_j + Σ b_k F_k + Σ c_d z_d, one fused update a term."""
-    terms = [(states[j], a) for j, a in row.x]
-    terms += [(slopes[k], b) for k, b in row.f]
-    if row.z:
-        terms += [(_draw(seeds, d, terms[0][0]), c) for d, c in row.z]
-    (first, a), *rest = terms
-    if rest and not isinstance(a, Tensor) and a == 1:
-        (second, b), *rest = rest
-        total = first + second * b if isinstance(b, Tensor) else torch.add(first, second, alpha=b)
-    else:
-        total = first * a
-    for term, c in rest:
-        total = total + term * c if isinstance(c, Tensor) else total.add_(term, alpha=c)
+    (letter, k, c), *rest = terms
+    total, is_ours = known[letter][k], False
+    if not rest or not _is_one(c):
+        total, is_ours = total * c, True
+    for letter, k, c in rest:
+        term = known[letter][k]
+        if isinstance(c, Tensor):
+            total = torch.addcmul(total, term, c)
+        elif is_ours:
+            total.add_(term, alpha=c)
+        else:
+            total = torch.add(total, term, alpha=c)
+        is_ours = True
     return total
 
 
@@ -141,21 +156,6 @@ def _draw(seeds: Sequence[int] | None, index: int, like: Tensor) -> Tensor:
         raise UsageError("a stochastic solver needs seeds, one a sample.")
     shape, device = like.shape[1:], like.device
     return noise.normal(seeds, shape, stream="step", index=index, dtype=like.dtype, device=device)
-
-
-def _placed(plan: Plan, x: Tensor) -> tuple[Instruction, ...]:
-    """Return the program with its tensor coefficients on the device and in the dtype of `x`."""
-    program = _program(plan)
-    if not any(isinstance(c, Tensor) for row in program for _, c in (*row.x, *row.f, *row.z)):
-        return program
-    return tuple(
-        row._replace(**{n: tuple((k, _cast(c, x)) for k, c in getattr(row, n)) for n in "xfz"})
-        for row in program
-    )
-
-
-def _cast(c: Coefficient, x: Tensor) -> Coefficient:
-    return c.to(x) if isinstance(c, Tensor) else c
 
 
 class Evaluator:

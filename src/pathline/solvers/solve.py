@@ -335,7 +335,9 @@ def start(
 
 def _described(field: Field, guide: Guide | None) -> dict[str, Any]:
     """Return what a receipt says of the model and the guide."""
-    model = {"name": field.name, **field.details} if isinstance(field, Denoiser) else {}
+    model: dict[str, Any] = {}
+    if isinstance(field, Denoiser):
+        model = {"name": field.name, "weights": field.details.get("weights")}
     describe = getattr(guide, "describe", None)
     return {"model": model, "guide": describe() if describe is not None else None}
 

@@ -134,7 +134,8 @@ def _compiled(solver: Solver, path: GaussianPath | None, grid: Grid) -> Plan:
     solver.write(writer)
     if writer.denoises:
         _write_denoising(writer, solver.view)
-    recipe = {"solver": solvers.describe(solver), "grid": grids.describe(grid)}
+    known = solvers.has(solver) and grids.has(grid)
+    recipe = {"solver": solvers.describe(solver), "grid": grids.describe(grid)} if known else {}
     return Plan((writer.times[0],), tuple(writer.rows), solver.view, path, recipe)
 
 
