@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pathline.core.errors import UsageError, unknown
@@ -110,13 +111,17 @@ class Recipe:
         return _build("data source", SOURCES, "source", self.data)
 
 
-def build_network(table: Mapping[str, Any]) -> nn.Module:
+def build_network(table: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """Return the network that a table names under "class", built with its other values.
+
+    Its first weights are those of the seed; torch's own generator is left as it was.
 
     Raises:
         UsageError: nobody knows the class, or it does not take the values.
     """
-    return _build("network", NETWORKS, "class", table)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build("network", NETWORKS, "class", table)
 
 
 def read_recipe(config: str | Path) -> Recipe:

@@ -78,9 +78,7 @@ class Run:
             MissingExtra: lightning_fabric is not installed.
         """
         fabric = _fabric().Fabric(accelerator="auto", devices=1, precision=recipe.precision)
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            network = build_network(recipe.network)
+        network = build_network(recipe.network, recipe.seed)
         recipe.matching()  # refuses what cannot work before data are fetched
         source = source or recipe.source()
         network.to(fabric.device).train()

@@ -126,7 +126,8 @@ class DiT(nn.Module):
         Returns:
             (batch, channels, size, size).
         """
-        features = self.time(sinusoids(t.expand(x.shape[0]) * self.time_scale, self.width))
+        waves = sinusoids(t.expand(x.shape[0]) * self.time_scale, self.width)
+        features = self.time(waves.to(x.dtype))
         tokens, mask = self._read(x, context, mask, drop)
         if tokens is not None and self.pooled is not None:
             features = features + self.pooled(_mean(tokens, mask))
@@ -195,7 +196,7 @@ class _Attention(nn.Module):
     ) -> Tensor:
         k, v = self.key_value(x if context is None else context).chunk(2, dim=-1)
         q, k, v = (self._split(a) for a in (self.query(x), k, v))
-        q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
+        q, k = _normalised(self.query_norm, q), _normalised(self.key_norm, k)
         attend = None if mask is None else mask[:, None, None, :]
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         return self.out(h.transpose(1, 2).flatten(2))
@@ -203,6 +204,11 @@ class _Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to (batch, heads, tokens, width/heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _normalised(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """Normalise in the precision of the weights, whatever `x` came in (mixed precision)."""
+    return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
 
 class _Block(nn.Module):
