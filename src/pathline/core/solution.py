@@ -90,6 +90,14 @@ def finite_status(x: Tensor) -> Tensor:
     return torch.where(finite, Status.OK.value, Status.NON_FINITE.value).to(torch.int8)
 
 
+def status_names(status: Tensor) -> tuple[str, ...]:
+    """Return how each sample ended as receipts write it ("ok", "non_finite")."""
+    return tuple(_NAMES[code] for code in status.tolist())
+
+
+_NAMES = {status.value: status.name.lower() for status in Status}
+
+
 def name_samples(failed: Sequence[int], seeds: Sequence[int] | None) -> str:
     """Write which samples are meant: "sample 3 (seed 17)" or "samples 0, 4 and 5"."""
     if len(failed) == 1:

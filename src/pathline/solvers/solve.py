@@ -16,7 +16,14 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import NonFiniteError, UsageError
 from pathline.core.receipt import Receipt
-from pathline.core.solution import Solution, Stats, Status, finite_status, name_samples
+from pathline.core.solution import (
+    Solution,
+    Stats,
+    Status,
+    finite_status,
+    name_samples,
+    status_names,
+)
 from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
 from pathline.paths import GaussianPath
 from pathline.solvers.execute import Evaluator, Step, execute
@@ -362,10 +369,9 @@ def _finish(
 
 def _solution(job: _Job, x: Tensor, evaluator: Evaluator, kept: Sequence[Tensor] = ()) -> Solution:
     status = finite_status(x.detach())
-    names = tuple(Status(code).name.lower() for code in status.tolist())
     seeds, grid, nfe = job.seeds or (), job.plan.grid, evaluator.n
     dtype = str(x.dtype).removeprefix("torch.")
-    receipt = Receipt(job.recipe, seeds, grid, nfe, names, x.device.type, dtype)
+    receipt = Receipt(job.recipe, seeds, grid, nfe, status_names(status), x.device.type, dtype)
     return Solution(
         x,
         job.plan.times[-1],
