@@ -23,7 +23,8 @@ class Denoiser(Field):
     """A network on a path, seen in its native view and convertible to every other.
 
     The network is called as network(x, label, **condition) with label of shape (batch,), and
-    returns (batch, *state). It runs in its own dtype; the state keeps the caller's.
+    returns (batch, *state). It runs in its own dtype (labels in float32 at least); the state keeps
+    the caller's.
 
     Args:
         network: any callable or `nn.Module`.
@@ -90,7 +91,8 @@ class Denoiser(Field):
 
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         dtype = _dtype(self.network, x.dtype)
-        labels = self.labels(times).to(dtype=dtype, device=x.device)
+        at_least = torch.promote_types(dtype, torch.float32)  # bfloat16 would tell 999 as 1000
+        labels = self.labels(times).to(dtype=at_least, device=x.device)
         labels = labels.reshape(len(times), -1).expand(-1, len(x)).unbind()
         cond = {k: _cast(v, x.device, dtype) for k, v in cond.items()}
         network = self.network

@@ -6,11 +6,13 @@ from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.runge_kutta import RK4, Euler, Heun
+from pathline.solvers.singlestep import DPM
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
 
 __all__ = [
     "DDIM",
+    "DPM",
     "RK4",
     "DPMpp",
     "Euler",

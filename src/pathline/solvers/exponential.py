@@ -44,6 +44,24 @@ def linear_part(view: View, s: Level, t: Level) -> tuple[float, float]:
     return ratio, t.sigma - ratio * s.sigma
 
 
+def check_start(view: View, steps: Sequence[tuple[Level, Level]]) -> None:
+    """Refuse to start where the linear part of a view divides by zero.
+
+    Raises:
+        UsageError: α = 0 in ε, or σ = 0 in x̂_0.
+    """
+    if not steps:
+        return
+    start = steps[0][0]
+    if view == "x0" and start.sigma == 0:
+        raise UsageError("this solver cannot start from data itself: start at t_min, not t = 0.")
+    if view == "eps" and start.alpha == 0:
+        raise UsageError(
+            f"α is 0 at t = {start.t:g}, where a solver in ε cannot start: use one in x0 "
+            "(DPMpp), or start the grid at a smaller t."
+        )
+
+
 def polynomial_weights(
     view: View, s: Level, t: Level, earlier: Sequence[Level], expansion: Expansion = "taylor"
 ) -> tuple[float, list[float]]:
@@ -104,9 +122,8 @@ class DDIM(Solver):
         return self.eta > 0
 
     def write(self, to: Writer) -> None:
+        check_start("x0", list(to.intervals()))
         for i, (s, t) in enumerate(to.intervals()):
-            if s.sigma == 0:
-                raise UsageError("DDIM cannot start from data itself: start at t_min, not t = 0.")
             if self.eta and t.t > s.t:
                 raise UsageError("DDIM with eta > 0 runs towards data only; use eta=0 to invert.")
             # 1 − e^−2h through the ratio of noise-to-signal: no λ, so α_s = 0 is allowed
@@ -156,11 +173,9 @@ class DPMpp(Solver):
 
     def write(self, to: Writer) -> None:
         levels, steps = to.levels, list(to.intervals())
-        if steps and levels[0].sigma == 0:
-            raise UsageError("DPMpp cannot start from data itself: start at t_min, not t = 0.")
+        check_start("x0", steps)
         for i, (s, t) in enumerate(steps):
-            known = [k for k in range(i - 1, -1, -1) if math.isfinite(levels[k].log_snr)]
-            known = known[: self._order_at(i, len(steps)) - 1] if math.isfinite(s.log_snr) else []
+            known = range(i - 1, i - self._order_at(i, len(steps)), -1)
             expansion = self.expansion if len(known) == 1 else "taylor"
             earlier = [levels[k] for k in known]
             linear, weights = polynomial_weights("x0", s, t, earlier, expansion)

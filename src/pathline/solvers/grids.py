@@ -223,17 +223,17 @@ class Times(Grid):
     """The user's own times, as they are.
 
     Args:
-        values: at least two times, strictly falling or strictly rising.
+        values: at least two times, strictly falling or strictly rising; one before "denoise".
     """
 
     values: tuple[float, ...] = ()
     last: Last = "stop"
 
     def __post_init__(self) -> None:
-        if len(self.values) < 2:
+        _check_last(self.last)
+        if self.n < 1:
             raise UsageError(f"a grid needs at least two times, and was given {list(self.values)}.")
         object.__setattr__(self, "values", tuple(float(t) for t in self.values))
-        _check_last(self.last)
 
     @property
     def n(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

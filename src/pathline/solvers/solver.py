@@ -14,6 +14,7 @@ from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
+from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.grids import Grid, grids
 from pathline.solvers.plan import Plan, Row, Terms
 
@@ -22,7 +23,11 @@ solvers: Registry[Solver] = Registry("solver")
 
 
 class Level(NamedTuple):
-    """A point of a path: time, α, σ and λ, as Python floats."""
+    """A point of a path: time, α, σ and λ, as Python floats.
+
+    Where α = 0, λ = −∞ is replaced by `LOWEST_LOG_SNR`, so that derivatives can be taken across
+    the first step from pure noise; linear parts are written with α and σ, and stay exact there.
+    """
 
     t: float
     alpha: float
@@ -60,7 +65,8 @@ class Writer:
             nan = float("nan")
             return [Level(t, nan, nan, nan) for t in times]
         t = torch.tensor(times, dtype=torch.float64)
-        columns = (t, self.path.alpha(t), self.path.sigma(t), self.path.log_snr(t))
+        log_snr = self.path.log_snr(t).clamp(min=LOWEST_LOG_SNR)
+        columns = (t, self.path.alpha(t), self.path.sigma(t), log_snr)
         return [Level(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
     def intervals(self) -> Iterator[tuple[Level, Level]]:
