@@ -8,6 +8,10 @@ linear part is integrated exactly; F is replaced by the polynomial in λ through
     x0    L = σ_t/σ_s,  c = α_t,   z = −h
     eps   L = α_t/α_s,  c = −σ_t,  z = h
 
+The reverse SDE, with η of its noise, is the same in x̂_0 with H = (1 + η) h:
+
+    x_t = e^−ηh σ_t/σ_s x_s + α_t Σ_k H h^k φ_{k+1}(−H) F^(k) + σ_t √(1 − e^−2ηh) z
+
 Paper: Lu et al. 2022 (arXiv:2206.00927, arXiv:2211.01095). The second derivative of the third-order
 rule is the exact one of the interpolating polynomial; public code has half of it, which is a
 method of order two.
@@ -32,27 +36,41 @@ FEW_STEPS = 10
 """Below this many steps, "auto" lowers the order of the last ones (Lu et al. 2022b, App.)."""
 
 
-def linear_part(view: View, s: Level, t: Level) -> tuple[float, float]:
+def linear_part(view: View, s: Level, t: Level, eta: float = 0.0) -> tuple[float, float]:
     """Return (L, c h φ_1(z)) of the step s → t: the exact integral for constant F.
 
     Written without λ, so it holds where σ_t = 0 (the step to data) and where α_s = 0 (from noise).
+    With `eta` (in x̂_0) L has the factor e^−ηh by which fresh noise replaces old.
     """
     if view == "x0":
-        ratio = t.sigma / s.sigma
+        ratio = t.sigma / s.sigma * decay(s, t) ** eta
         return ratio, t.alpha - ratio * s.alpha
     ratio = t.alpha / s.alpha
     return ratio, t.sigma - ratio * s.sigma
 
 
-def check_start(view: View, steps: Sequence[tuple[Level, Level]]) -> None:
-    """Refuse to start where the linear part of a view divides by zero.
+def decay(s: Level, t: Level) -> float:
+    """e^−h of the step s → t, by α and σ, so that α may vanish at either end."""
+    return t.sigma * s.alpha / (t.alpha * s.sigma) if t.alpha else math.inf
+
+
+def check_eta(eta: float) -> None:
+    """Refuse an amount of noise that is none."""
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta must lie in [0, 1], and is {eta}.")
+
+
+def check_start(view: View, steps: Sequence[tuple[Level, Level]], eta: float = 0.0) -> None:
+    """Refuse to start where the linear part of a view divides by zero, or to un-draw noise.
 
     Raises:
-        UsageError: α = 0 in ε, or σ = 0 in x̂_0.
+        UsageError: α = 0 in ε, σ = 0 in x̂_0, or steps towards noise with eta > 0.
     """
     if not steps:
         return
-    start = steps[0][0]
+    start, after = steps[0]
+    if eta and after.t > start.t:
+        raise UsageError("with eta > 0 a solver runs towards data only; use eta=0 to invert.")
     if view == "x0" and start.sigma == 0:
         raise UsageError("this solver cannot start from data itself: start at t_min, not t = 0.")
     if view == "eps" and start.alpha == 0:
@@ -63,7 +81,12 @@ def check_start(view: View, steps: Sequence[tuple[Level, Level]]) -> None:
 
 
 def polynomial_weights(
-    view: View, s: Level, t: Level, earlier: Sequence[Level], expansion: Expansion = "taylor"
+    view: View,
+    s: Level,
+    t: Level,
+    earlier: Sequence[Level],
+    expansion: Expansion = "taylor",
+    eta: float = 0.0,
 ) -> tuple[float, list[float]]:
     """Return L and the weights of F at s and at each earlier level, for the step s → t.
 
@@ -74,11 +97,12 @@ def polynomial_weights(
         earlier: other levels at which F is known, any order, distinct from s.
         expansion: "taylor" integrates the polynomial exactly; "midpoint" (one earlier level)
             takes its value at the middle of the step.
+        eta: in x̂_0, how much of the reverse SDE's noise the step will add: 1 is the SDE.
     """
-    linear, first = linear_part(view, s, t)
+    linear, first = linear_part(view, s, t, eta)
     weights = [first, *[0.0] * len(earlier)]
     h = t.log_snr - s.log_snr
-    c, z = (t.alpha, -h) if view == "x0" else (-t.sigma, h)
+    c, z = (t.alpha * (1 + eta), -(1 + eta) * h) if view == "x0" else (-t.sigma, h)
     offsets = [(level.log_snr - s.log_snr) / h for level in earlier]
     for k in range(1, len(earlier) + 1):
         factor = first / 2 if expansion == "midpoint" else c * h * phi(k + 1, z)
@@ -106,8 +130,7 @@ class DDIM(Solver):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise UsageError(f"eta must lie in [0, 1], and is {self.eta}.")
+        check_eta(self.eta)
 
     @property
     def order(self) -> int:
@@ -122,13 +145,10 @@ class DDIM(Solver):
         return self.eta > 0
 
     def write(self, to: Writer) -> None:
-        check_start("x0", list(to.intervals()))
-        for i, (s, t) in enumerate(to.intervals()):
-            if self.eta and t.t > s.t:
-                raise UsageError("DDIM with eta > 0 runs towards data only; use eta=0 to invert.")
-            # 1 − e^−2h through the ratio of noise-to-signal: no λ, so α_s = 0 is allowed
-            fresh = 1 - (t.sigma * s.alpha / (t.alpha * s.sigma)) ** 2
-            noise = self.eta * t.sigma * math.sqrt(max(fresh, 0.0))
+        steps = list(to.intervals())
+        check_start("x0", steps, self.eta)
+        for i, (s, t) in enumerate(steps):
+            noise = self.eta * t.sigma * math.sqrt(1 - decay(s, t) ** 2) if self.eta else 0.0
             ratio = math.sqrt(t.sigma**2 - noise**2) / s.sigma
             z = {i: noise} if noise else {}
             to.write(t.t, {i: ratio}, {i: t.alpha - ratio * s.alpha}, z)
@@ -141,23 +161,28 @@ class DDIM(Solver):
     variants={
         "dpmpp_2m": ({"order": 2}, ("DPM++ 2M", "dpmpp_multistep")),
         "dpmpp_3m": ({"order": 3}, ("DPM++ 3M",)),
+        "dpmpp_2m_sde": ({"order": 2, "eta": 1.0}, ("DPM++ 2M SDE", "sde_dpmpp_2m")),
+        "dpmpp_3m_sde": ({"order": 3, "eta": 1.0}, ("DPM++ 3M SDE", "sde_dpmpp_3m")),
     },
 )
 @dataclass(frozen=True)
 class DPMpp(Solver):
     """DPM-Solver++, multistep: a polynomial through the last `order` predictions of x̂_0.
 
-    Choose order 2 under strong guidance or below ten steps, order 3 otherwise.
+    Choose order 2 under strong guidance or below ten steps, order 3 otherwise. With noise
+    (eta > 0) its weak order is at most 2, whatever the polynomial.
 
     Args:
-        order: 1, 2 or 3; order 1 is DDIM.
+        order: 1, 2 or 3, the predictions that the polynomial goes through; order 1 is DDIM.
         expansion: how order 2 treats the slope: "midpoint" (the usual ++2M) or "taylor".
         final: "lower" ends with lower orders, "full" does not; "auto" lowers below ten steps.
+        eta: 0 is the probability flow, 1 the reverse SDE (SDE-DPM-Solver++).
     """
 
     order: int = 2  # pyright: ignore[reportIncompatibleMethodOverride]
     expansion: Expansion = "midpoint"
     final: Final = "auto"
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
@@ -166,20 +191,31 @@ class DPMpp(Solver):
             raise UsageError(f"expansion={self.expansion!r}: choose 'midpoint' or 'taylor'.")
         if self.final not in ("auto", "full", "lower"):
             raise UsageError(f"final={self.final!r}: choose 'auto', 'full' or 'lower'.")
+        check_eta(self.eta)
 
     @property
     def view(self) -> View:
         return "x0"
 
+    @property
+    def weak_order(self) -> int:
+        return min(self.order, 2) if self.eta else self.order
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
+
     def write(self, to: Writer) -> None:
         levels, steps = to.levels, list(to.intervals())
-        check_start("x0", steps)
+        check_start("x0", steps, self.eta)
         for i, (s, t) in enumerate(steps):
             known = range(i - 1, i - self._order_at(i, len(steps)), -1)
             expansion = self.expansion if len(known) == 1 else "taylor"
             earlier = [levels[k] for k in known]
-            linear, weights = polynomial_weights("x0", s, t, earlier, expansion)
-            to.write(t.t, {i: linear}, dict(zip((i, *known), weights, strict=True)))
+            linear, weights = polynomial_weights("x0", s, t, earlier, expansion, self.eta)
+            noise = t.sigma * math.sqrt(1 - decay(s, t) ** (2 * self.eta))
+            z = {i: noise} if noise else {}
+            to.write(t.t, {i: linear}, dict(zip((i, *known), weights, strict=True)), z)
 
     def _order_at(self, i: int, n: int) -> int:
         lowers = self.final == "lower" or (self.final == "auto" and n < FEW_STEPS)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
@@ -25,7 +26,7 @@ solvers: Registry[Solver] = Registry("solver")
 class Level(NamedTuple):
     """A point of a path: time, α, σ and λ, as Python floats.
 
-    Where α = 0, λ = −∞ is replaced by `LOWEST_LOG_SNR`, so that derivatives can be taken across
+    Where α = 0, λ = −∞ is replaced by a number (`_bounded`), so that derivatives can be taken across
     the first step from pure noise; linear parts are written with α and σ, and stay exact there.
     """
 
@@ -37,6 +38,14 @@ class Level(NamedTuple):
 
 DATA = Level(0.0, 1.0, 0.0, float("inf"))
 """Where a grid that ends in "denoise" lands: data itself, whatever σ the path has at t = 0."""
+
+
+def _bounded(log_snr: Tensor) -> Tensor:
+    """Replace λ = −∞ by `LOWEST_LOG_SNR`, or by one less than the others where they are as low."""
+    infinite = log_snr.isneginf()
+    others = log_snr.masked_fill(infinite, torch.inf)
+    lowest = min(LOWEST_LOG_SNR, float(others.min()) - 1)
+    return log_snr.masked_fill(infinite, lowest)
 
 
 @dataclass
@@ -65,7 +74,7 @@ class Writer:
             nan = float("nan")
             return [Level(t, nan, nan, nan) for t in times]
         t = torch.tensor(times, dtype=torch.float64)
-        log_snr = self.path.log_snr(t).clamp(min=LOWEST_LOG_SNR)
+        log_snr = _bounded(self.path.log_snr(t))
         columns = (t, self.path.alpha(t), self.path.sigma(t), log_snr)
         return [Level(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]
 
@@ -95,6 +104,11 @@ class Solver(ABC):
     @abstractmethod
     def order(self) -> int:
         """The order of convergence that the solver claims."""
+
+    @property
+    def weak_order(self) -> int:
+        """The order at which the law of the result converges; of a stochastic solver, the claim."""
+        return self.order
 
     @property
     @abstractmethod
