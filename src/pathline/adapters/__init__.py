@@ -1,0 +1,1 @@
+"""Adapters: everything foreign enters here, and speaks our conventions from then on."""
