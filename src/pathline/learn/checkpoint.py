@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from pathline.core.errors import CheckpointError, UsageError, unknown
 from pathline.core.files import write_atomically
 from pathline.data.fetch import sha256_of
 from pathline.fields import Denoiser
+from pathline.learn.labels import encode_label
+from pathline.learn.objectives import time_label
 from pathline.learn.recipe import build_network
-from pathline.nets import DiT
+from pathline.nets import DiT, UNet
 from pathline.nets.text import MAX_TOKENS, encode_text
 from pathline.paths import paths
 
@@ -41,8 +44,8 @@ def save_model(
         folder: made if it is missing.
         weights: the network's state.
         config: "name", "network" (its class and arguments), "path" (as `paths.describe` says it),
-            "view", "label" (a factor), "condition" ("text" or None), "shape", and whatever else is
-            worth recording.
+            "view", "label" (a factor, or "table"), "condition" ("text", "label" with the names of
+            "classes", or None), "shape", and whatever else is worth recording.
         dtype: of the weights on disk; float16 halves the file and keeps three digits.
 
     Raises:
@@ -74,13 +77,14 @@ def load_model(name: str | Path) -> Denoiser:
 
 def assemble(network: nn.Module, config: Mapping[str, Any]) -> Denoiser:
     """Return the denoiser that a network and its configuration make."""
-    null, encode = _CONDITIONS[config["condition"]]
+    null, encode = _CONDITIONS[config["condition"]](network, config)
+    path = paths.rebuild(config["path"])
     return Denoiser(
         network,
-        paths.rebuild(config["path"]),
+        path,
         view=config["view"],
-        label=config["label"],
-        null=null(network),
+        label=time_label(path, config["label"]),
+        null=null,
         encode=encode,
         shape=tuple(config["shape"]),
         name=config["name"],
@@ -96,11 +100,15 @@ def model_names() -> list[str]:
     return sorted(entry.name for entry in home.iterdir() if (entry / CONFIG).is_file())
 
 
-def _null_text(network: nn.Module) -> Mapping[str, Tensor]:
+_Told = tuple[Mapping[str, Any] | None, Callable[..., Mapping[str, Any]]]
+"""The arguments of a network that mean "no condition", and what makes a user's into such."""
+
+
+def _told_text(network: nn.Module, config: Mapping[str, Any]) -> _Told:
     if not isinstance(network, DiT):
         raise CheckpointError(f"a {type(network).__name__} cannot be conditioned on text.")
     context, mask = network.null_context(1, MAX_TOKENS)
-    return {"context": context.detach(), "mask": mask}
+    return {"context": context.detach(), "mask": mask}, _encode_text
 
 
 def _encode_text(text: str | Sequence[str] | None = None, **other: Any) -> dict[str, Tensor]:
@@ -112,18 +120,26 @@ def _encode_text(text: str | Sequence[str] | None = None, **other: Any) -> dict[
     return {"context": context, "mask": mask}
 
 
-def _no_null(network: nn.Module) -> None:
-    return None
+def _told_class(network: nn.Module, config: Mapping[str, Any]) -> _Told:
+    names = config.get("classes")
+    if not isinstance(network, UNet) or not isinstance(names, list):
+        raise CheckpointError(f"a {type(network).__name__} cannot be told these classes: {names}.")
+    encode = partial(encode_label, tuple(names))
+    return {"label": torch.tensor([len(names)])}, encode
+
+
+def _told_nothing(network: nn.Module, config: Mapping[str, Any]) -> _Told:
+    return None, _encode_nothing
 
 
 def _encode_nothing(**cond: Any) -> dict[str, Tensor]:
     raise UsageError(f"this model takes no condition, and got {', '.join(sorted(cond))}.")
 
 
-_Null = Callable[[nn.Module], Mapping[str, Any] | None]
-_CONDITIONS: dict[str | None, tuple[_Null, Callable[..., Mapping[str, Any]]]] = {
-    "text": (_null_text, _encode_text),
-    None: (_no_null, _encode_nothing),
+_CONDITIONS: dict[str | None, Callable[[nn.Module, Mapping[str, Any]], _Told]] = {
+    "text": _told_text,
+    "label": _told_class,
+    None: _told_nothing,
 }
 
 

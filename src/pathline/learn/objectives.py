@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pathline.core.errors import UsageError
 from pathline.fields import View, target
-from pathline.paths import GaussianPath, bshape
+from pathline.paths import GaussianPath, Tabulated, bshape
 
-__all__ = ["LogitNormalTimes", "Matching", "Times", "UniformTimes", "stratified"]
+__all__ = ["LogitNormalTimes", "Matching", "Times", "UniformTimes", "stratified", "time_label"]
 
 
 class Times(Protocol):
@@ -66,6 +67,26 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
     u = torch.rand(n, generator=generator, dtype=torch.float64)
     order = torch.randperm(n, generator=generator)
     return ((order + u) / n).clamp(1e-9, 1 - 1e-9)
+
+
+def time_label(path: GaussianPath, label: float | str) -> float | Callable[[Tensor], Tensor]:
+    """Return what a network is told for t: a factor, or the labels of a tabulated path.
+
+    Args:
+        path: how data becomes noise.
+        label: a number, which multiplies t; or "table", for `path.label` (0 … N − 1).
+
+    Raises:
+        UsageError: neither, or a table for a path that has none.
+    """
+    if label == "table" and isinstance(path, Tabulated):
+        return path.label
+    if isinstance(label, str):
+        raise UsageError(
+            f"the label is a number, or 'table' for a tabulated path; it is {label!r} for "
+            f"{type(path).__name__}."
+        )
+    return label
 
 
 @dataclass(frozen=True)

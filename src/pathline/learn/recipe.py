@@ -15,7 +15,7 @@ from torch import nn
 
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import as_view
-from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes
+from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes, time_label
 from pathline.learn.sources import SOURCES, Source
 from pathline.nets import NETWORKS
 from pathline.paths import paths
@@ -49,11 +49,14 @@ class Recipe:
         steps: how many updates.
         data: the source under "source", and its options.
         network: the class under "class", and its arguments.
-        objective: "path", "view", "label", and "time_mean", "time_std" for logit-normal times.
+        objective: "path" and its "path_args", "view", "label" (a factor, or "table": the path's own
+            labels), and "time_mean", "time_std" for logit-normal times.
         batch: samples an update.
         seed: of the weights, the data's order, the noise and the times.
-        rate: of AdamW at its peak; it rises for `warmup` steps, then falls as a cosine to zero.
+        rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero.
         warmup: steps until the peak.
+        cooldown: steps at the end in which the rate falls as a line, after it stood at the peak:
+            until they begin, `steps` decides nothing. None is a cosine over all that remains.
         decay: weight decay of the matrices.
         clip: the largest norm of the gradient.
         ema: what a step keeps of the averaged weights.
@@ -71,6 +74,7 @@ class Recipe:
     seed: int = 0
     rate: float = 1e-3
     warmup: int = 300
+    cooldown: int | None = None
     decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
@@ -87,7 +91,8 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """A checksum of all that decides the weights: everything but `watch`."""
-        deciding = sorted((k, v) for k, v in asdict(self).items() if k != "watch")
+        table = {k: v for k, v in asdict(self).items() if k != "watch" and v is not None}
+        deciding = sorted(table.items())
         return sha256(repr(deciding).encode()).hexdigest()
 
     def matching(self) -> Matching:
@@ -100,7 +105,8 @@ class Recipe:
         std = table.get("time_std")
         times = UniformTimes() if std is None else LogitNormalTimes(table.get("time_mean", 0), std)
         path = paths.build(table.get("path", "none"), **table.get("path_args", {}))
-        return Matching(path, as_view(table.get("view", "velocity")), times, table.get("label", 1))
+        label = time_label(path, table.get("label", 1))
+        return Matching(path, as_view(table.get("view", "velocity")), times, label)
 
     def source(self) -> Source:
         """Return where batches come from, with its data fetched.

@@ -30,9 +30,11 @@ __all__ = ["Run", "learning_rate", "step_generator"]
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the rate of a step: a line up to the peak, then a cosine down to zero."""
+    """Return the rate of a step: a line up to the peak, then a cosine or a line down to zero."""
     if step < recipe.warmup:
         return recipe.rate * (step + 1) / recipe.warmup
+    if recipe.cooldown is not None:
+        return recipe.rate * min(1.0, (recipe.steps - step) / recipe.cooldown)
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.rate * (1 + math.cos(math.pi * done)) / 2
 

@@ -9,10 +9,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pathline.data import emoji
+from pathline.core.errors import unknown
+from pathline.data import emoji, fashion
 from pathline.learn.captions import Captions, TextTable, captions_of, text_table
 
-__all__ = ["SOURCES", "Batch", "EmojiSource", "Source", "emoji_source"]
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "EmojiSource",
+    "LabelledImages",
+    "Source",
+    "emoji_source",
+    "fashion_source",
+]
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,10 @@ class EmojiSource:
 
     def _assemble(self, chosen: Tensor, texts: list[str], coin: Tensor) -> Batch:
         context, mask = self.table.padded(texts, self.length)
-        x0 = self.images[chosen].float() / 127.5 - 1
-        return Batch(x0, {"context": context, "mask": mask, "drop": coin < self.null_share})
+        return Batch(
+            _scaled(self.images[chosen]),
+            {"context": context, "mask": mask, "drop": coin < self.null_share},
+        )
 
 
 def emoji_source(weights: Mapping[str, float] | None = None, **options: Any) -> EmojiSource:
@@ -109,8 +120,76 @@ def emoji_source(weights: Mapping[str, float] | None = None, **options: Any) -> 
     )
 
 
-SOURCES: Mapping[str, Callable[..., Source]] = {"emoji": emoji_source}
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of classes.
+
+    Args:
+        images: (n, channels, height, width) uint8.
+        labels: (n,) int64, numbers in `classes`.
+        test_images: (m, channels, height, width) uint8, held out.
+        test_labels: (m,) int64.
+        classes: their names.
+        flipped: the classes whose mirror images are as likely, and are shown half of the time.
+        null_share: how many labels are dropped, that is, become `len(classes)`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    flipped: tuple[str, ...] = ()
+    null_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in self.flipped:
+            if name not in self.classes:
+                raise unknown("class", name, self.classes)
+
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        """Return n images, each as likely as any other, some mirrored and some without label."""
+        chosen = torch.randint(len(self.images), (n,), generator=generator)
+        coins = torch.rand(2, n, generator=generator)
+        x0, label = _scaled(self.images[chosen]), self.labels[chosen]
+        may_flip = torch.tensor([name in self.flipped for name in self.classes])[label]
+        mirrored = may_flip & (coins[0] < 0.5)
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        return Batch(x0, {"label": label.masked_fill(coins[1] < self.null_share, self.null)})
+
+    def held_out(self, n: int) -> Batch:
+        """Return the first n held-out images under their labels."""
+        return Batch(_scaled(self.test_images[:n]), {"label": self.test_labels[:n]})
+
+    @property
+    def null(self) -> int:
+        """The label that means none."""
+        return len(self.classes)
+
+
+def fashion_source(**options: Any) -> LabelledImages:
+    """Return Fashion-MNIST by class.
+
+    Args:
+        options: `flipped` and `null_share` of `LabelledImages`.
+
+    Raises:
+        FetchError: the package of data cannot be fetched.
+    """
+    data = fashion.load()
+    images = [torch.from_numpy(a)[:, None] for a in (data.train_images, data.test_images)]
+    labels = [torch.from_numpy(a).long() for a in (data.train_labels, data.test_labels)]
+    options["flipped"] = tuple(options.get("flipped", ()))
+    return LabelledImages(images[0], labels[0], images[1], labels[1], fashion.CLASSES, **options)
+
+
+SOURCES: Mapping[str, Callable[..., Source]] = {"emoji": emoji_source, "fashion": fashion_source}
 """The sources that a training configuration can name."""
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    """Pixels as data: 0 … 255 to [−1, 1]."""
+    return pixels.float() / 127.5 - 1
 
 
 def _weight(entry: emoji.Emoji, factors: Mapping[str, float]) -> float:

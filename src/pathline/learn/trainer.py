@@ -121,28 +121,37 @@ def _draw(
     model: Denoiser, prompts: Sequence[str], guidance: float, path: Path, each: int = 8
 ) -> None:
     """Write a sheet with a row of samples for each prompt, always from the same seeds."""
-    texts = [prompt for prompt in prompts for _ in range(each)]
+    told = [prompt for prompt in prompts for _ in range(each)]
+    cond: dict[str, Any] = {str(model.details["condition"]): told}
     seeds = list(range(each)) * len(prompts)
-    drawn = sample(model, seeds=seeds, steps=12, guide=CFG(guidance), text=texts)
+    drawn = sample(model, seeds=seeds, steps=12, guide=CFG(guidance), **cond)
     pixels = to_pixels(drawn.x)
-    layout = Layout.of(len(texts), pixels.shape[2], columns=each, scale=2)
+    layout = Layout.of(len(told), pixels.shape[2], columns=each, scale=2)
     write_picture(path, layout.arrange(pixels))
 
 
 def _config(run: Run) -> dict[str, Any]:
     """Return what a model's folder says of it."""
     recipe, matching = run.recipe, run.recipe.matching()
-    table = recipe.network
     return {
         "name": recipe.name,
-        "network": dict(table),
+        "network": dict(recipe.network),
         "path": paths.describe(matching.path),
         "view": matching.view,
-        "label": matching.label,
-        "condition": "text" if table.get("context_width") else None,
-        "shape": [table["channels"], table["size"], table["size"]],
+        "label": recipe.objective.get("label", 1),
+        **_condition(run),
+        "shape": list(run.source.held_out(1).x0.shape[1:]),
         "training": {"recipe": asdict(recipe), "data": _data(recipe), **_circumstances(run)},
     }
+
+
+def _condition(run: Run) -> dict[str, Any]:
+    """Return what the network is told: a text, one of the source's classes, or nothing."""
+    table = run.recipe.network
+    if table.get("classes"):
+        names = getattr(run.source, "classes", range(table["classes"]))
+        return {"condition": "label", "classes": [str(name) for name in names]}
+    return {"condition": "text" if table.get("context_width") else None}
 
 
 def _data(recipe: Recipe) -> dict[str, Any] | None:

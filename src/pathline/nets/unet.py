@@ -59,7 +59,7 @@ class UNet(nn.Module):
         width: int = 32,
         multipliers: Sequence[int] = (1, 2, 4),
         blocks: int = 2,
-        attention: Sequence[int] = (2,),
+        attention: Sequence[int] = (),
         *,
         classes: int | None = None,
         heads: int = 4,
@@ -67,7 +67,8 @@ class UNet(nn.Module):
         time_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_sizes(width, multipliers, blocks, heads, groups)
+        _check_levels(multipliers, blocks, attention)
+        _check_widths(width, multipliers, heads, groups)
         self.width, self.classes, self.time_scale = width, classes, time_scale
         self.multiple = 2 ** (len(multipliers) - 1)
         embedding = 4 * width
@@ -83,12 +84,12 @@ class UNet(nn.Module):
         widths = [width * m for m in multipliers]
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, out in enumerate(widths):
-            attends, finest = level in attention, level == 0
-            below = widths[min(level + 1, len(widths) - 1)]
-            halve = nn.Identity() if finest else _Halve(widths[level - 1], out)
-            double = _Double(below, out) if out is not widths[-1] else nn.Identity()
-            self.down.append(_Level(halve, [stage(out, out, attends) for _ in range(blocks)]))
-            self.up.insert(0, _Level(double, [stage(2 * out, out, attends) for _ in range(blocks)]))
+            attends = level in attention
+            halve = _Halve(widths[level - 1], out) if level else nn.Identity()
+            below = widths[level + 1 :]
+            double = _Double(below[0], out) if below else nn.Identity()
+            self.down.append(_Down(halve, [stage(out, out, attends) for _ in range(blocks)]))
+            self.up.insert(0, _Up(double, [stage(2 * out, out, attends) for _ in range(blocks)]))
         last = widths[-1]
         self.middle = nn.ModuleList([stage(last, last, True), stage(last, last, False)])
         self.norm = nn.GroupNorm(groups, width)
@@ -110,23 +111,21 @@ class UNet(nn.Module):
             UsageError: sides it cannot halve, or a class for a network without classes.
         """
         self._check(x, label)
-        features = self.time(sinusoids(t.expand(len(x)) * self.time_scale, self.width))
-        if self.label is not None:
-            label = torch.full_like(t, self.classes, dtype=torch.long) if label is None else label
-            features = features + self.label(label.expand(len(x)))
+        waves = sinusoids(t.expand(len(x)) * self.time_scale, self.width)
+        features = self.time(waves.to(x.dtype))
+        if self.classes is not None and self.label is not None:
+            told = t.new_full((), self.classes, dtype=torch.long) if label is None else label
+            features = features + self.label(told.expand(len(x)))
         features = F.silu(features)
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
-        kept: list[Tensor] = []
+        kept: list[list[Tensor]] = []
         for level in self.down:
-            h = level.resample(h)
-            for stage in level.stages:
-                kept.append(h := stage(h, features))
+            kept.append(level(h, features))
+            h = kept[-1][-1]
         for stage in self.middle:
             h = stage(h, features)
         for level in self.up:
-            h = level.resample(h)
-            for stage in level.stages:
-                h = stage(torch.cat([h, kept.pop()], dim=1), features)
+            h = level(h, features, kept.pop())
         return self.out(F.silu(self.norm(h)))
 
     def _check(self, x: Tensor, label: Tensor | None) -> None:
@@ -140,13 +139,32 @@ class UNet(nn.Module):
             raise UsageError("this UNet was built without classes; give it no label.")
 
 
-class _Level(nn.Module):
-    """A change of resolution, and the stages after it."""
+class _Down(nn.Module):
+    """A level on the way down: half the sides, then its stages."""
 
     def __init__(self, resample: nn.Module, stages: list[nn.Module]) -> None:
         super().__init__()
         self.resample = resample
         self.stages = nn.ModuleList(stages)
+
+    def forward(self, h: Tensor, features: Tensor) -> list[Tensor]:
+        h = self.resample(h)
+        return [h := stage(h, features) for stage in self.stages]
+
+
+class _Up(nn.Module):
+    """A level on the way up: twice the sides, then its stages beside what `_Down` had there."""
+
+    def __init__(self, resample: nn.Module, stages: list[nn.Module]) -> None:
+        super().__init__()
+        self.resample = resample
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, h: Tensor, features: Tensor, kept: list[Tensor]) -> Tensor:
+        h = self.resample(h)
+        for stage, beside in zip(self.stages, reversed(kept), strict=True):
+            h = stage(torch.cat([h, beside], dim=1), features)
+        return h
 
 
 class _Halve(nn.Conv2d):
@@ -219,14 +237,20 @@ def _silenced(layer: _Layer) -> _Layer:
     return layer
 
 
-def _check_sizes(
-    width: int, multipliers: Sequence[int], blocks: int, heads: int, groups: int
-) -> None:
+def _check_levels(multipliers: Sequence[int], blocks: int, attention: Sequence[int]) -> None:
     if not multipliers or min(multipliers) < 1 or blocks < 1:
         raise UsageError(
             "a UNet needs a multiplier of at least 1 for each level and a block on each; they are "
             f"{tuple(multipliers)} and {blocks}."
         )
+    for level in attention:
+        if not 0 <= level < len(multipliers):
+            raise UsageError(
+                f"there is no level {level} to attend: levels are 0 to {len(multipliers) - 1}."
+            )
+
+
+def _check_widths(width: int, multipliers: Sequence[int], heads: int, groups: int) -> None:
     if width % 2 or width % groups or any(width * m % heads for m in multipliers):
         raise UsageError(
             "a UNet's width must be even and a multiple of its groups, and each level's of its "

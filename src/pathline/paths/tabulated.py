@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
+from pathline.core.registry import Entry
 from pathline.paths.path import GaussianPath, Time, as_time, paths
 
 
@@ -42,6 +43,11 @@ class Tabulated(GaussianPath):
         """Return the path of a table of β_n: ᾱ_n = Π (1 − β_k)."""
         table = torch.as_tensor(list(betas), dtype=torch.float64)
         return cls(tuple(torch.cumprod(1 - table, 0).tolist()))
+
+    @classmethod
+    def linear(cls, first: float = 1e-4, last: float = 0.02, n: int = 1000) -> Tabulated:
+        """Return the path of β that rise linearly: DDPM's table."""
+        return cls.from_betas(torch.linspace(first, last, n, dtype=torch.float64).tolist())
 
     @property
     def t_min(self) -> float:
@@ -98,3 +104,14 @@ class Tabulated(GaussianPath):
         left = torch.searchsorted(-nodes, -log_alpha, right=True).sub(1).clamp(0, n - 1)
         slope = (nodes[left + 1] - nodes[left]) * n
         return left.to(log_alpha.dtype) / n + (log_alpha - nodes[left]) / slope
+
+
+paths.add(
+    Entry(
+        "tabulated_linear",
+        Tabulated.linear,
+        aliases=("ddpm_table",),
+        paper="arXiv:2006.11239, Sec. 4",
+        about="The path of a discrete-time model whose β rise linearly: DDPM's table.",
+    )
+)
