@@ -1,5 +1,6 @@
 """Plans written by hand: every kind of row the floor promises, against closed forms."""
 
+import itertools
 import json
 import math
 
@@ -9,10 +10,13 @@ import torch
 import pathline as pl
 from pathline.core import noise
 from pathline.fields import problems
+from pathline.solvers import DEIS, EDMSampler, UniPC
 from pathline.solvers.execute import execute, run
+from pathline.solvers.exponential import polynomial_weights
 from pathline.solvers.phi import derivative_weights, phi
 from pathline.solvers.reference import reference
 from pathline.solvers.runge_kutta import Tableau
+from pathline.solvers.solver import Writer
 
 VP = pl.VPLinear()
 
@@ -179,6 +183,86 @@ def test_orders_are_lowered_at_the_end_of_few_steps_only():
     assert uses(1) == [1] and uses(2) == [1, 1]
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("variable", ["t", "rho", "lambda"])
+def test_deis_is_exact_where_eps_is_a_polynomial_in_its_variable(order, variable):
+    """Against the antiderivative by SciPy's quadrature in ρ, on an uneven grid."""
+    from scipy.integrate import quad
+
+    grid = pl.grids.karras(9)
+    plan = DEIS(order=order, variable=variable).plan(VP, grid)
+    times = torch.tensor(plan.times, dtype=torch.float64)
+    alpha = VP.alpha(times).tolist()
+    rho = (VP.sigma(times) / VP.alpha(times)).tolist()
+
+    def eps(r):
+        u = {"rho": r, "lambda": -math.log(r)}.get(variable)
+        if variable == "t":
+            u = float(VP.time_of_log_snr(-math.log(r)))
+        return sum((0.7 - 0.4 * k) * u**k for k in range(order))
+
+    for i in range(order - 1, 9):
+        integral, _ = quad(eps, rho[i], rho[i + 1], epsabs=1e-13, epsrel=1e-12)
+        exact = alpha[i + 1] * (0.6 / alpha[i] + integral)
+        row = plan.rows[i]
+        mine = row.x[i] * 0.6 + sum(b * eps(rho[k]) for k, b in row.f.items())
+        assert mine == pytest.approx(exact, rel=1e-9, abs=1e-11)
+
+
+def test_two_independent_codes_of_multistep_in_eps_agree():
+    """DEIS in λ by quadrature, and DPM-Solver's φ-functions."""
+    grid = pl.grids.karras(9)
+    plan = DEIS(order=3, variable="lambda").plan(VP, grid)
+    levels = Writer(VP, grid.times(VP), denoises=False).levels
+    for i in range(2, 9):
+        earlier = [levels[i - 1], levels[i - 2]]
+        linear, weights = polynomial_weights("eps", levels[i], levels[i + 1], earlier)
+        assert plan.rows[i].x[i] == pytest.approx(linear, rel=1e-13)
+        assert list(plan.rows[i].f.values()) == pytest.approx(weights, rel=1e-9, abs=1e-12)
+
+
+def test_edm_is_the_published_algorithm():
+    """Algorithm 2 in σ, as printed, with the same draws."""
+    path, seeds, n, churn = pl.EDM(), [3, 4], 6, 1.5
+    mixture = problems.m4(path)
+    sigma = [80 * t for t in pl.grids.karras(n).times(path)]
+    x = 80 * noise.normal(seeds, (3,), dtype=torch.float64)
+    for i, (now, after) in enumerate(itertools.pairwise(sigma)):
+        hat = now * (1 + min(churn / n, math.sqrt(2) - 1)) if i else now  # none above σ_max
+        fresh = noise.normal(seeds, (3,), stream="step", index=i, dtype=torch.float64)
+        x = x + math.sqrt(hat**2 - now**2) * fresh
+        slope = (x - mixture(x, hat / 80).x0) / hat
+        euler = x + (after - hat) * slope
+        x = x + (after - hat) * (slope + (euler - mixture(euler, after / 80).x0) / after) / 2
+    sampler = EDMSampler(churn=churn)
+    mine = pl.sample(
+        mixture, seeds=seeds, solver=sampler, grid=pl.grids.karras(n), dtype=torch.float64
+    )
+    torch.testing.assert_close(mine.x, x)
+
+
+def test_euler_maruyama_is_the_published_step():
+    """x + (f x − g² ∇log p) h + g √|h| z, with the score of the mixture."""
+    mixture, x, seeds = problems.m4(VP), starts(2), [0, 1]
+    z = noise.normal(seeds, (3,), stream="step", index=0, dtype=torch.float64)
+    s, t = torch.tensor(0.7, dtype=torch.float64), 0.6
+    g2, h = VP.diffusion_squared(s), t - 0.7
+    by_hand = x + (VP.drift(s) * x - g2 * mixture(x, s).score) * h + (-g2 * h).sqrt() * z
+    mine = pl.solve(mixture, x, solver="euler_maruyama", grid=[0.7, t], seeds=seeds).x
+    torch.testing.assert_close(mine, by_hand)
+
+
+def test_unipc_one_is_eulers_step_and_the_trapezoid_in_its_coordinates():
+    """UniPC-1: DDIM predicts, the mean of both x̂₀ corrects; its last step is DDIM alone."""
+    plan = UniPC(order=1).plan(VP, pl.grids.log_snr(12))
+    ddim = pl.DDIM().plan(VP, pl.grids.log_snr(12))
+    whole = ddim.rows[0].f[0]
+    assert dict(plan.rows[0].f) == pytest.approx({0: whole}, rel=1e-12)
+    assert dict(plan.rows[1].f) == pytest.approx({0: whole / 2, 1: whole / 2}, rel=1e-12)
+    assert plan.nfe == 12 and not plan.rows[0].lands and plan.rows[-1].lands
+    assert dict(plan.rows[-1].f).keys() == {len(plan.rows) - 2}
+
+
 @pytest.mark.parametrize("k", range(4))
 def test_phi_is_its_integral(k):
     """φ_k(z) = ∫₀¹ e^{(1−θ)z} θ^{k−1}/(k−1)! dθ, here by its 60-digit series."""
@@ -230,7 +314,10 @@ def test_the_table_says_what_the_plan_does():
         (lambda: pl.DPMpp(expansion="x"), "choose 'midpoint' or 'taylor'"),
         (lambda: pl.DPMpp(final="x"), "choose 'auto', 'full' or 'lower'"),
         (lambda: pl.DDIM(eta=1.5), r"eta must lie in \[0, 1\]"),
-        (lambda: pl.DDIM(eta=1).plan(VP, pl.grids.times([0.2, 0.4])), "towards data only"),
+        (
+            lambda: pl.DDIM(eta=1).plan(VP, pl.grids.times([0.2, 0.4])),
+            "noise is added towards data only",
+        ),
         (lambda: pl.DDIM().plan(pl.CondOT(), pl.grids.times([0.0, 0.4])), "from data itself"),
         (lambda: pl.DPMpp().plan(pl.CondOT(), pl.grids.times([0.0, 0.4])), "from data itself"),
         (lambda: pl.Euler(view="score"), "choose from velocity, eps, x0"),

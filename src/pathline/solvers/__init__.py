@@ -1,18 +1,26 @@
 """Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
 
 from pathline.solvers import grids
+from pathline.solvers.deis import DEIS, IPNDM
 from pathline.solvers.execute import Step
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.runge_kutta import RK4, Euler, Heun
+from pathline.solvers.sde import EDMSampler, EulerMaruyama
 from pathline.solvers.singlestep import DPM
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
+from pathline.solvers.unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "DPM",
+    "EDMSampler",
+    "EulerMaruyama",
+    "IPNDM",
+    "UniPC",
     "RK4",
     "DPMpp",
     "Euler",

@@ -70,7 +70,7 @@ def check_start(view: View, steps: Sequence[tuple[Level, Level]], eta: float = 0
         return
     start, after = steps[0]
     if eta and after.t > start.t:
-        raise UsageError("with eta > 0 a solver runs towards data only; use eta=0 to invert.")
+        raise UsageError("noise is added towards data only; use eta=0 (or churn=0) to invert.")
     if view == "x0" and start.sigma == 0:
         raise UsageError("this solver cannot start from data itself: start at t_min, not t = 0.")
     if view == "eps" and start.alpha == 0:
@@ -198,7 +198,7 @@ class DPMpp(Solver):
         return "x0"
 
     @property
-    def weak_order(self) -> int:
+    def convergence(self) -> int:
         return min(self.order, 2) if self.eta else self.order
 
     @property

@@ -26,8 +26,8 @@ solvers: Registry[Solver] = Registry("solver")
 class Level(NamedTuple):
     """A point of a path: time, α, σ and λ, as Python floats.
 
-    Where α = 0, λ = −∞ is replaced by a number (`_bounded`), so that derivatives can be taken across
-    the first step from pure noise; linear parts are written with α and σ, and stay exact there.
+    Where α = 0, λ = −∞ is replaced by a number, so that derivatives can be taken across the first
+    step from pure noise; linear parts are written with α and σ, and stay exact there.
     """
 
     t: float
@@ -43,8 +43,7 @@ DATA = Level(0.0, 1.0, 0.0, float("inf"))
 def _bounded(log_snr: Tensor) -> Tensor:
     """Replace λ = −∞ by `LOWEST_LOG_SNR`, or by one less than the others where they are as low."""
     infinite = log_snr.isneginf()
-    others = log_snr.masked_fill(infinite, torch.inf)
-    lowest = min(LOWEST_LOG_SNR, float(others.min()) - 1)
+    lowest = min([LOWEST_LOG_SNR, *(log_snr[~infinite] - 1).tolist()])
     return log_snr.masked_fill(infinite, lowest)
 
 
@@ -95,19 +94,19 @@ class Writer:
 class Solver(ABC):
     """A rule that compiles a path and a grid into a plan.
 
-    Solvers are values: nothing about a solve is stored on them. Subclasses give `order` and
-    `view` (what the F of their rows is) and write the rows of every step; a closing step to data
-    is the same for all of them, x = x̂_0, and is written here.
+    Solvers are values: nothing about a solve is stored on them. Subclasses give `order` (and
+    `convergence`, where that is another number) and `view`, and write the rows of every step; a
+    closing step to data is the same for all of them, x = x̂_0, and is written here.
     """
 
     @property
     @abstractmethod
     def order(self) -> int:
-        """The order of convergence that the solver claims."""
+        """The order as the solver's family counts it."""
 
     @property
-    def weak_order(self) -> int:
-        """The order at which the law of the result converges; of a stochastic solver, the claim."""
+    def convergence(self) -> int:
+        """The claimed order of convergence: of the result, or of its law if it is stochastic."""
         return self.order
 
     @property
@@ -124,6 +123,11 @@ class Solver(ABC):
     def is_stochastic(self) -> bool:
         """Whether the solver draws noise."""
         return False
+
+    @property
+    def is_exact_on_points(self) -> bool:
+        """Whether, on the straight path, data that are one point are sampled without error."""
+        return True
 
     @property
     def nfe_per_step(self) -> int:

@@ -1,0 +1,118 @@
+"""Stochastic one-step solvers: Euler-Maruyama on the reverse SDE, and EDM's Heun with churn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from pathline.core.errors import UsageError
+from pathline.fields.views import View
+from pathline.solvers.exponential import check_start
+from pathline.solvers.solver import Level, Solver, Writer, solvers
+
+
+@solvers.register("euler_maruyama", aliases=("em",), paper="arXiv:2011.13456, Eq. 6 and App. D")
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    """Euler-Maruyama on the reverse SDE, dx = (f x − g² ∇log p) dt + g dW̄.
+
+    The plain discretisation, for comparison; DPMpp(eta=1) integrates the linear part exactly.
+    """
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def view(self) -> View:
+        return "eps"
+
+    @property
+    def is_stochastic(self) -> bool:
+        return True
+
+    @property
+    def is_exact_on_points(self) -> bool:
+        return False
+
+    def write(self, to: Writer) -> None:
+        steps = list(to.intervals())
+        check_start(self.view, steps, eta=1.0)
+        if not steps:
+            return
+        assert to.path is not None
+        times = torch.tensor([s.t for s, _ in steps], dtype=torch.float64)
+        drift, squared = (c(times).tolist() for c in (to.path.drift, to.path.diffusion_squared))
+        for i, (s, t) in enumerate(steps):
+            h = t.t - s.t
+            score = squared[i] / s.sigma * h  # −g² h times ∇log p = −ε̂/σ
+            to.write(t.t, {i: 1 + drift[i] * h}, {i: score}, {i: math.sqrt(-squared[i] * h)})
+
+
+@solvers.register("edm", aliases=("edm_heun", "heun_churn"), paper="arXiv:2206.00364, Alg. 2")
+@dataclass(frozen=True)
+class EDMSampler(Solver):
+    """EDM's stochastic sampler: raise the noise a little, then one Heun step in σ/α.
+
+    With churn = 0 it is Heun(view="eps"), and EDM's deterministic sampler on its own path.
+
+    Args:
+        churn: S_churn, how much noise is added in all; γ = min(churn/n, √2 − 1) a step. Above
+            0.4 n the cap holds, and the order with it.
+        low: S_tmin, the smallest σ/α at which noise is added.
+        high: S_tmax, the largest.
+        scale: S_noise, the standard deviation of what is added, 1 for the exact law.
+    """
+
+    churn: float = 10.0
+    low: float = 0.0
+    high: float = math.inf
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.churn < 0 or self.scale < 0 or not 0 <= self.low <= self.high:
+            raise UsageError(
+                "churn and scale must not be negative, and 0 ≤ low ≤ high; they are "
+                f"{self.churn}, {self.scale}, {self.low}, {self.high}."
+            )
+
+    @property
+    def order(self) -> int:
+        return 2
+
+    @property
+    def view(self) -> View:
+        return "eps"
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.churn > 0
+
+    @property
+    def nfe_per_step(self) -> int:
+        return 2
+
+    def write(self, to: Writer) -> None:
+        steps = list(to.intervals())
+        check_start(self.view, steps, eta=self.churn)
+        gamma = min(self.churn / max(len(steps), 1), math.sqrt(2) - 1)
+        for draw, (s, t) in enumerate(steps):
+            at, s = self._churn(to, s, gamma, draw)
+            du = t.sigma / t.alpha - s.sigma / s.alpha
+            ratio = t.alpha / s.alpha
+            predicted = to.write(t.t, {at: ratio}, {at: t.alpha * du}, lands=False)
+            to.write(t.t, {at: ratio}, {at: t.alpha * du / 2, predicted: t.alpha * du / 2})
+
+    def _churn(self, to: Writer, s: Level, gamma: float, draw: int) -> tuple[int, Level]:
+        """Write the row that adds noise, where it does, and return the state to go on from."""
+        at, rho = len(to.rows), s.sigma / s.alpha
+        assert to.path is not None
+        ceiling = float(to.path.log_snr(1.0))
+        raised = -math.log(rho * (1 + gamma))
+        if not gamma or not self.low <= rho <= self.high or raised < ceiling:
+            return at, s
+        (hat,) = to.at([float(to.path.time_of_log_snr(raised))])
+        added = hat.alpha * math.sqrt((hat.sigma / hat.alpha) ** 2 - rho**2) * self.scale
+        return to.write(hat.t, {at: hat.alpha / s.alpha}, {}, {draw: added}, lands=False), hat
