@@ -26,6 +26,11 @@ class Captions:
     names: tuple[str, ...]
     tags: tuple[str, ...] = ()
 
+    def pick(self, kind: float, which: float, tag_share: float) -> str:
+        """Return the caption of two coins in [0, 1): the first decides between names and tags."""
+        tells = self.tags if self.tags and kind < tag_share else self.names
+        return tells[int(which * len(tells))]
+
 
 def captions_of(emoji: Emoji) -> Captions:
     """Return an emoji's name and tags, each alone and with the vendor's; a skin tone's name alone.

@@ -21,6 +21,8 @@ __all__ = [
     "Source",
     "emoji_source",
     "fashion_source",
+    "is_plain",
+    "weight_of",
 ]
 
 
@@ -82,9 +84,7 @@ class EmojiSource:
         return self._assemble(chosen, texts, torch.ones(len(chosen), dtype=torch.float64))
 
     def _caption(self, image: int, kind: float, which: float) -> str:
-        captions = self.captions[image]
-        tells = captions.tags if captions.tags and kind < self.tag_share else captions.names
-        return tells[int(which * len(tells))]
+        return self.captions[image].pick(kind, which, self.tag_share)
 
     def _assemble(self, chosen: Tensor, texts: list[str], coin: Tensor) -> Batch:
         context, mask = self.table.padded(texts, self.length)
@@ -108,8 +108,8 @@ def emoji_source(weights: Mapping[str, float] | None = None, **options: Any) -> 
     data = emoji.load()
     captions = [captions_of(entry) for entry in data.entries]
     table = text_table([text for c in captions for text in (*c.names, *c.tags)])
-    drawn = [_weight(entry, weights or {}) for entry in data.entries]
-    validation = [_is_plain(e) and e.split == "held_out" for e in data.entries]
+    drawn = [weight_of(e, weights or {}) * (e.split == "train") for e in data.entries]
+    validation = [is_plain(e) and e.split == "held_out" for e in data.entries]
     return EmojiSource(
         torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous(),
         captions,
@@ -192,13 +192,13 @@ def _scaled(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def _weight(entry: emoji.Emoji, factors: Mapping[str, float]) -> float:
-    if entry.split != "train":
-        return 0.0
+def weight_of(entry: emoji.Emoji, factors: Mapping[str, float]) -> float:
+    """Return how often an emoji is drawn, beside a plain one of a group without a factor."""
     weight = factors.get(entry.group, 1.0)
     weight *= factors.get("flag", 1.0) if entry.is_flag else 1.0
     return weight * (factors.get("skin_variant", 1.0) if entry.is_skin_variant else 1.0)
 
 
-def _is_plain(entry: emoji.Emoji) -> bool:
+def is_plain(entry: emoji.Emoji) -> bool:
+    """Whether an emoji is neither a flag nor a skin tone of another."""
     return not (entry.is_flag or entry.is_skin_variant)
