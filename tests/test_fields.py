@@ -134,7 +134,7 @@ class TestOracles:
     def test_a_gaussians_flow_solves_its_own_equation(self, path):
         root = draws(3, 3)
         gaussian = pl.Gaussian(path, draws(3, seed=1), root @ root.T)
-        x, t = draws(4, 3, seed=2), torch.tensor(0.4, dtype=torch.float64)
+        x, t = draws(4, 3, seed=2), torch.tensor(0.4005, dtype=torch.float64)  # no table's corner
         h = 1e-6
         slope = (gaussian.flow(x, t, t + h) - gaussian.flow(x, t, t - h)) / (2 * h)
         torch.testing.assert_close(slope, gaussian(x, t).velocity, rtol=1e-6, atol=1e-6)
