@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -25,11 +25,20 @@ from pathline.nets import DiT, UNet
 from pathline.nets.text import MAX_TOKENS, encode_text
 from pathline.paths import paths
 
-__all__ = ["FORMAT", "assemble", "load_model", "model_names", "save_model"]
+__all__ = [
+    "FORMAT",
+    "assemble",
+    "find_folder",
+    "load_model",
+    "model_names",
+    "read_folder",
+    "save_model",
+    "write_folder",
+]
 
 FORMAT = "pathline-model-1"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_NEEDED = {"name", "network", "path", "view", "label", "condition", "shape", "weights"}
+_NEEDED = {"name", "network", "path", "view", "label", "condition", "shape"}
 
 
 def save_model(
@@ -51,11 +60,25 @@ def save_model(
     Raises:
         UsageError: the place cannot be written to.
     """
+    return write_folder(folder, weights, {"format": FORMAT, **config}, dtype)
+
+
+def write_folder(
+    folder: str | Path,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write weights and a configuration that says their "format", and return the folder.
+
+    Raises:
+        UsageError: the place cannot be written to.
+    """
     folder = Path(folder)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()}
     file = write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
     about = {"file": WEIGHTS, "dtype": str(dtype).removeprefix("torch."), "sha256": sha256_of(file)}
-    text = json.dumps({"format": FORMAT, **config, "weights": about}, indent=1, ensure_ascii=False)
+    text = json.dumps({**config, "weights": about}, indent=1, ensure_ascii=False)
     write_atomically(folder / CONFIG, text + "\n")
     return folder
 
@@ -70,9 +93,28 @@ def load_model(name: str | Path) -> Denoiser:
         UsageError: there is no such model or folder; the message has the nearest names.
         CheckpointError: a folder that is not a model's, is damaged, or is from another Pathline.
     """
-    folder = _find(name)
-    config = _read_config(folder)
-    return assemble(_read_network(folder, config), config)
+    folder = find_folder(name)
+    config, weights = read_folder(folder, FORMAT, _NEEDED)
+    if config["condition"] not in _CONDITIONS:
+        raise CheckpointError(f"{folder} wants a condition unknown here: {config['condition']!r}.")
+    return assemble(_fill(folder, config, weights), config)
+
+
+def read_folder(
+    folder: Path, format: str, needed: Set[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration in a folder, and its weights in float32.
+
+    Args:
+        folder: what `write_folder` wrote.
+        format: that the configuration must have.
+        needed: the keys that it must have.
+
+    Raises:
+        CheckpointError: the folder is not of this format, or is damaged.
+    """
+    config = _read_config(folder, format, needed | {"weights"})
+    return config, _read_weights(folder, config)
 
 
 def assemble(network: nn.Module, config: Mapping[str, Any]) -> Denoiser:
@@ -93,11 +135,16 @@ def assemble(network: nn.Module, config: Mapping[str, Any]) -> Denoiser:
 
 
 def model_names() -> list[str]:
-    """Return the names of the shipped models."""
+    """Return the names of the shipped models, which `load_model` knows."""
+    return sorted(name for name, config in _shipped().items() if config.get("format") == FORMAT)
+
+
+def _shipped() -> dict[str, Mapping[str, Any]]:
+    """Return the configurations of all that is shipped: models, and what judges them."""
     home = resources.files("pathline") / "models"
-    if not home.is_dir():
-        return []
-    return sorted(entry.name for entry in home.iterdir() if (entry / CONFIG).is_file())
+    files = [entry / CONFIG for entry in home.iterdir()] if home.is_dir() else []
+    found = [file for file in files if file.is_file()]
+    return {Path(str(file)).parent.name: json.loads(file.read_text("utf-8")) for file in found}
 
 
 _Told = tuple[Mapping[str, Any] | None, Callable[..., Mapping[str, Any]]]
@@ -143,10 +190,14 @@ _CONDITIONS: dict[str | None, Callable[[nn.Module, Mapping[str, Any]], _Told]] =
 }
 
 
-def _find(name: str | Path) -> Path:
-    """Return the folder of a shipped model, or the user's own."""
+def find_folder(name: str | Path) -> Path:
+    """Return the folder of something shipped, or the user's own.
+
+    Raises:
+        UsageError: there is no such folder; the message has the nearest names.
+    """
     folder = Path(name)
-    if str(name) in model_names():
+    if str(name) in _shipped():
         return Path(str(resources.files("pathline") / "models" / str(name)))
     if folder.is_dir():
         return folder
@@ -157,7 +208,7 @@ def _find(name: str | Path) -> Path:
     raise unknown("model", str(name), model_names())
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path, format: str, needed: Set[str]) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -165,18 +216,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}.") from error
     found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
+    if found != format:
         raise CheckpointError(
-            f"{folder} is not a model of this Pathline: its format is {found}, not {FORMAT}."
+            f"{folder} is not a model of this Pathline: its format is {found}, not {format}."
         )
-    if missing := sorted(_NEEDED - set(config)):
+    if missing := sorted(needed - set(config)):
         raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}.")
-    if config["condition"] not in _CONDITIONS:
-        raise CheckpointError(f"{folder} wants a condition unknown here: {config['condition']!r}.")
     return config
 
 
-def _read_network(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def _read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     file = folder / WEIGHTS
     try:
         weights = load_file(file)
@@ -185,10 +234,16 @@ def _read_network(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
     if checksum != config["weights"].get("sha256"):
         raise CheckpointError(f"{file} is damaged: its checksum is not the one in {CONFIG}.")
+    return {k: v.float() for k, v in weights.items()}
+
+
+def _fill(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network of a configuration, with these weights."""
     network = build_network(config["network"])
     try:
-        network.load_state_dict({k: v.float() for k, v in weights.items()})
+        network.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
+        file = folder / WEIGHTS
         raise CheckpointError(f"{file} does not fit the network in {CONFIG}: {reason}…") from error
     return network.eval().requires_grad_(False)

@@ -26,7 +26,7 @@ from pathline.learn.journal import Journal, Row
 from pathline.learn.recipe import Recipe, build_network
 from pathline.learn.sources import Batch, Source
 
-__all__ = ["Run", "learning_rate", "step_generator"]
+__all__ = ["Run", "learning_rate", "read_state", "step_generator"]
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -156,7 +156,7 @@ class Run:
         Raises:
             CheckpointError: it is damaged, or of another recipe.
         """
-        state = _read_state(path, self.fabric.device)
+        state = read_state(path, self.fabric.device)
         if state.get("recipe") != self.recipe.fingerprint:
             raise CheckpointError(
                 f"{path} is of another configuration; choose another folder, or remove it."
@@ -174,7 +174,12 @@ class Run:
             average.lerp_(weight, 1 - keep)
 
 
-def _read_state(path: Path, device: torch.device) -> Mapping[str, Any]:
+def read_state(path: Path, device: torch.device) -> Mapping[str, Any]:
+    """Return a training state.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
