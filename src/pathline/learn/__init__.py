@@ -1,6 +1,7 @@
 """Learning: objectives, the trainer, and the model folders that it writes."""
 
 from pathline.learn.checkpoint import load_model, model_names, save_model
+from pathline.learn.classify import load_classifier, train_classifier
 from pathline.learn.journal import TrainingError
 from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes, stratified
 from pathline.learn.recipe import Recipe, Watch, read_recipe
@@ -13,10 +14,12 @@ __all__ = [
     "TrainingError",
     "UniformTimes",
     "Watch",
+    "load_classifier",
     "load_model",
     "model_names",
     "read_recipe",
     "save_model",
     "stratified",
     "train",
+    "train_classifier",
 ]
