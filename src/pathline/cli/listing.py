@@ -43,12 +43,12 @@ def _solver(entry: Entry[Solver]) -> dict[str, Any]:
 
 def measured(solver: Solver) -> float | None:
     """Return the order of convergence on exact Gaussian data; None for a stochastic solver."""
-    from pathline.paths import CondOT
+    from pathline.paths import VPLinear
     from pathline.solvers.solve import as_grid
 
     if solver.is_stochastic:
         return None
-    return round(solver.plan(CondOT(), as_grid(None, None)).order(), 2)
+    return round(solver.plan(VPLinear(), as_grid(None, None)).order(), 2)
 
 
 def grids(json: Json = False) -> None:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from pathline.cli import listing, replaying, sampling, working
+from pathline.cli.demo import demo
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
 
@@ -37,18 +38,17 @@ app = typer.Typer(
 )
 
 PANELS = {
-    "Make": [sampling.sample, replaying.replay],
+    "Make": [sampling.sample, replaying.replay, demo],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
         working.systems,
     ],
-    "Work": [working.run, working.train, working.data],
+    "Work": [working.run, working.bench, working.train, working.data],
 }  # fmt: skip
 
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(working.bench, name="bench", rich_help_panel="Work")
 
 
 def _show_version(wanted: bool) -> None:

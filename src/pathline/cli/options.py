@@ -114,6 +114,12 @@ def _times(text: str) -> tuple[float, ...] | None:
         raise UsageError(f"the grid {text!r} cannot be read; write times as 1,0.6,0.2.") from None
 
 
+def chosen_condition(prompt: str | None, model: Denoiser) -> dict[str, str]:
+    """Return the prompt as what the model is told: a text, or the name of a class."""
+    told = model.details.get("condition")
+    return {} if prompt is None else {told if isinstance(told, str) else "text": prompt}
+
+
 def chosen_guide(weight: float | None, prompt: str | None, model: Denoiser) -> Guide | None:
     """Return the guide: what the user says, else what the model recommends for a prompt."""
     if weight is None:

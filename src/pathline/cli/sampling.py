@@ -16,7 +16,7 @@ from pathline.core.progress import progress
 from pathline.core.solution import Solution
 
 Model = Annotated[str, typer.Argument(help="A shipped model (pathline models), or a folder.")]
-Prompt = Annotated[str | None, typer.Argument(help="What to draw; anything if left out.")]
+Prompt = Annotated[str | None, typer.Argument(help="What to draw: words, or a class. Optional.")]
 SolverName = Annotated[str | None, typer.Option(help="A name of pathline solvers.")]
 Order = Annotated[int | None, typer.Option(help="For solvers that have several.")]
 Steps = Annotated[int | None, typer.Option(help="More is closer to the exact solution.")]
@@ -75,7 +75,7 @@ def sample(  # noqa: PLR0913 - each is an option
         options.chosen_solver(solver, order, denoiser),
         options.chosen_grid(grid, steps, last, denoiser),
         options.chosen_guide(guidance, prompt, denoiser),
-        options.given(text=prompt),
+        options.chosen_condition(prompt, denoiser),
         drawn,
         batch,
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json as jsonlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pathline.cli.listing import Json, show
+from pathline.cli.output import check_writable
+from pathline.core.errors import unknown
 
 Slug = Annotated[str, typer.Argument(help="A name of pathline systems.")]
 Out = Annotated[str | None, typer.Option("-o", "--output", help="A folder.")]
@@ -16,6 +19,8 @@ Train = Annotated[bool, typer.Option("--train", help="Also the claims that train
 Config = Annotated[str, typer.Argument(help="A TOML file, or a name that is shipped.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 DataName = Annotated[str | None, typer.Argument(help="Which one to make; a list if left out.")]
+
+BenchName = Annotated[str | None, typer.Argument(help="Which one; a list if left out.")]
 
 
 def systems(json: Json = False) -> None:
@@ -82,4 +87,21 @@ def data(name: DataName = None, json: Json = False) -> None:
     show([row] if json else [{"what": k, "is": v} for k, v in row.items()], json)
 
 
-bench = typer.Typer(help="Measure speed, beside other libraries.", no_args_is_help=True)
+def bench(name: BenchName = None, json: Json = False, output: Out = None) -> None:
+    """Measure speed beside other libraries; exit code 0 only if every bar is kept."""
+    from pathline.bench import BENCHES
+
+    if name is None:
+        show([{"name": bench} for bench in BENCHES], json)
+        return
+    if name not in BENCHES:
+        raise unknown("benchmark", name, BENCHES)
+    if output is not None:
+        check_writable(Path(output) / f"{name}.json")
+    report = BENCHES[name]()
+    text = jsonlib.dumps(report.to_dict(), ensure_ascii=False, indent=1)
+    typer.echo(text if json else report.table())
+    if output is not None:
+        report.save(output)
+    if not report.passed:
+        raise typer.Exit(1)
