@@ -169,6 +169,7 @@ REFUSED = {
     "seeds backwards": (["--seeds", "5-2"], "write them as 0-15,20"),
     "a negative seed": (["--seed", -1], "not an integer from 0"),
     "an empty batch": (["--batch", 0], "at least 1 sample"),
+    "a sheet without columns": (["--columns", 0], "columns ≥ 1"),
     "a device that is not here": (["--device", "tpu"], "no device 'tpu' here"),
     "not a PNG": (["-o", "apple.jpg"], "a sheet is a PNG file"),
     "below a file": (["-o", "file/apple.png"], "file is a file, not a folder"),
@@ -239,6 +240,21 @@ def test_a_network_gone_wrong_is_reported_with_step_and_time(here):
     assert_refused(here, ["sample", "wild", "-n", 2, "--steps", 3], "step 1 of 3")
 
 
+def test_what_is_done_stays_when_a_later_batch_fails(here, monkeypatch):
+    """One file a sample: a batch is written when it is done, and an interrupt loses one at most."""
+    from pathline.cli import request
+
+    def sample(model, *, seeds, **call):
+        if 3 in seeds:
+            raise KeyboardInterrupt
+        return pl.sample(model, seeds=seeds, **call)
+
+    monkeypatch.setattr(request, "sample", sample)
+    outcome = run("sample", "plain", "--steps", 1, "-n", 6, "--batch", 2, "-o", "each/")
+    assert outcome.exit_code != 0
+    assert files(here / "each") == ["000000.png", "000001.png"]
+
+
 def test_our_own_defects_keep_their_traceback(here, monkeypatch):
     def breaks(*_):
         raise RuntimeError("a defect")
@@ -256,6 +272,21 @@ def test_a_prompt_is_told_in_the_words_of_the_model():
     assert chosen_condition("bag", model(condition="label")) == {"label": "bag"}
     assert chosen_condition("bag", model(condition="text")) == {"text": "bag"}
     assert chosen_condition(None, model(condition="text")) == {}
+
+
+def test_training_is_passed_on(here, monkeypatch):
+    asked = []
+
+    def train(recipe, out, *, resume):
+        asked.append((recipe.name, str(out), resume))
+        return out / "model"
+
+    monkeypatch.setattr("pathline.learn.trainer.train", train)
+    assert "pathline sample runs/emoji/model" in done("train", "emoji")
+    done("train", "emoji", "-o", "mine", "--resume")
+    assert asked == [("emoji", "runs/emoji", False), ("emoji", "mine", True)]
+    (here / "file").write_text("a file")
+    assert_refused(here, ["train", "emoji", "-o", "file/run"], "is a file, not a folder")
 
 
 def test_benchmarks_are_passed_on_and_their_bars_set_the_exit_code(here, monkeypatch):

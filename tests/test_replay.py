@@ -113,6 +113,13 @@ DAMAGED = {
     "no such sample": (
         lambda r: changed(r, picture={"layout": {}, "sample": 9}), "no sample 9",
     ),
+    "no batch": (lambda r: changed(r, batch="all"), "its batch is 'all'"),
+    "an empty batch": (lambda r: changed(r, batch=0), "at least 1 sample"),
+    "no such sample in its batch": (
+        lambda r: replace(
+            changed(r, batch=1, picture={"layout": {}, "sample": 1}), seeds=(0, 1)
+        ), "no sample 1",
+    ),
     "a tensor's condition": (
         lambda r: changed(r, cond={"context": {"type": "Tensor"}}), "was a Tensor",
     ),

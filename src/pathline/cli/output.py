@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,20 +85,21 @@ class Picture:
         return write_picture(path, self.pixels, self.receipt)
 
 
-def sheet_of(request: Request, solutions: list[Solution], layout: Layout) -> Picture:
+def sheet_of(request: Request, solutions: Sequence[Solution], layout: Layout) -> Picture:
     """Return all samples as one picture."""
     receipt = _arranged(receipt_of(request, solutions), layout, None)
     return Picture("", layout.arrange(to_pixels(samples(solutions))), receipt)
 
 
-def picture_of(request: Request, solutions: list[Solution], index: int, layout: Layout) -> Picture:
-    """Return one sample as a picture, with the seeds of the whole batch that it was made in."""
-    seed = request.seeds[index]
-    number, place = divmod(index, request.batch)
-    seeds, solution = request.batches[number], solutions[number]
-    receipt = _arranged(receipt_of(replace(request, seeds=seeds), [solution]), layout, place)
-    pixels = to_pixels(solution.x[place : place + 1])
-    return Picture(f"{seed:06d}.png", layout.arrange(pixels), receipt)
+def pictures_of(
+    request: Request, number: int, solution: Solution, layout: Layout
+) -> Iterator[Picture]:
+    """Yield each sample of batch `number` as a picture, with the seeds of all that were in it."""
+    seeds = request.batches[number]
+    receipt = receipt_of(replace(request, seeds=seeds), [solution])
+    for place, (seed, pixels) in enumerate(zip(seeds, to_pixels(solution.x), strict=True)):
+        told = _arranged(receipt, layout, place)
+        yield Picture(f"{seed:06d}.png", layout.arrange(pixels[None]), told)
 
 
 def _arranged(receipt: Receipt, layout: Layout, index: int | None) -> Receipt:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import typer
 
-from pathline.cli.output import Picture, check_writable, picture_of, sheet_of
+from pathline.cli.output import Picture, check_writable, pictures_of, sheet_of
 from pathline.cli.request import Request, request_of
 from pathline.cli.sampling import watched
 from pathline.core.errors import ReceiptError
@@ -45,10 +45,10 @@ def replay(file: File, output: Output = None, model: Model = None) -> None:
 def remade(receipt: Receipt, request: Request) -> Picture:
     """Run the request of a receipt and lay the result out as it was."""
     layout, index = _place(receipt)
-    solutions = watched(request, "replaying")
+    solutions = list(watched(request, "replaying"))
     if index is None:
         return sheet_of(request, solutions, layout)
-    return picture_of(request, solutions, index, layout)
+    return list(pictures_of(request, 0, solutions[0], layout))[index]
 
 
 def _place(receipt: Receipt) -> tuple[Layout, int | None]:
@@ -58,7 +58,8 @@ def _place(receipt: Receipt) -> tuple[Layout, int | None]:
         layout, index = Layout(**told["layout"]), told["sample"]
     except (KeyError, TypeError) as error:
         raise ReceiptError("the receipt does not say how its samples stand.") from error
-    if index is not None and index not in range(len(receipt.seeds)):
+    n = min(len(receipt.seeds), receipt.recipe.get("batch", len(receipt.seeds)))
+    if index is not None and index not in range(n):
         raise ReceiptError(f"the receipt is damaged: it has no sample {index}.")
     return layout, index
 

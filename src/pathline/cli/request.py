@@ -6,7 +6,7 @@ same function, so a replay is the same computation: the same plan, conditions, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,26 +65,26 @@ class Request:
         """Steps of all batches together."""
         return self.grid.n * len(self.batches)
 
-    def run(self, observe: Callable[[Step], None] | None = None) -> list[Solution]:
-        """Sample, one solution a batch; the gradient mode is the caller's.
+    def run(self, observe: Callable[[Step], None] | None = None) -> Iterator[Solution]:
+        """Sample without gradients, and yield each batch's solution when it is done.
 
         Raises:
             UsageError: the parts do not fit together.
             NonFiniteError: the network returned a NaN or an infinity.
         """
         how = {"solver": self.solver, "grid": self.grid, "guide": self.guide, "dtype": self.dtype}
-        return [
-            sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
-            for seeds in self.batches
-        ]
+        for seeds in self.batches:
+            with torch.no_grad():  # not around the yield, where it would leak to the caller
+                solution = sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
+            yield solution
 
 
-def samples(solutions: list[Solution]) -> Tensor:
+def samples(solutions: Sequence[Solution]) -> Tensor:
     """Return the samples of all batches, (n, *state)."""
     return torch.cat([solution.x for solution in solutions])
 
 
-def receipt_of(request: Request, solutions: list[Solution]) -> Receipt:
+def receipt_of(request: Request, solutions: Sequence[Solution]) -> Receipt:
     """Return one receipt for all batches.
 
     The model's is cut down to what finds it again and proves that it is the same.
@@ -127,6 +127,8 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
     solver = solvers.rebuild(_table(recipe, "solver"))
     grid = grids.rebuild(_table(recipe, "grid"))
     cond, batch = _conditions(_table(recipe, "cond")), recipe.get("batch", len(receipt.seeds))
+    if not isinstance(batch, int):
+        raise ReceiptError(f"the receipt is damaged: its batch is {batch!r}.")
     denoiser = load(source).to(_device(receipt))
     _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
     return Request(denoiser, source, solver, grid, guide, cond, receipt.seeds, batch, dtype)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from pathline.cli import options
-from pathline.cli.output import Destination, destination, picture_of, sheet_of
+from pathline.cli.output import destination, pictures_of, sheet_of
 from pathline.cli.request import BATCH, Request
 from pathline.core.images import Layout
 from pathline.core.progress import progress
@@ -81,16 +82,15 @@ def sample(  # noqa: PLR0913 - each is an option
     )
     layout = _layout(request, where.each, columns, scale)
     begun = time.perf_counter()
-    solutions = watched(request, f"sampling {model}")
-    seconds = time.perf_counter() - begun
-    typer.echo(f"{_written(request, solutions, where, layout)}; {seconds:.1f} s")
+    said = _each(request, where.path, layout) if where.each else _sheet(request, where.path, layout)
+    typer.echo(f"{said}; {time.perf_counter() - begun:.1f} s")
 
 
-def watched(request: Request, what: str) -> list[Solution]:
+def watched(request: Request, what: str) -> Iterator[Solution]:
     """Run a request under a progress bar that moves with every step."""
-    with progress() as bar, torch.no_grad():
+    with progress() as bar:
         task = bar.add_task(what, total=request.n_steps)
-        return request.run(lambda _: bar.advance(task))
+        yield from request.run(lambda _: bar.advance(task))
 
 
 def _layout(request: Request, each: bool, columns: int | None, scale: int | None) -> Layout:
@@ -101,21 +101,26 @@ def _layout(request: Request, each: bool, columns: int | None, scale: int | None
     return Layout.of(len(request.seeds), shape[-1], columns, scale)
 
 
-def _written(
-    request: Request, solutions: list[Solution], where: Destination, layout: Layout
-) -> str:
-    """Write the files, and return one line that says what was made and how to make it again."""
-    n, nfe = len(request.seeds), solutions[0].stats.nfe
-    if where.each:
-        files = []
-        for index in range(n):
-            picture = picture_of(request, solutions, index, layout)
-            files.append(picture.write(where.path / picture.name))
-        made = f"{n} files in {where.path}" if n > 1 else str(files[0])
-        again = files[0]
-    else:
-        again = sheet_of(request, solutions, layout).write(where.path)
-        made = f"{again}: {n} samples"
-    calls = solutions[0].stats.network_calls
+def _sheet(request: Request, path: Path, layout: Layout) -> str:
+    """Write one sheet, and say what was made and how to make it again."""
+    solutions = list(watched(request, f"sampling {request.source}"))
+    sheet_of(request, solutions, layout).write(path)
+    return _said(f"{path}: {len(request.seeds)} samples", solutions[0], path)
+
+
+def _each(request: Request, folder: Path, layout: Layout) -> str:
+    """Write a file for each sample as soon as its batch is done, and say so."""
+    written: list[Path] = []
+    first: Solution | None = None
+    for number, solution in enumerate(watched(request, f"sampling {request.source}")):
+        first = first or solution
+        for picture in pictures_of(request, number, solution, layout):
+            written.append(picture.write(folder / picture.name))
+    assert first is not None  # a request has at least one seed
+    return _said(f"{folder}: {len(written)} files", first, written[0])
+
+
+def _said(made: str, solution: Solution, again: Path) -> str:
+    nfe, calls = solution.stats.nfe, solution.stats.network_calls
     cost = f"{nfe} evaluations" + (f" ({calls} of the network)" if calls != nfe else "")
     return f"{made}, {cost} each; again: pathline replay {again}"

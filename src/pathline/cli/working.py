@@ -65,7 +65,9 @@ def train(config: Config, output: Out = None, resume: Resume = False) -> None:
     from pathline.learn.trainer import train as train_model
 
     recipe = read_recipe(config)
-    folder = train_model(recipe, output or f"runs/{recipe.name}", resume=resume)
+    out = Path(output or f"runs/{recipe.name}")
+    check_writable(out / "model" / "config.json")
+    folder = train_model(recipe, out, resume=resume)
     typer.echo(f"{folder}: try pathline sample {folder}")
 
 

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from pathline.cli.output import check_writable
@@ -34,7 +33,7 @@ def demo(output: Output = "out/demo", model: Model = "emoji") -> None:
     for name in ("index.html", "hero.png"):
         check_writable(folder / name)
     plan = planned(load_model(model), model)
-    with progress() as bar, torch.no_grad():
+    with progress() as bar:
         task = bar.add_task(f"following the field of {model}", total=plan.n_steps)
         study = plan.run(lambda _: bar.advance(task))
         flow = measured_flow()

@@ -94,10 +94,10 @@ class Agenda:
         return sum(request.n_steps for request in every)
 
     def run(self, observe: Callable[[Step], None]) -> Study:
-        """Run all requests; the gradient mode is the caller's."""
+        """Run all requests, without gradients."""
 
         def made(request: Request) -> Made:
-            return Made(request, request.run(observe))
+            return Made(request, list(request.run(observe)))
 
         return Study(
             {prompt: made(request) for prompt, request in self.gallery.items()},

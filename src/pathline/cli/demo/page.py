@@ -82,7 +82,7 @@ def _comparison(study: Study) -> Iterator[str]:
     yield '<div class="head"></div>'
     for n in SHOWN:
         yield f'<div class="head">{n} evaluations</div>'
-    yield f'<div class="head">converged: {CONVERGED[1]} evaluations</div>'
+    yield f'<div class="head">converged ({CONVERGED[1]})</div>'
     for i, (name, title) in enumerate(SOLVERS.items()):
         yield f'<div class="solver c{i}">{escape(title)}</div>'
         for n in SHOWN:
@@ -91,7 +91,7 @@ def _comparison(study: Study) -> Iterator[str]:
             caption = f'<figcaption class="error">{error:.3f}{note}</figcaption>'
             yield f"<figure>{_sheet(made, 3, f'{title}, {n} evaluations')}{caption}</figure>"
     whole = _sheet(study.converged, 2, "the converged solution")
-    yield f'<figure class="whole">{whole}<figcaption>the same six seeds</figcaption></figure>'
+    yield f'<figure class="whole">{whole}<figcaption>what all are held to</figcaption></figure>'
 
 
 def _training(model: Denoiser) -> str:
