@@ -7,8 +7,8 @@ import torch
 
 from pathline.core.errors import CheckpointError, UsageError
 from pathline.data import fashion
-from pathline.fields import target
-from pathline.learn import load_model, model_names, read_recipe, train
+from pathline.fields import convert, target
+from pathline.learn import Matching, load_model, model_names, read_recipe, train
 from pathline.learn.classify import Lesson, accuracy, load_classifier, train_classifier
 from pathline.learn.labels import encode_label
 from pathline.learn.objectives import time_label
@@ -17,7 +17,7 @@ from pathline.learn.run import learning_rate, step_generator
 from pathline.learn.sources import LabelledImages
 from pathline.nets import UNet
 from pathline.nets.classifier import Classifier, Features
-from pathline.paths import CondOT, Tabulated, paths
+from pathline.paths import CondOT, Tabulated, bshape, paths
 from pathline.solvers import sample
 from pathline.steer import CFG
 
@@ -55,7 +55,7 @@ def test_the_path_is_ddpms_table():
 
 
 def test_the_recipe_is_a_discrete_time_model():
-    matching = read_recipe("fashion").matching()
+    matching = replace(read_recipe("fashion").matching(), error=None)
     assert matching.view == "eps" and isinstance(matching.path, Tabulated)
     t = torch.tensor([0.001, 0.5005, 1.0], dtype=torch.float64)
     torch.testing.assert_close(matching.label(t), torch.tensor([0, 499.5, 999]).double())
@@ -72,6 +72,19 @@ def test_the_recipe_is_a_discrete_time_model():
     assert torch.equal(target(matching.path, "eps", x0, eps, time_), eps)
 
 
+def test_an_error_may_be_measured_in_another_view():
+    """A network's ε judged in v is, to rounding, the v that it means judged in v; so for x0."""
+    path = Tabulated.linear()
+    x0, eps, v = torch.randn(3, 5, 1, 2, 2, dtype=torch.float64)
+    t = torch.tensor([0.001, 0.1, 0.3005, 0.7, 1.0]).double()
+    wanted = Matching(path, "v").loss(lambda x, n: v, x0, eps, t, {})
+    for view in ("eps", "x0"):
+        network = lambda x, n, view=view: convert(path, "v", view, x, v, t)  # noqa: E731
+        said = Matching(path, view, error="v").loss(network, x0, eps, t, {})
+        # ε holds v in its last digits where α = 0.006, x0 where σ = 0.01: squares lose 1e4 of 1e-16
+        torch.testing.assert_close(said, wanted, rtol=1e-10, atol=0)
+
+
 def test_the_labels_of_a_path_without_a_table_are_refused():
     assert time_label(CondOT(), 1000.0) == 1000.0
     with pytest.raises(UsageError, match="'table' for a tabulated path; it is 'table' for CondOT"):
@@ -80,12 +93,15 @@ def test_the_labels_of_a_path_without_a_table_are_refused():
         time_label(Tabulated(), "steps")
 
 
-def test_the_recipes_network_is_small_and_starts_at_zero():
+def test_the_recipes_network_is_small_and_starts_as_the_paths_own_noise():
+    """ε̂ = σ x, with the table of the path that it is trained on."""
     network = build_network(read_recipe("fashion").network)
     assert isinstance(network, UNet) and network.classes == len(fashion.CLASSES)
     assert 2e6 < sum(p.numel() for p in network.parameters()) < 3.5e6
-    x = torch.randn(2, 1, 28, 28)
-    assert torch.equal(network(x, torch.tensor(5.0), torch.tensor([0, 10])), torch.zeros_like(x))
+    path, x = paths.build("tabulated_linear"), torch.randn(2, 1, 28, 28)
+    t = torch.tensor([0.0123, 0.777])
+    said = network(x, path.label(t), torch.tensor([0, 10]))
+    torch.testing.assert_close(said, bshape(path.sigma(t), x) * x, rtol=1e-5, atol=1e-6)
 
 
 def test_until_the_cooldown_begins_the_number_of_steps_decides_nothing():

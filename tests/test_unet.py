@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pathline.core.errors import UsageError
+from pathline.fields import convert
 from pathline.nets import UNet
+from pathline.paths import Tabulated
 
 SIZES = {"channels": 2, "width": 8, "multipliers": (1, 2, 2), "blocks": 2, "heads": 2, "groups": 4}
 
@@ -33,6 +36,36 @@ def inputs(batch=4, side=8):
 def test_an_untrained_network_is_exactly_zero():
     x, t, label = inputs()
     assert torch.equal(UNet(**SIZES, classes=3).double()(x, t, label), torch.zeros_like(x))
+
+
+def test_a_network_that_says_the_noise_starts_as_its_closest_guess():
+    """ε̂ = σ x at first, with DDPM's σ computed here in NumPy, at labels and in the middle of two.
+
+    Its table is in float32, so log α errs by 2⁻²⁴ of itself at most, and σ by less than 1e-6.
+    """
+    x, _, label = inputs()
+    net = UNet(**SIZES, classes=3, betas=(1e-4, 0.02, 1000)).double()
+    log_alphas = 0.5 * np.log(1 - np.linspace(1e-4, 0.02, 1000)).cumsum()
+    for t, log_alpha in (
+        (0.0, log_alphas[0]),
+        (500.0, log_alphas[500]),
+        (500.25, 0.75 * log_alphas[500] + 0.25 * log_alphas[501]),
+        (999.0, log_alphas[999]),
+    ):
+        said = net(x, torch.tensor(t).double(), label)
+        sigma = (1 - np.exp(2 * log_alpha)) ** 0.5
+        torch.testing.assert_close(said, sigma * x, rtol=0, atol=1e-6 * x.abs().max().item())
+
+
+def test_the_noise_that_it_says_is_its_v_on_the_path():
+    """Against the library's own change of view, on the path of the same table."""
+    x, t, label = inputs()
+    path = Tabulated.linear()
+    noise = trained_like(betas=(1e-4, 0.02, 1000))
+    v = trained_like()
+    v.load_state_dict(noise.state_dict())
+    said = convert(path, "v", "eps", x, v(x, t, label), path.time_of_label(t))
+    torch.testing.assert_close(noise(x, t, label), said, rtol=1e-6, atol=1e-6)
 
 
 def test_every_block_starts_as_the_identity():
@@ -147,6 +180,8 @@ def test_a_label_for_a_network_without_classes_is_refused():
         ({"multipliers": ()}, "a multiplier of at least 1"),
         ({"blocks": 0}, "a block on each"),
         ({"attention": (3,)}, "no level 3"),
+        ({"betas": (1e-4, 0.02)}, r"betas are \(first, last, n\)"),
+        ({"betas": (0.02, 1e-4, 1000)}, "first ≤ last"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, says):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.fields import View, target
+from pathline.fields import View, change, target
 from pathline.paths import GaussianPath, Tabulated, bshape
 
 __all__ = ["LogitNormalTimes", "Matching", "Times", "UniformTimes", "stratified", "time_label"]
@@ -98,12 +98,15 @@ class Matching:
         view: what the network says.
         times: how often each time is trained on, as a fraction of the path's own interval.
         label: what the network is told for t: a factor, or a function of t.
+        error: the view in which the error is measured, which weighs the times: an error of 1 in ε
+            is one of 1/α in v and one of σ/α in x0. None is the network's own view.
     """
 
     path: GaussianPath
     view: View = "velocity"
     times: Times = UniformTimes()
     label: float | Callable[[Tensor], Tensor] = 1.0
+    error: View | None = None
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n stratified times in [t_min, t_max], (n,) float64."""
@@ -130,5 +133,7 @@ class Matching:
         x = bshape(self.path.alpha(t), x0) * x0 + bshape(self.path.sigma(t), x0) * eps
         label = self.label(t) if callable(self.label) else t * self.label
         said = network(x, label.to(x0.dtype), **cond).to(x0.dtype)
-        wanted = target(self.path, self.view, x0, eps, t)
-        return (said - wanted).square().flatten(1).mean(1)
+        wrong = said - target(self.path, self.view, x0, eps, t)
+        if self.error is not None:
+            wrong = wrong * bshape(change(self.path, self.view, self.error, t)[1], wrong)
+        return wrong.square().flatten(1).mean(1)

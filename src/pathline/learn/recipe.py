@@ -50,7 +50,8 @@ class Recipe:
         data: the source under "source", and its options.
         network: the class under "class", and its arguments.
         objective: "path" and its "path_args", "view", "label" (a factor, or "table": the path's own
-            labels), and "time_mean", "time_std" for logit-normal times.
+            labels), "time_mean", "time_std" for logit-normal times, and "error", the view in which
+            the error is measured.
         batch: samples an update.
         seed: of the weights, the data's order, the noise and the times.
         rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero.
@@ -106,7 +107,8 @@ class Recipe:
         times = UniformTimes() if std is None else LogitNormalTimes(table.get("time_mean", 0), std)
         path = paths.build(table.get("path", "none"), **table.get("path_args", {}))
         label = time_label(path, table.get("label", 1))
-        return Matching(path, as_view(table.get("view", "velocity")), times, label)
+        error = as_view(table["error"]) if "error" in table else None
+        return Matching(path, as_view(table.get("view", "velocity")), times, label, error)
 
     def source(self) -> Source:
         """Return where batches come from, with its data fetched.

@@ -6,6 +6,14 @@ What each level computes on the way down is set beside what comes up. The last c
 block, the projections of attention and the output start at zero: an untrained network is exactly
 the zero function. Its last class means "no class", so guidance needs no second network.
 
+A network that says the noise can be told the table of a discrete-time model. It then says
+
+    ε̂ = σ_n x + α_n F(x, n),   α_n² = Π_{k ≤ n} (1 − β_k),   σ_n² = 1 − α_n²
+
+where F is all of the above. Near pure noise ε is x but for a part of size α_n, and x̂_0 is that part
+over α_n: an error of one percent in ε̂ would be one of 160 percent in x̂_0. F, which is the view
+"v", is of size one everywhere.
+
 Paper: Ronneberger et al. 2015 (U-Net); Ho et al. 2020 (DDPM); Dhariwal & Nichol 2021 (scale-shift).
 """
 
@@ -42,6 +50,8 @@ class UNet(nn.Module):
         heads: of each attention.
         groups: of the normalisations.
         time_scale: what time labels are multiplied with; 1 suits labels in 0 … 999.
+        betas: (first, last, n), the ends and the length of a linear table of β: the network says
+            the noise at labels 0 … n − 1, real-valued ones too. None says F.
 
     Raises:
         UsageError: sizes that do not divide each other.
@@ -65,6 +75,7 @@ class UNet(nn.Module):
         heads: int = 4,
         groups: int = 8,
         time_scale: float = 1.0,
+        betas: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         _check_levels(multipliers, blocks, attention)
@@ -94,6 +105,8 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList([stage(last, last, True), stage(last, last, False)])
         self.norm = nn.GroupNorm(groups, width)
         self.out = _silenced(nn.Conv2d(width, channels, 3, padding=1))
+        self.log_alphas: Tensor | None
+        self.register_buffer("log_alphas", _log_alphas(betas), persistent=False)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -126,7 +139,8 @@ class UNet(nn.Module):
             h = stage(h, features)
         for level in self.up:
             h = level(h, features, kept.pop())
-        return self.out(F.silu(self.norm(h)))
+        said = self.out(F.silu(self.norm(h)))
+        return said if self.log_alphas is None else _as_noise(said, x, t, self.log_alphas)
 
     def _check(self, x: Tensor, label: Tensor | None) -> None:
         sides = tuple(x.shape[2:])
@@ -137,6 +151,28 @@ class UNet(nn.Module):
             )
         if label is not None and self.label is None:
             raise UsageError("this UNet was built without classes; give it no label.")
+
+
+def _as_noise(v: Tensor, x: Tensor, label: Tensor, log_alphas: Tensor) -> Tensor:
+    """Return σ x + α v at a label; between two labels log α is a line."""
+    left = label.floor().clamp(0, len(log_alphas) - 2).long()
+    start, end = log_alphas[left], log_alphas[left + 1]
+    log_alpha = torch.lerp(start, end, (label - left).to(start.dtype))[..., None, None, None]
+    alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+    return sigma.to(x.dtype) * x + alpha.to(x.dtype) * v
+
+
+def _log_alphas(betas: Sequence[float] | None) -> Tensor | None:
+    """Return log α_0 … log α_{n−1}, in float32."""
+    if betas is None:
+        return None
+    if len(betas) != 3 or not 0 < betas[0] <= betas[1] < 1 or betas[2] < 2:
+        raise UsageError(
+            "a UNet's betas are (first, last, n) with 0 < first ≤ last < 1 and n ≥ 2; they are "
+            f"{tuple(betas)}."
+        )
+    table = torch.linspace(betas[0], betas[1], int(betas[2]), dtype=torch.float64)
+    return (0.5 * torch.cumsum(torch.log1p(-table), 0)).float()
 
 
 class _Down(nn.Module):
