@@ -35,7 +35,10 @@ class Step:
     def __init__(
         self, index: int, t: float, x: Tensor, latest: tuple[Plan, int, Tensor, Tensor] | None
     ) -> None:
-        self.index, self.t, self.x, self._latest = index, t, x, latest
+        self.index = index
+        self.t = t
+        self.x = x
+        self._latest = latest
 
     @property
     def prediction(self) -> Prediction:
@@ -56,47 +59,60 @@ Term = tuple[str, int, Coefficient]
 """What is summed: "x", "f" or "z", its number, its coefficient."""
 
 
+class Sum(NamedTuple):
+    """A row's terms: the first, whether it stands bare (its coefficient is 1), and the others."""
+
+    first: Term
+    is_bare: bool
+    others: tuple[Term, ...]
+
+
 class Instruction(NamedTuple):
-    """A row, made ready: what to evaluate, draw and sum, and what to forget afterwards."""
+    """A row, made ready: what to evaluate, draw and sum, and what nobody needs afterwards."""
 
     number: int
     t: float
-    evaluate: tuple[int, ...]
-    draw: tuple[int, ...]
-    terms: tuple[Term, ...]
+    evaluations: tuple[int, ...]
+    draws: tuple[int, ...]
+    terms: Sum
     lands: bool
-    forget: tuple[int, ...]
+    spent: tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
 def _program(plan: Plan, device: torch.device, dtype: torch.dtype) -> tuple[Instruction, ...]:
     """Return the instructions of a plan, their tensor coefficients placed and cast."""
-    return tuple(_instructions(plan, device, dtype))
+    with torch.inference_mode(False):  # what is kept must also serve a solve with gradients
+        return tuple(_instructions(plan, device, dtype))
 
 
 def _instructions(plan: Plan, device: torch.device, dtype: torch.dtype) -> Iterator[Instruction]:
     last_use = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
-    done: dict[int, list[int]] = {}
+    spent: dict[int, list[int]] = {}
     for k, i in last_use.items():
-        done.setdefault(i, []).append(k)
+        spent.setdefault(i, []).append(k)
     known: set[int] = set()
     for i, row in enumerate(plan.rows):
         fresh = tuple(k for k in sorted(row.f) if k not in known)
         known.update(fresh)
-        forget = tuple(done.get(i, ()))
         named = zip("xfz", (row.x, row.f, row.z), strict=True)
         terms = [
-            (letter, k, c.to(device, dtype) if isinstance(c, Tensor) else c)
+            (letter, k, c.to(device, dtype) if isinstance(c, Tensor) else float(c))
             for letter, coefficients in named
             for k, c in coefficients.items()
         ]
-        terms.sort(key=lambda term: not _is_one(term[2]))  # a sum may begin with a bare term
-        number = len(plan.start) + i
-        yield Instruction(number, row.t, fresh, tuple(row.z), tuple(terms), row.lands, forget)
+        number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
+        yield Instruction(number, row.t, fresh, tuple(row.z), _sum(terms), row.lands, unused)
 
 
-def _is_one(c: Coefficient) -> bool:
-    return not isinstance(c, Tensor) and c == 1
+def _sum(terms: list[Term]) -> Sum:
+    """Order terms so that the sum begins with a bare one, which saves a kernel, if there is one."""
+
+    def is_one(term: Term) -> bool:
+        return not isinstance(term[2], Tensor) and term[2] == 1
+
+    first, *others = sorted(terms, key=is_one, reverse=True)
+    return Sum(first, is_one(first) and bool(others), tuple(others))
 
 
 def execute(
@@ -116,38 +132,41 @@ def execute(
     slopes: dict[int, Tensor] = {}
     known = {"x": states, "f": slopes}
     index, latest = 0, None
-    for row in _program(plan, given[0].device, given[0].dtype):
-        for k in row.evaluate:
-            slopes[k] = evaluate(k, states[k])
-            latest = (plan, k, states[k], slopes[k])
-        if row.draw:
-            known["z"] = {d: _draw(seeds, d, given[0]) for d in row.draw}
-        new = _combined(row.terms, known)
-        if row.lands:
-            step = Step(index, row.t, new, latest)
+    program = _program(plan, given[0].device, given[0].dtype)
+    for number, t, evaluations, draws, terms, lands, spent in program:
+        for k in evaluations:
+            x = states[k]
+            slopes[k] = f = evaluate(k, x)
+            latest = (plan, k, x, f)
+        if draws:
+            known["z"] = {d: _draw(seeds, d, given[0]) for d in draws}
+        new = _combined(terms, known)
+        if lands:
+            step = Step(index, t, new, latest)
             yield step
-            new, index = step.x, index + 1
-        states[row.number] = new
-        for k in row.forget:
+            new = step.x
+            index += 1
+        states[number] = new
+        for k in spent:
             states.pop(k, None)
             slopes.pop(k, None)
 
 
-def _combined(terms: Sequence[Term], known: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+def _combined(terms: Sum, known: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
     """Return Σ a_j x_j + Σ b_k F_k + Σ c_d z_d, one fused update a term."""
-    (letter, k, c), *rest = terms
-    total, is_ours = known[letter][k], False
-    if not rest or not _is_one(c):
-        total, is_ours = total * c, True
-    for letter, k, c in rest:
+    (letter, k, c), is_bare, others = terms
+    total = known[letter][k]
+    if not is_bare:
+        total = total * c
+    for letter, k, c in others:
         term = known[letter][k]
         if isinstance(c, Tensor):
             total = torch.addcmul(total, term, c)
-        elif is_ours:
-            total.add_(term, alpha=c)
-        else:
+        elif is_bare:
             total = torch.add(total, term, alpha=c)
-        is_ours = True
+        else:
+            total.add_(term, alpha=c)
+        is_bare = False  # from here on the total is ours to change
     return total
 
 

@@ -93,12 +93,12 @@ class Plan:
         """Evaluations of the field."""
         return len(self.evaluated)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Rows that land on a grid point."""
         return sum(row.lands for row in self.rows)
 
-    @property
+    @cached_property
     def grid(self) -> tuple[float, ...]:
         """The times of the grid points."""
         return (self.start[-1], *(row.t for row in self.rows if row.lands))
