@@ -329,7 +329,11 @@ def test_zero_terminal_snr_step_by_step():
     model = denoiser(network, scheduler)
     with torch.no_grad():
         ours = pl.solve(
-            model, x, solver=pl.DPMpp(order=2, final="full"), grid=grid(scheduler, 12), trajectory=True
+            model,
+            x,
+            solver=pl.DPMpp(order=2, final="full"),
+            grid=grid(scheduler, 12),
+            trajectory=True,
         )
         theirs = their_states(lifted(scheduler, 12), x, lambda x, t: network(x, t).sample)
     agree(ours.trajectory, theirs, SINGLE)

@@ -151,6 +151,15 @@ class TestGradients:
         with torch.inference_mode():
             assert pl.sample(model, 2, shape=(3,), steps=3).x.is_inference()
 
+    def test_a_plan_that_ran_under_inference_mode_still_gives_gradients(self):
+        scale = torch.full((3,), 0.5, dtype=torch.float64)  # cast on its way to the state
+        plan = pl.Plan((1.0,), (pl.Row(0.0, {0: scale}, {0: scale}),))
+        with torch.inference_mode():
+            pl.solve(lambda x, t: x, torch.ones(1, 3), solver=plan)
+        x = torch.ones(1, 3, requires_grad=True)
+        pl.solve(lambda x, t: x, x, solver=plan).x.sum().backward()
+        assert x.grad.tolist() == [[1.0, 1.0, 1.0]]
+
     def test_states_that_nobody_needs_are_freed_during_the_solve(self):
         alive, most = [], 0
 
