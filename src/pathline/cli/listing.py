@@ -17,11 +17,16 @@ from pathline.solvers.solver import solvers as all_solvers
 Json = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 Measure = Annotated[bool, typer.Option("--measure", help="Measure each order of convergence.")]
 
+Markdown = Annotated[bool, typer.Option("--markdown", help="Measured, as in docs/solvers.md.")]
+
 Row = Mapping[str, Any]
 
 
-def solvers(json: Json = False, measure: Measure = False) -> None:
+def solvers(json: Json = False, measure: Measure = False, markdown: Markdown = False) -> None:
     """List the solvers: what each is, its order, and what a step costs."""
+    if markdown:
+        typer.echo(solver_table())
+        return
     entries = track(all_solvers, "measuring") if measure else all_solvers
     rows = [
         _solver(entry) | ({"measured": measured(entry.build())} if measure else {})
@@ -35,6 +40,7 @@ def _solver(entry: Entry[Solver]) -> dict[str, Any]:
     names = {"name": entry.name, "aliases": list(entry.aliases)}
     claims = {
         "order": solver.order,
+        "convergence": solver.convergence,
         "nfe_per_step": solver.nfe_per_step,
         "stochastic": solver.is_stochastic,
     }
@@ -42,13 +48,35 @@ def _solver(entry: Entry[Solver]) -> dict[str, Any]:
 
 
 def measured(solver: Solver) -> float | None:
-    """Return the order of convergence on exact Gaussian data; None for a stochastic solver."""
+    """Return the order of convergence on a mixture, VP-linear; None for a stochastic solver."""
     from pathline.paths import VPLinear
     from pathline.solvers.solve import as_grid
 
     if solver.is_stochastic:
         return None
     return round(solver.plan(VPLinear(), as_grid(None, None)).order(), 2)
+
+
+def solver_table() -> str:
+    """Return the table of docs/solvers.md: what every solver claims, and what is measured."""
+    head = "| name | also | order | claimed | measured | NFE a step | paper | |"
+    lines = [head, "|---" * 8 + "|"]
+    for entry in all_solvers:
+        solver = entry.build()
+        order = measured(solver)
+        found = "in law" if order is None else f"{order:.1f}"
+        cells = (
+            f"`{entry.name}`",
+            ", ".join(entry.aliases),
+            solver.order,
+            solver.convergence,
+            found,
+            solver.nfe_per_step,
+            entry.paper,
+            entry.about,
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def grids(json: Json = False) -> None:
