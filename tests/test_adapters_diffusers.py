@@ -5,6 +5,8 @@ table is lifted to float64 before it steps, so that nothing but the formulas is 
 """
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -636,3 +638,15 @@ def test_a_grid_that_cannot_be_made_is_refused(config, n, arguments, message):
     scheduler = dict(diffusers.DDIMScheduler().config)
     with pytest.raises(UsageError, match=message):
         grid(scheduler | config, n, **arguments)
+
+
+# The page
+
+
+def test_the_page_runs_and_prints_what_it_says(capsys):
+    text = (Path(__file__).parents[1] / "docs/diffusers.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(code, "docs/diffusers.md", "exec"), names)
+    assert capsys.readouterr().out == text.split("```\n")[2]
+    assert torch.isfinite(names["same"].x).all()
