@@ -256,3 +256,19 @@ def test_a_classifier_is_not_a_model(taught):
     with pytest.raises(CheckpointError, match="its format is pathline-classifier-1"):
         load_model(taught[0])
     assert "fashion-classifier" not in model_names()
+
+
+@pytest.fixture(scope="module")
+def tested():
+    """The test set of Fashion-MNIST."""
+    if not fashion.PACKAGE.folder.is_dir():
+        pytest.skip("dataset-fashion-mnist is not in the cache; `pathline data fashion` fetches it")
+    data = fashion.load()
+    images = torch.from_numpy(data.test_images)[:, None]
+    return images, torch.from_numpy(data.test_labels).long()
+
+
+@pytest.mark.parametrize("n", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_shipped_classifier_is_right_nine_times_in_ten(tested, n):
+    images, labels = tested
+    assert accuracy(load_classifier(), images[:n], labels[:n]) >= 0.91
