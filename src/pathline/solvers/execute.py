@@ -115,41 +115,81 @@ def _sum(terms: list[Term]) -> Sum:
     return Sum(first, is_one(first) and bool(others), tuple(others))
 
 
-def execute(
-    plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None = None
-) -> Iterator[Step]:
-    """Run a plan, yielding at every grid point.
+class Execution:
+    """A plan under way: the states, evaluations and draws that later rows name.
 
     Args:
         plan: in the field's own view.
         evaluate: f(k, x), the field at state number k.
         given: the states at `plan.start`.
         seeds: one a sample, for a plan that draws noise.
-
-    Cost: `plan.nfe` evaluations; memory for the states and evaluations that later rows name.
     """
-    states: dict[int, Tensor] = dict(enumerate(given))
-    slopes: dict[int, Tensor] = {}
-    known = {"x": states, "f": slopes}
-    index, latest = 0, None
-    program = _program(plan, given[0].device, given[0].dtype)
-    for number, t, evaluations, draws, terms, lands, spent in program:
+
+    __slots__ = ("_evaluate", "_known", "_like", "_seeds", "latest", "plan", "program")
+
+    def __init__(
+        self, plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None
+    ) -> None:
+        self.plan, self.program = plan, _program(plan, given[0].device, given[0].dtype)
+        self.latest: tuple[Plan, int, Tensor, Tensor] | None = None
+        self._evaluate, self._like, self._seeds = evaluate, given[0], seeds
+        self._known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}}
+
+    def advance(self, row: Instruction) -> Tensor:
+        """Take a row and return the state that it makes."""
+        number, _, evaluations, draws, terms, _, spent = row
+        known = self._known
+        states, slopes = known["x"], known["f"]
         for k in evaluations:
             x = states[k]
-            slopes[k] = f = evaluate(k, x)
-            latest = (plan, k, x, f)
+            slopes[k] = f = self._evaluate(k, x)
+            self.latest = (self.plan, k, x, f)
         if draws:
-            known["z"] = {d: _draw(seeds, d, given[0]) for d in draws}
-        new = _combined(terms, known)
-        if lands:
-            step = Step(index, t, new, latest)
-            yield step
-            new = step.x
-            index += 1
-        states[number] = new
+            known["z"] = {d: _draw(self._seeds, d, self._like) for d in draws}
+        states[number] = new = _combined(terms, known)
         for k in spent:
             states.pop(k, None)
             slopes.pop(k, None)
+        return new
+
+    def replace(self, row: Instruction, x: Tensor) -> None:
+        """Go on from another state than the one that a row has made."""
+        self._known["x"][row.number] = x
+
+
+def execute(
+    plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None = None
+) -> Iterator[Step]:
+    """Run a plan, yielding at every grid point.
+
+    Args:
+        plan, evaluate, given, seeds: as for `Execution`.
+
+    Cost: `plan.nfe` evaluations; memory for the states and evaluations that later rows name.
+    """
+    execution, index = Execution(plan, evaluate, given, seeds), 0
+    for row in execution.program:
+        x = execution.advance(row)
+        if row.lands:
+            step = Step(index, row.t, x, execution.latest)
+            yield step
+            if step.x is not x:
+                execution.replace(row, step.x)
+            index += 1
+
+
+def complete(
+    plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None = None
+) -> Tensor:
+    """Run a plan to its end with nobody watching, and return the final state.
+
+    Args:
+        plan, evaluate, given, seeds: as for `Execution`.
+    """
+    execution, x = Execution(plan, evaluate, given, seeds), given[-1]
+    for row in execution.program:
+        x = execution.advance(row)
+    return x
 
 
 def _combined(terms: Sum, known: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
@@ -208,7 +248,4 @@ def check_output(f: Tensor, x: Tensor) -> None:
 
 def run(plan: Plan, field: Field, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
     """Run a plan from one state to its end and return the final state; no checks, no record."""
-    bound = Evaluator(field, plan.times, x, {})
-    for step in execute(plan, bound, [x], seeds):
-        x = step.x
-    return x
+    return complete(plan, Evaluator(field, plan.times, x, {}), [x], seeds)

@@ -26,7 +26,7 @@ from pathline.core.solution import (
 )
 from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
 from pathline.paths import GaussianPath
-from pathline.solvers.execute import Evaluator, Step, execute
+from pathline.solvers.execute import Evaluator, Step, complete, execute
 from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan
 from pathline.solvers.solver import Solver, solvers
@@ -352,16 +352,17 @@ def _described(field: Field, guide: Guide | None) -> dict[str, Any]:
 def _finish(
     job: _Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure
 ) -> Solution:
-    evaluator = job.evaluator()
-    kept = [job.given[-1]] if trajectory else []
-    x = job.given[-1]
-    for step in job.steps(evaluator):
-        if observe is not None:
-            observe(step)
-        x = step.x
-        if trajectory:
-            kept.append(x)
-    solution = _solution(job, x, evaluator, kept)
+    evaluator, kept = job.evaluator(), [job.given[-1]]
+    if observe is None and not trajectory:
+        kept.append(complete(job.plan, evaluator, job.given, job.seeds))
+    else:
+        for step in job.steps(evaluator):
+            if observe is not None:
+                observe(step)
+            if not trajectory:
+                kept.clear()
+            kept.append(step.x)
+    solution = _solution(job, kept[-1], evaluator, kept if trajectory else ())
     if on_failure == "raise" and not solution.ok:
         raise NonFiniteError(_diagnosis(job, solution), solution)
     return solution
