@@ -196,7 +196,7 @@ def _rescaled(levels: Tensor) -> Tensor:
     ratios = torch.cat((squares[:1], squares[1:] / squares[:-1]))
     levels = torch.cumprod(1 - (1 - ratios), 0)  # by way of β, for the same rounding
     before = float(levels[-2])
-    levels[-1] = LOWEST_LEVEL if LOWEST_LEVEL < before else before / 2
+    levels[-1] = LOWEST_LEVEL if before > LOWEST_LEVEL else before / 2
     return levels
 
 
