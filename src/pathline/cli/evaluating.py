@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pathline.cli.listing import Json, show
-from pathline.cli.options import given
+from pathline.cli.options import chosen_device, given
 from pathline.cli.output import check_writable
-from pathline.cli.sampling import Guidance, Model, Steps
+from pathline.cli.sampling import Device, Guidance, Model, Steps
 
 Number = Annotated[int, typer.Option("-n", help="How many samples; Fréchet distances need 500.")]
 SolverName = Annotated[str | None, typer.Option(help="A name of pathline solvers.")]
@@ -34,6 +34,7 @@ def evaluate(  # noqa: PLR0913 - each is an option
     seed: Seed = 0,
     output: Output = "out/evaluate",
     card: Card = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Measure how good a model's samples are, beside real pictures and beside noise.
@@ -44,7 +45,7 @@ def evaluate(  # noqa: PLR0913 - each is an option
     from pathline.learn.quality import evaluate as measure
     from pathline.learn.quality import how_of, write_card
 
-    denoiser = load_model(model)
+    denoiser = load_model(model).to(chosen_device(device))
     folder = Path(output) / (denoiser.name or "model")
     check_writable(folder / "report.json")
     how = how_of(denoiser, **given(solver=solver, steps=steps, guidance=guidance, seed=seed))
