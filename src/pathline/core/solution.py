@@ -86,8 +86,8 @@ class Solution:
 
 def finite_status(x: Tensor) -> Tensor:
     """Return OK or NON_FINITE for each sample of `x`, (batch,) int8."""
-    finite = (x * 0).flatten(1).sum(1) == 0  # 0·NaN = 0·∞ = NaN; isfinite takes ten times as long
-    return torch.where(finite, Status.OK.value, Status.NON_FINITE.value).to(torch.int8)
+    zero = (x * 0).flatten(1).sum(1)  # 0·NaN = 0·∞ = NaN; isfinite takes ten times as long
+    return zero.isnan().to(torch.int8)  # True is 1, NON_FINITE
 
 
 def status_names(status: Tensor) -> tuple[str, ...]:

@@ -38,6 +38,13 @@ class Tabulated(GaussianPath):
         if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
             raise UsageError("alphas_cumprod must fall strictly from one label to the next.")
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.alphas_cumprod)
+
+    def __hash__(self) -> int:  # once: plans are looked up by their path, and a table is long
+        return self._hash
+
     @classmethod
     def from_betas(cls, betas: Iterable[float]) -> Tabulated:
         """Return the path of a table of β_n: ᾱ_n = Π (1 − β_k)."""
