@@ -94,14 +94,14 @@ def test_the_labels_of_a_path_without_a_table_are_refused():
 
 
 def test_the_recipes_network_is_small_and_starts_as_the_paths_own_noise():
-    """ε̂ = σ x, with the table of the path that it is trained on."""
+    """ε̂ = (1 − α) x, with the table of the path that it is trained on."""
     network = build_network(read_recipe("fashion").network)
     assert isinstance(network, UNet) and network.classes == len(fashion.CLASSES)
     assert 2e6 < sum(p.numel() for p in network.parameters()) < 3.5e6
     path, x = paths.build("tabulated_linear"), torch.randn(2, 1, 28, 28)
     t = torch.tensor([0.0123, 0.777])
     said = network(x, path.label(t), torch.tensor([0, 10]))
-    torch.testing.assert_close(said, bshape(path.sigma(t), x) * x, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(said, bshape(1 - path.alpha(t), x) * x, rtol=1e-5, atol=1e-6)
 
 
 def test_until_the_cooldown_begins_the_number_of_steps_decides_nothing():

@@ -8,11 +8,11 @@ the zero function. Its last class means "no class", so guidance needs no second 
 
 A network that says the noise can be told the table of a discrete-time model. It then says
 
-    ε̂ = σ_n x + α_n F(x, n),   α_n² = Π_{k ≤ n} (1 − β_k),   σ_n² = 1 − α_n²
+    ε̂ = (1 − α_n) x + α_n F(x, n),   α_n² = Π_{k ≤ n} (1 − β_k)
 
 where F is all of the above. Near pure noise ε is x but for a part of size α_n, and x̂_0 is that part
-over α_n: an error of one percent in ε̂ would be one of 160 percent in x̂_0. F, which is the view
-"v", is of size one everywhere.
+over α_n: an error of one percent in ε̂ would be one of 160 percent in x̂_0. F is of size one
+everywhere: it goes from ε, where there is little noise, to ε − x_0 where there is nothing else.
 
 Paper: Ronneberger et al. 2015 (U-Net); Ho et al. 2020 (DDPM); Dhariwal & Nichol 2021 (scale-shift).
 """
@@ -153,13 +153,12 @@ class UNet(nn.Module):
             raise UsageError("this UNet was built without classes; give it no label.")
 
 
-def _as_noise(v: Tensor, x: Tensor, label: Tensor, log_alphas: Tensor) -> Tensor:
-    """Return σ x + α v at a label; between two labels log α is a line."""
+def _as_noise(said: Tensor, x: Tensor, label: Tensor, log_alphas: Tensor) -> Tensor:
+    """Return (1 − α) x + α F at a label; between two labels log α is a line."""
     left = label.floor().clamp(0, len(log_alphas) - 2).long()
     start, end = log_alphas[left], log_alphas[left + 1]
-    log_alpha = torch.lerp(start, end, (label - left).to(start.dtype))[..., None, None, None]
-    alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
-    return sigma.to(x.dtype) * x + alpha.to(x.dtype) * v
+    alpha = torch.lerp(start, end, (label - left).to(start.dtype)).exp()[..., None, None, None]
+    return torch.lerp(x, said.to(x.dtype), alpha.to(x.dtype))
 
 
 def _log_alphas(betas: Sequence[float] | None) -> Tensor | None:
