@@ -15,7 +15,7 @@ help:
 	@echo "make demo       install what the demo needs and run it: out/demo/index.html"
 	@echo "make test       install what the tests need, lint, type-check, run the suite"
 	@echo "make test-slow  the tests that take long"
-	@echo "make bench      solvers and overhead beside diffusers, k-diffusion and azula"
+	@echo "make bench      overhead beside diffusers, k-diffusion and azula"
 	@echo "make lint       formatting, rules, floors, types"
 	@echo "make format     mend what ruff can mend"
 	@echo "make clean      remove the environment and all caches"
@@ -30,7 +30,6 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
-	$(BIN)/pathline bench solvers
 	$(BIN)/pathline bench overhead
 
 lint: $(VENV)/.installed-test

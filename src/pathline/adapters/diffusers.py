@@ -150,8 +150,8 @@ def _packed_call(network: nn.Module, x: Tensor, label: Tensor, cond: dict[str, A
     tokens = x.reshape(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
     tokens = tokens.reshape(batch, rows * columns, channels * 4)
     axes = torch.arange(1), torch.arange(rows), torch.arange(columns)
-    places = torch.cartesian_prod(*axes).to(x)
-    text = x.new_zeros(cond["encoder_hidden_states"].shape[1], 3)
+    places = torch.cartesian_prod(*axes).to(x.device, torch.float32)  # bfloat16 has no row 257
+    text = places.new_zeros(cond["encoder_hidden_states"].shape[1], 3)
     out = _unwrapped(network(tokens, timestep=label, img_ids=places, txt_ids=text, **cond))
     out = out.reshape(batch, rows, columns, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return out.reshape(batch, -1, height, width)
