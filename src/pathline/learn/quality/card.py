@@ -147,10 +147,15 @@ def _training(
         f"## Training\n\n`pathline train {recipe['name']}` "
         f"([configuration](../../learn/configs/{recipe['name']}.toml)): {training['step']} updates "
         f"of {recipe['batch']}, {training['samples']} samples seen, in "
-        f"{training['seconds'] / 60:.0f} minutes on {where}, {training.get('threads', 1)} thread"
-        f"{'s' if training.get('threads', 1) > 1 else ''}, torch {training['torch']}, "
-        f"{recipe['precision']}."
+        f"{training['seconds'] / 60:.0f} minutes on {where}, threads {training.get('threads', 1)}, "
+        f"torch {training['torch']}, {recipe['precision']}.\n"
     )
+    for part in training.get("schedule", ()):
+        first, last = part["steps"]
+        told = ", ".join(f"{name} {value}" for name, value in part["data"].items())
+        yield f"- updates {first} to {last}: rate {part['rate']}; data: {told}"
+    if training.get("schedule"):
+        yield "\nThe configuration trains such a model in one go.\n"
     if training.get("held_out_loss") is not None:
         yield f"The loss on held-out pictures ends at {training['held_out_loss']:.4f}."
     if "loss" in links:

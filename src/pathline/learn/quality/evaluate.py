@@ -23,6 +23,7 @@ from pathline.learn.quality.page import write_page
 from pathline.learn.quality.reference import FRECHET_SIZE, Landmarks, Reference, load_reference
 from pathline.learn.quality.report import Drawn, Measure, Memory, Report
 from pathline.learn.quality.subjects import Subject, subject_of
+from pathline.steer import CFG
 
 __all__ = ["SAMPLES", "evaluate", "how_of"]
 
@@ -99,7 +100,8 @@ def write(report: Report, folder: Path) -> None:
 def how_of(model: Denoiser, **given: Any) -> How:
     """Return how a model wants to be drawn from, but for what is given (None is not)."""
     watch = model.details.get("training", {}).get("recipe", {}).get("watch", {})
-    recommended = {"guidance": watch.get("guidance", 1.0), **model.details.get("defaults", {})}
+    guidance = watch.get("guidance", CFG().weight)
+    recommended = {"guidance": guidance, **model.details.get("defaults", {})}
     known = ("solver", "steps", "guidance")
     chosen: dict[str, Any] = {name: recommended[name] for name in known if name in recommended}
     if not model.is_conditional:

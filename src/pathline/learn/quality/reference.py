@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -16,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pathline.core.errors import CheckpointError, UsageError
+from pathline.core.errors import CheckpointError
 from pathline.core.files import write_atomically
 from pathline.core.noise import normal
 from pathline.data.fetch import cache_folder
-from pathline.learn.checkpoint import find_folder
 from pathline.learn.quality.distances import frechet, halves, kernel
 from pathline.learn.quality.features import embed
 from pathline.learn.quality.subjects import Subject
@@ -96,10 +96,7 @@ class Reference:
 
 def load_reference(subject: Subject) -> Reference:
     """Return the shipped reference of a subject; make it in the cache if there is none."""
-    try:
-        path = find_folder(subject.name) / FILE
-    except UsageError:
-        path = cache_folder() / "reference" / f"{subject.name}.safetensors"
+    path = Path(str(resources.files("pathline"))) / "models" / subject.name / FILE
     if not path.is_file():
         path = cache_folder() / "reference" / f"{subject.name}.safetensors"
     if not path.is_file():
