@@ -1,5 +1,7 @@
 """Grids: exact ends, their spacing, reversal and refusals."""
 
+import math
+
 import pytest
 import torch
 
@@ -45,6 +47,16 @@ def test_each_grid_is_uniform_in_its_own_coordinate():
     ]:
         h = steps(grid, of)
         torch.testing.assert_close(h, h.mean().expand(9), rtol=1e-9, atol=0)
+
+
+def test_the_focused_grid_is_even_in_the_middle_and_takes_one_step_to_each_end():
+    level = pl.CondOT().log_snr(torch.tensor(pl.grids.focused(10).times(pl.CondOT())[1:]).double())
+    inside = level[:-1]
+    edge = math.log(10) + 0.5
+    torch.testing.assert_close(inside, torch.linspace(-edge, edge, 9).double())
+    short = pl.VPLinear()  # its λ ends at −5.02: with 200 steps there is nothing beyond the edge
+    many = pl.grids.focused(200).times(short)
+    assert many == pytest.approx(pl.grids.log_snr(200).times(short), rel=1e-9)
 
 
 def test_karras_is_the_published_ladder():

@@ -201,6 +201,29 @@ class LogSNR(Spaced):
         return path.time_of_log_snr(_linspace(ends, n)).tolist()
 
 
+@grids.register("focused", aliases=("log_snr_focused",))
+@dataclass(frozen=True)
+class Focused(Spaced):
+    """Uniform in λ where the picture forms, |λ| ≤ log n + ½, with one step from there to each end.
+
+    Little is decided between pure noise and −log n, and little is left between log n and data;
+    even steps up to both ends would spend half of ten out there. For ten evaluations or fewer.
+    """
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        first, last = (_log_snr(path, t, "focused") for t in (start, end))
+        assert path is not None
+        edge = math.copysign(math.log(n) + 0.5, last - first)
+        outer = [first] if n > 2 and abs(first) > abs(edge) else []
+        inner = [last] if n > 2 and abs(last) > abs(edge) else []
+        ends = (-edge if outer else first, edge if inner else last)
+        middle = _linspace(ends, n - len(outer) - len(inner)).tolist()
+        levels = torch.tensor([*outer, *middle, *inner], dtype=torch.float64)
+        return path.time_of_log_snr(levels).tolist()
+
+
 @grids.register("karras", aliases=("edm_grid",), paper="arXiv:2206.00364, Eq. 5")
 @dataclass(frozen=True)
 class Karras(Spaced):
@@ -274,6 +297,13 @@ def log_snr(
 ) -> Grid:
     """Return the grid that is uniform in the half log-SNR."""
     return LogSNR(n, start, end, last)
+
+
+def focused(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid for few evaluations, uniform in λ where the picture forms."""
+    return Focused(n, start, end, last)
 
 
 def karras(
