@@ -1,7 +1,6 @@
 """The demonstration: a page that needs nothing else, and whose numbers are those of the library."""
 
 import base64
-import math
 import re
 import sys
 
@@ -22,7 +21,6 @@ from pathline.cli.demo.measure import (
     SHOWN,
     SOLVERS,
     measured_flow,
-    spread,
     steps_for,
 )
 from pathline.core.images import read_receipt
@@ -71,7 +69,7 @@ def test_the_errors_on_the_page_are_those_of_sample(folder, page):
 
     def drawn(name, n):
         solver = solvers.build(name)
-        grid = spread(model.path, steps_for(solver, n))
+        grid = pl.grids.focused(steps_for(solver, n))
         call = {"text": list(COMPARED), "guide": pl.CFG(3.0), "grid": grid}
         return pl.sample(model, 6, solver=solver, **call).x
 
@@ -103,16 +101,6 @@ def test_a_solver_never_makes_more_evaluations_than_it_may():
         solver = solvers.build(name)
         for n in (*SHOWN, FEW):
             assert n - solver.nfe_per_step < steps_for(solver, n) * solver.nfe_per_step <= n
-
-
-@pytest.mark.parametrize("path", [pl.CondOT(), pl.VPLinear()])
-def test_steps_are_even_in_log_snr_between_their_ends(path):
-    for n in (3, 5, 40):
-        times = spread(path, n).times(path)
-        assert (times[0], times[-1], len(times)) == (path.t_max, path.t_min, n + 1)
-        inner = path.log_snr(torch.tensor(times[1:-1], dtype=torch.float64))
-        expected = torch.linspace(-math.log(n) - 0.5, math.log(n) + 0.5, n - 1).double()
-        assert torch.allclose(inner, expected, atol=1e-6)
 
 
 def test_a_chart_is_logarithmic_and_fills_its_frame():

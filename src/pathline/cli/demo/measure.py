@@ -6,10 +6,8 @@ noise, over all samples, pixels and channels; pixels run from −1 to 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +15,9 @@ from torch import Tensor
 from pathline.cli.request import Request, samples
 from pathline.core.solution import Solution
 from pathline.fields import Denoiser, Mixture
-from pathline.paths import CondOT, GaussianPath
+from pathline.paths import CondOT
 from pathline.solvers import Step, solve
-from pathline.solvers.grids import Grid, Times, Uniform, log_snr
+from pathline.solvers.grids import Grid, Uniform, focused, log_snr
 from pathline.solvers.solver import Solver, solvers
 from pathline.steer import CFG
 
@@ -75,19 +73,6 @@ def rms(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean().sqrt())
 
 
-def spread(path: GaussianPath, n: int) -> Grid:
-    """Return n steps for few evaluations: even in λ where the picture forms, |λ| ≤ log n + ½.
-
-    Between pure noise and −log n little is decided, and between log n and data little is left;
-    one step is enough for each. Even steps up to both ends would spend half of ten out there.
-    """
-    if n < 3:
-        return Uniform(n)
-    edge = math.log(n) + 0.5
-    inner = path.time_of_log_snr(torch.linspace(-edge, edge, n - 1, dtype=torch.float64))
-    return Times((path.t_max, *inner.tolist(), path.t_min))
-
-
 def steps_for(solver: Solver, evaluations: int) -> int:
     """Return how many steps make at most this many evaluations."""
     return max(1, evaluations // solver.nfe_per_step)
@@ -127,7 +112,7 @@ def planned(model: Denoiser, source: str) -> Agenda:
 
     def request(name: str, evaluations: int, text: str | tuple[str, ...]) -> Request:
         solver = solvers.build(name)
-        grid, guide = spread(model.path, steps_for(solver, evaluations)), CFG(GUIDANCE)
+        grid, guide = focused(steps_for(solver, evaluations)), CFG(GUIDANCE)
         told = text if isinstance(text, str) else list(text)
         return Request(model, source, solver, grid, guide, {"text": told}, SEEDS)
 
@@ -179,7 +164,7 @@ class Flow:
         law: the mixture.
         exact: its paths from the quantiles of the noise, converged, with the whole trajectory.
         paths: solver → what it makes of `FEW` evaluations at evenly spaced times.
-        errors: solver's title → its errors on the grid of `spread`.
+        errors: solver's title → its errors on the focused grid.
     """
 
     law: Mixture
@@ -203,7 +188,7 @@ def measured_flow(n: int = 15) -> Flow:
         return solve(law, start, solver=solver, grid=steps, trajectory=True)
 
     def curve(name: str) -> Points:
-        runs = [run(name, n, partial(spread, law.path)) for n in (*PLOTTED, 80, 160)]
+        runs = [run(name, n, focused) for n in (*PLOTTED, 80, 160)]
         return [(solution.stats.nfe, rms(solution.x, exact.x)) for solution in runs]
 
     paths = {name: run(name, FEW, Uniform) for name in SOLVERS}
