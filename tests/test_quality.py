@@ -383,7 +383,7 @@ def test_seeds_decide_a_report(report, reference, tmp_path, monkeypatch):
     assert told(again) == told(report)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report.to_dict()
     other = evaluate(
-        model, 10, how=How("ddim", 3, seed=1, batch=4), subject=toy, reference=reference
+        model, 10, how=How("ddim", steps=3, seed=1, batch=4), subject=toy, reference=reference
     )
     assert told(other)["measures"] != told(report)["measures"]
 
@@ -405,7 +405,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(report, tmp_path):
     assert torch.equal(draw(nothing.denoiser(), toy.wishes(10, 0).cond, HOW, keep), pixels)
     assert nothing.calls == 0
     other = Counted()  # another request is drawn from the beginning
-    draw(other.denoiser(), toy.wishes(10, 0).cond, How("ddim", 2, batch=4), keep)
+    draw(other.denoiser(), toy.wishes(10, 0).cond, How("ddim", steps=2, batch=4), keep)
     assert other.calls == 6
 
 

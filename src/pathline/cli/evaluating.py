@@ -15,6 +15,7 @@ from pathline.cli.sampling import Device, Guidance, Model, Steps
 
 Number = Annotated[int, typer.Option("-n", help="How many samples; Fréchet distances need 500.")]
 SolverName = Annotated[str | None, typer.Option(help="A name of pathline solvers.")]
+GridName = Annotated[str | None, typer.Option(help="A name of pathline grids.")]
 Seed = Annotated[int, typer.Option(help="Of the first sample; the next has one more.")]
 Output = Annotated[
     str, typer.Option("-o", "--output", help="A folder; the model's name is added to it.")
@@ -29,6 +30,7 @@ def evaluate(  # noqa: PLR0913 - each is an option
     model: Model,
     n: Number = 512,
     solver: SolverName = None,
+    grid: GridName = None,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = 0,
@@ -48,7 +50,8 @@ def evaluate(  # noqa: PLR0913 - each is an option
     denoiser = load_model(model).to(chosen_device(device))
     folder = Path(output) / (denoiser.name or "model")
     check_writable(folder / "report.json")
-    how = how_of(denoiser, **given(solver=solver, steps=steps, guidance=guidance, seed=seed))
+    chosen = given(solver=solver, grid=grid, steps=steps, guidance=guidance, seed=seed)
+    how = how_of(denoiser, **chosen)
     report = measure(denoiser, n, how=how, out=folder)
     if json:
         typer.echo(jsonlib.dumps(report.to_dict(), ensure_ascii=False, indent=1))

@@ -62,13 +62,16 @@ def write_card(
 def _pictures(model: Denoiser, report: Report, work: Path | None) -> dict[str, Image.Image]:
     """Return the card's pictures by name."""
     subject = subject_of(model)
-    how = How(**{name: report.call[name] for name in ("solver", "steps", "guidance", "batch")})
+    how = How(
+        **{name: report.call[name] for name in ("solver", "grid", "steps", "guidance", "batch")}
+    )
     prompts = [prompt for prompt in subject.showcase for _ in range(EACH)]
     told = {str(model.details["condition"]): prompts}
     keep = None if work is None else work / "card.safetensors"
     rows = draw(model, told, how, keep, "the card's samples").split(EACH)
-    named = list(zip(subject.showcase, rows, strict=True))
-    found = {"prompts": rows_sheet(named)}
+    unseen = () if report.unseen is None else report.unseen.titles
+    names = [f"{name} (held out)" if name in unseen else name for name in subject.showcase]
+    found = {"prompts": rows_sheet(list(zip(names, rows, strict=True)))}
     if report.unseen is not None:
         found["held-out"] = sheet(report.unseen.pixels[:48], report.unseen.titles[:48])
     shown = memory_sheet(report)
@@ -165,10 +168,9 @@ def _training(
 def _quality(report: Report) -> Iterator[str]:
     rows = report.rows()
     call = report.call
-    yield (
-        f"## Quality\n\n`pathline evaluate {report.model} -n {call['n']} --solver {call['solver']} "
-        f"--steps {call['steps']} --guidance {call['guidance']:g} --seed {call['seed']}`\n"
-    )
+    options = ("solver", "grid", "steps", "guidance", "seed")
+    told = " ".join(f"--{name} {call[name]}" for name in options)
+    yield f"## Quality\n\n`pathline evaluate {report.model} -n {call['n']} {told}`\n"
     yield "| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0])
     yield from ("| " + " | ".join(row.values()) + " |" for row in rows)
     yield (
@@ -195,8 +197,8 @@ def _unseen(report: Report, links: Mapping[str, str]) -> Iterator[str]:
     if "held-out" in links:
         yield (
             f"## Captions that were held out\n\n![samples of held-out captions]"
-            f"({links['held-out']})\n\n*One sample each, none left out. The model has seen neither "
-            "these code points nor their names as a whole.*\n"
+            f"({links['held-out']})\n\n*One sample each, none left out. No vendor's drawing of "
+            "these was trained on; words of their names were, in other captions.*\n"
         )
 
 

@@ -21,6 +21,7 @@ from pathline.core.receipt import versions
 from pathline.fields import Denoiser
 from pathline.learn.quality.reference import to_uint8
 from pathline.solvers import sample
+from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS
 from pathline.steer import CFG
 
 __all__ = ["How", "draw"]
@@ -32,14 +33,16 @@ class How:
 
     Args:
         solver: its name.
-        steps: of the solver's default grid.
+        grid: its name.
+        steps: of the grid.
         guidance: the weight; 1 is none.
         seed: of the first sample; the next has one more.
         batch: samples that run together.
     """
 
-    solver: str = "dpmpp_2m"
-    steps: int = 20
+    solver: str = DEFAULT_SOLVER
+    grid: str = DEFAULT_GRID
+    steps: int = DEFAULT_STEPS
     guidance: float = 1.0
     seed: int = 0
     batch: int = 64
@@ -83,7 +86,13 @@ def draw(
             told: dict[str, Any] = {k: list(v[start : start + how.batch]) for k, v in cond.items()}
             seeds = range(how.seed + start, how.seed + min(n, start + how.batch))
             drawn = sample(
-                model, seeds=seeds, solver=how.solver, steps=how.steps, guide=guide, **told
+                model,
+                seeds=seeds,
+                solver=how.solver,
+                grid=how.grid,
+                steps=how.steps,
+                guide=guide,
+                **told,
             )
             parts.append(to_uint8(drawn.x.float()).cpu())
             bar.advance(task, len(parts[-1]))

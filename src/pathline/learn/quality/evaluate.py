@@ -102,7 +102,7 @@ def how_of(model: Denoiser, **given: Any) -> How:
     watch = model.details.get("training", {}).get("recipe", {}).get("watch", {})
     guidance = watch.get("guidance", CFG().weight)
     recommended = {"guidance": guidance, **model.details.get("defaults", {})}
-    known = ("solver", "steps", "guidance")
+    known = ("solver", "grid", "steps", "guidance")
     chosen: dict[str, Any] = {name: recommended[name] for name in known if name in recommended}
     if not model.is_conditional:
         chosen["guidance"] = 1.0
@@ -145,7 +145,7 @@ def _scaled(name: str, value: float, marks: Landmarks, goal: float | None) -> Me
     width = marks.noise - marks.halves
     return Measure(
         f"scale_{name}",
-        f"the same from 0 (halves) to 1 (noise): kernel, held-out, {name}",
+        f"kernel distance to held-out pictures from 0 (real halves) to 1 (noise), {name}",
         on_scale(value, **ends),
         halves=0.0,
         spread=None if marks.spread is None else marks.spread / width,

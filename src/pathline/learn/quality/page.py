@@ -38,8 +38,9 @@ def _page(report: Report) -> Iterator[str]:
     yield f"<title>How good {escape(report.model)} is</title>\n<style>{_STYLE}</style>"
     yield f"<h1>How good {escape(report.model)} is</h1>"
     yield (
-        f"<p>{call['n']} samples, seeds from {call['seed']}, {escape(call['solver'])} with "
-        f"{call['steps']} steps, guidance {call['guidance']:g}.</p>"
+        f"<p>{call['n']} samples, seeds from {call['seed']}: {escape(call['solver'])} with "
+        f"{call['steps']} steps on the grid {escape(call['grid'])}, guidance "
+        f"{call['guidance']:g}.</p>"
     )
     yield from _table(report)
     yield from _judge(report)
