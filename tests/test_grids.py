@@ -54,6 +54,9 @@ def test_the_focused_grid_is_even_in_the_middle_and_takes_one_step_to_each_end()
     inside = level[:-1]
     edge = math.log(10) + 0.5
     torch.testing.assert_close(inside, torch.linspace(-edge, edge, 9).double())
+    wider = torch.tensor(pl.grids.focused(10, margin=1.0).times(pl.CondOT()), dtype=torch.float64)
+    levels = pl.CondOT().log_snr(wider[1:-1])
+    torch.testing.assert_close(levels, torch.linspace(-edge - 0.5, edge + 0.5, 9).double())
     short = pl.VPLinear()  # its λ ends at −5.02: with 200 steps there is nothing beyond the edge
     many = pl.grids.focused(200).times(short)
     assert many == pytest.approx(pl.grids.log_snr(200).times(short), rel=1e-9)

@@ -17,20 +17,20 @@ from pathline.core.solution import Solution
 from pathline.fields import Denoiser, Mixture
 from pathline.paths import CondOT
 from pathline.solvers import Step, solve
-from pathline.solvers.grids import Grid, Uniform, focused, log_snr
+from pathline.solvers.grids import Grid, focused, log_snr
 from pathline.solvers.solver import Solver, solvers
 from pathline.steer import CFG
 
 Points = Sequence[tuple[float, float]]
 """A curve of error against evaluations."""
 
-SOLVERS: Mapping[str, str] = {"euler": "Euler", "heun": "Heun", "dpmpp_2m": "DPM-Solver++ 2M"}
+SOLVERS: Mapping[str, str] = {"euler": "Euler", "dpmpp_2m": "DPM-Solver++ 2M", "unipc": "UniPC"}
 """The solvers that are compared, and what people call them."""
 
 SHOWN = (5, 10, 20)
 """Evaluations at which pictures are shown."""
 
-FEW = 6
+FEW = 10
 """Evaluations in the picture of the README."""
 
 PLOTTED = (*SHOWN, 40)
@@ -73,9 +73,9 @@ def rms(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean().sqrt())
 
 
-def steps_for(solver: Solver, evaluations: int) -> int:
-    """Return how many steps make at most this many evaluations."""
-    return max(1, evaluations // solver.nfe_per_step)
+def grid_for(solver: Solver, evaluations: int) -> Grid:
+    """Return the grid on which a solver makes at most this many evaluations."""
+    return focused(max(1, evaluations // solver.nfe_per_step), margin=1.0)
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def planned(model: Denoiser, source: str) -> Agenda:
 
     def request(name: str, evaluations: int, text: str | tuple[str, ...]) -> Request:
         solver = solvers.build(name)
-        grid, guide = focused(steps_for(solver, evaluations)), CFG(GUIDANCE)
+        grid, guide = grid_for(solver, evaluations), CFG(GUIDANCE)
         told = text if isinstance(text, str) else list(text)
         return Request(model, source, solver, grid, guide, {"text": told}, SEEDS)
 
     name, n = CONVERGED
     return Agenda(
         {prompt: request("dpmpp_2m", GALLERY, prompt) for prompt in PROMPTS},
-        {(s, e): request(s, e, COMPARED) for s in SOLVERS for e in (*PLOTTED, FEW)},
+        {(s, e): request(s, e, COMPARED) for s in SOLVERS for e in PLOTTED},
         request(name, n, COMPARED),
         request(name, n // 2, COMPARED),
     )
@@ -163,7 +163,7 @@ class Flow:
     Args:
         law: the mixture.
         exact: its paths from the quantiles of the noise, converged, with the whole trajectory.
-        paths: solver → what it makes of `FEW` evaluations at evenly spaced times.
+        paths: solver → what it makes of `FEW` evaluations, with the whole trajectory.
         errors: solver's title → its errors on the focused grid.
     """
 
@@ -182,16 +182,16 @@ def measured_flow(n: int = 15) -> Flow:
     law, start = mixture(), torch.special.ndtri((_float64(range(n)) + 0.5) / n)[:, None]
     exact = solve(law, start, solver="rk4", grid=log_snr(400), trajectory=True)
 
-    def run(name: str, evaluations: int, grid: Callable[[int], Grid]) -> Solution:
+    def run(name: str, evaluations: int) -> Solution:
         solver = solvers.build(name)
-        steps = grid(steps_for(solver, evaluations))
-        return solve(law, start, solver=solver, grid=steps, trajectory=True)
+        grid = grid_for(solver, evaluations)
+        return solve(law, start, solver=solver, grid=grid, trajectory=True)
 
     def curve(name: str) -> Points:
-        runs = [run(name, n, focused) for n in (*PLOTTED, 80, 160)]
+        runs = [run(name, n) for n in (*PLOTTED, 80, 160)]
         return [(solution.stats.nfe, rms(solution.x, exact.x)) for solution in runs]
 
-    paths = {name: run(name, FEW, Uniform) for name in SOLVERS}
+    paths = {name: run(name, FEW) for name in SOLVERS}
     return Flow(law, exact, paths, {title: curve(name) for name, title in SOLVERS.items()})
 
 
