@@ -365,6 +365,7 @@ def test_a_file_that_is_no_plan_is_refused(content, says, tmp_path):
 def test_a_plan_is_one_json_object():
     plan = pl.DPMpp(order=2).plan(VP, pl.grids.log_snr(2))
     content = json.loads(json.dumps(plan.to_dict()))
-    assert content["recipe"]["solver"] == {"name": "dpmpp"}
-    assert content["path"] == {"name": "vp_linear"}
+    said = content["recipe"]["solver"]
+    assert said["name"] == "dpmpp" and said["expansion"] == "midpoint"  # defaults are told too
+    assert content["path"] == {"name": "vp_linear", "beta_min": 0.1, "beta_max": 20.0}
     assert pl.Plan.from_dict(content).to_dict() == plan.to_dict()

@@ -11,7 +11,9 @@ import pathline as pl
 from pathline.core import Status, noise
 from pathline.core.receipt import Receipt
 from pathline.fields import problems
+from pathline.solvers.grids import grids
 from pathline.solvers.solve import start
+from pathline.solvers.solver import solvers
 
 VP = pl.VPLinear()
 
@@ -189,8 +191,8 @@ class TestReceipts:
         )
         receipt = Receipt.from_json(sol.receipt.to_json())
         assert receipt == sol.receipt
-        assert receipt.recipe["solver"] == {"name": "dpmpp", "order": 3}
-        assert receipt.recipe["grid"] == {"name": "karras", "n": 6}
+        assert receipt.recipe["solver"] == solvers.describe(pl.DPMpp(order=3))
+        assert receipt.recipe["grid"] == grids.describe(pl.grids.karras(6))
         assert receipt.nfe == 6 and receipt.seeds == (3, 4) and receipt.status == ("ok", "ok")
 
     @pytest.mark.parametrize(

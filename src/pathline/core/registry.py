@@ -123,15 +123,17 @@ class Registry(Generic[T]):
         return any(entry.make is type(thing) for entry in self)
 
     def describe(self, thing: T) -> dict[str, Any]:
-        """Return what rebuilds a registered dataclass: its family's name and its arguments.
+        """Return what rebuilds a registered dataclass: its family's name and all its arguments.
+
+        Defaults are told too: what a receipt says must not change when a default does.
 
         Raises:
             UsageError: its class is not registered.
         """
         for entry in self:
             if entry.make is type(thing) and not entry.preset:
-                given = ((f, getattr(thing, f.name)) for f in fields(thing) if f.init)  # type: ignore
-                return {"name": entry.name} | {f.name: v for f, v in given if v != f.default}
+                names = [f.name for f in fields(thing) if f.init]  # type: ignore
+                return {"name": entry.name} | {name: getattr(thing, name) for name in names}
         raise UsageError(f"{type(thing).__name__} is not a registered {self.kind}.")
 
     def rebuild(self, description: Mapping[str, Any]) -> T:

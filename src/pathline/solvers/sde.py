@@ -62,21 +62,25 @@ class EDMSampler(Solver):
         churn: S_churn, how much noise is added in all; γ = min(churn/n, √2 − 1) a step. Above
             0.4 n the cap holds, and the order with it.
         low: S_tmin, the smallest σ/α at which noise is added.
-        high: S_tmax, the largest.
+        high: S_tmax, the largest; None for no limit.
         scale: S_noise, the standard deviation of what is added, 1 for the exact law.
     """
 
     churn: float = 10.0
     low: float = 0.0
-    high: float = math.inf
+    high: float | None = None
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.churn < 0 or self.scale < 0 or not 0 <= self.low <= self.high:
+        if self.churn < 0 or self.scale < 0 or not 0 <= self.low <= self._highest:
             raise UsageError(
                 "churn and scale must not be negative, and 0 ≤ low ≤ high; they are "
                 f"{self.churn}, {self.scale}, {self.low}, {self.high}."
             )
+
+    @property
+    def _highest(self) -> float:
+        return math.inf if self.high is None else self.high
 
     @property
     def order(self) -> int:
@@ -111,7 +115,7 @@ class EDMSampler(Solver):
         assert to.path is not None
         ceiling = float(to.path.log_snr(1.0))
         raised = -math.log(rho * (1 + gamma))
-        if not gamma or not self.low <= rho <= self.high or raised < ceiling:
+        if not gamma or not self.low <= rho <= self._highest or raised < ceiling:
             return at, s
         (hat,) = to.at([float(to.path.time_of_log_snr(raised))])
         added = hat.alpha * math.sqrt((hat.sigma / hat.alpha) ** 2 - rho**2) * self.scale
