@@ -14,7 +14,7 @@ from pathline.solvers import DEIS, EDMSampler, UniPC
 from pathline.solvers.execute import execute, run
 from pathline.solvers.exponential import polynomial_weights
 from pathline.solvers.phi import derivative_weights, phi
-from pathline.solvers.reference import reference
+from pathline.solvers.reference import moments, reference
 from pathline.solvers.runge_kutta import Tableau
 from pathline.solvers.solver import Writer
 
@@ -120,6 +120,21 @@ def test_tensor_coefficients_survive_a_file(tmp_path):
     again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
     assert again.to_dict() == plan.to_dict()
     assert torch.equal(again.rows[0].x[0], row.x[0])
+
+
+def test_a_row_may_add_a_constant(tmp_path):
+    """x' = x/2 + 3 and x'' = x' − (1, 2): in the executor, in the moments, and from a file."""
+    mean = torch.tensor([-1.0, -2.0], dtype=torch.float64)
+    rows = (pl.Row(0.5, {0: 0.5}, {}, constant=3.0), pl.Row(0.0, {1: 1.0}, {}, constant=mean))
+    plan = pl.Plan((1.0,), rows)
+    x = starts(4, 2)
+    again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
+    for made in (plan, again):
+        assert torch.equal(run(made, pl.VectorField(lambda x, t: x), x), x * 0.5 + 3.0 + mean)
+    law = pl.Gaussian(pl.VPLinear(), *torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    first = pl.Plan((1.0,), rows[:1], "x0", law.path)
+    assert moments(first, law, 2.0, 4.0) == pytest.approx((4.0, 1.0))
+    assert "+3" in plan.table() and "[2]" in plan.table() and plan.to_dict() == again.to_dict()
 
 
 def test_rows_that_name_a_draw_share_it():

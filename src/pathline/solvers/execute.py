@@ -77,6 +77,7 @@ class Instruction(NamedTuple):
     terms: Sum
     lands: bool
     spent: tuple[int, ...]
+    constant: Coefficient | None
 
 
 @lru_cache(maxsize=64)
@@ -97,12 +98,17 @@ def _instructions(plan: Plan, device: torch.device, dtype: torch.dtype) -> Itera
         known.update(fresh)
         named = zip("xfz", (row.x, row.f, row.z), strict=True)
         terms = [
-            (letter, k, c.to(device, dtype) if isinstance(c, Tensor) else float(c))
+            (letter, k, _placed(c, device, dtype))
             for letter, coefficients in named
             for k, c in coefficients.items()
         ]
         number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
-        yield Instruction(number, row.t, fresh, tuple(row.z), _sum(terms), row.lands, unused)
+        added = _placed(row.constant, device, dtype) if row.has_constant else None
+        yield Instruction(number, row.t, fresh, tuple(row.z), _sum(terms), row.lands, unused, added)
+
+
+def _placed(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Coefficient:
+    return c.to(device, dtype) if isinstance(c, Tensor) else float(c)
 
 
 def _sum(terms: list[Term]) -> Sum:
@@ -137,7 +143,7 @@ class Execution:
 
     def advance(self, row: Instruction) -> Tensor:
         """Take a row and return the state that it makes."""
-        number, _, evaluations, draws, terms, _, spent = row
+        number, _, evaluations, draws, terms, _, spent, constant = row
         known = self._known
         states, slopes = known["x"], known["f"]
         for k in evaluations:
@@ -146,7 +152,8 @@ class Execution:
             self.latest = (self.plan, k, x, f)
         if draws:
             known["z"] = {d: _draw(self._seeds, d, self._like) for d in draws}
-        states[number] = new = _combined(terms, known)
+        new = _combined(terms, known)
+        states[number] = new = new if constant is None else new + constant
         for k in spent:
             states.pop(k, None)
             slopes.pop(k, None)

@@ -4,7 +4,7 @@ Every fixed-grid solver is a general linear method: each new state is a linear c
 earlier states, earlier evaluations of the field, and noise, with coefficients that depend on the
 path, the grid and the solver alone, never on the data:
 
-    x_new = Σ_j a_j x_j + Σ_k b_k F_k + Σ_d c_d z_d
+    x_new = Σ_j a_j x_j + Σ_k b_k F_k + Σ_d c_d z_d + constant
 
 So a solver is a rule that writes rows, a `Plan` is the list of rows, and one executor runs them
 all. States are numbered in the order in which they are made; F_k is the field at state k, so what
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One new state: x_new = Σ a_j x_j + Σ b_k F_k + Σ c_d z_d.
+    """One new state: x_new = Σ a_j x_j + Σ b_k F_k + Σ c_d z_d + constant.
 
     Args:
         t: the time of the new state.
@@ -47,6 +47,7 @@ class Row:
         f: number of the state at which the field is evaluated → coefficient.
         z: number of the noise draw → coefficient; rows that name the same draw share it.
         lands: whether the new state is a grid point (and not a stage or a prediction).
+        constant: what is added, the same for all samples (a known mean, a bias of statistics).
     """
 
     t: float
@@ -54,6 +55,12 @@ class Row:
     f: Terms
     z: Terms = field(default_factory=dict)
     lands: bool = True
+    constant: Coefficient = 0.0
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether anything is added."""
+        return isinstance(self.constant, Tensor) or self.constant != 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +149,7 @@ class Plan:
             x |= {mirror[j]: -c / a for j, c in row.x.items() if j != oldest}
             f = {mirror[k]: -c / a for k, c in row.f.items()}
             z = {d: -c / a for d, c in row.z.items()}
-            rows.append(Row(self.times[oldest], x, f, z))
+            rows.append(Row(self.times[oldest], x, f, z, constant=-row.constant / a))
         return replace(self, start=self.times[: last - given : -1], rows=tuple(rows))
 
     def table(self) -> str:
@@ -151,13 +158,15 @@ class Plan:
         lines = [head]
         for number, row in enumerate(self.rows, len(self.start)):
             terms = [*_written("x", row.x), *_written("F", row.f), *_written("z", row.z)]
+            if row.has_constant:
+                terms.append(_number(row.constant))
             mark = "" if row.lands else "  (stage)"
             lines.append(f"x{number:<4d} t = {row.t:<12.6g} {' '.join(terms)}{mark}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
-        rows = [{**asdict(row), **{n: _plain(getattr(row, n)) for n in "xfz"}} for row in self.rows]
+        rows = [_row_to_dict(row) for row in self.rows]
         path = None if self.path is None else paths.describe(self.path)
         return {
             "plan": FORMAT,
@@ -179,7 +188,12 @@ class Plan:
             raise UsageError(f"this is not a plan of format {FORMAT}.")
         try:
             rows = [
-                Row(r["t"], *(_coefficients(r[n]) for n in "xfz"), lands=r["lands"])
+                Row(
+                    r["t"],
+                    *(_coefficients(r[n]) for n in "xfz"),
+                    lands=r["lands"],
+                    constant=_coefficient(r.get("constant", 0.0)),
+                )
                 for r in content["rows"]
             ]
             path = None if content["path"] is None else paths.rebuild(content["path"])
@@ -238,7 +252,7 @@ def _folded(plan: Plan, view: View) -> Plan:
 
 
 def _check_row(row: Row, number: int, before: float) -> None:
-    named = [("x", row.x), ("F", row.f), ("z", row.z)]
+    named = [("x", row.x), ("F", row.f), ("z", row.z), ("constant ", {0: row.constant})]
     for letter, terms in named:
         for k, c in terms.items():
             if not _is_finite(c):
@@ -246,7 +260,7 @@ def _check_row(row: Row, number: int, before: float) -> None:
                     f"the step from t = {before:.6g} to t = {row.t:.6g} has the coefficient {c} "
                     f"of {letter}{k}: α or σ vanishes there; use another prediction or grid."
                 )
-            if letter != "z" and not 0 <= k < number:
+            if letter in "xF" and not 0 <= k < number:
                 raise UsageError(f"row {number} uses {letter}{k}, which is not made before it.")
 
 
@@ -269,16 +283,30 @@ def _fold(row: Row, changes: Mapping[int, tuple[float, float]]) -> Row:
 
 def _written(letter: str, terms: Terms) -> Iterator[str]:
     for k, c in terms.items():
-        number = f"[{'×'.join(map(str, c.shape))}]" if isinstance(c, Tensor) else f"{c:+.6g}"
-        yield f"{number} {letter}{k}"
+        yield f"{_number(c)} {letter}{k}"
+
+
+def _number(c: Coefficient) -> str:
+    return f"[{'×'.join(map(str, c.shape))}]" if isinstance(c, Tensor) else f"{c:+.6g}"
 
 
 def _plain(terms: Terms) -> dict[str, Any]:
-    return {str(k): c.tolist() if isinstance(c, Tensor) else c for k, c in terms.items()}
+    return {str(k): _plain_one(c) for k, c in terms.items()}
+
+
+def _row_to_dict(row: Row) -> dict[str, Any]:
+    constant = {"constant": _plain_one(row.constant)} if row.has_constant else {}
+    terms = {letter: _plain(getattr(row, letter)) for letter in "xfz"}
+    return {"t": row.t, **terms, "lands": row.lands, **constant}
+
+
+def _plain_one(c: Coefficient) -> Any:
+    return c.tolist() if isinstance(c, Tensor) else c
 
 
 def _coefficients(terms: Mapping[str, Any]) -> dict[int, Coefficient]:
-    def read(c: Any) -> Coefficient:
-        return torch.tensor(c, dtype=torch.float64) if isinstance(c, list) else float(c)
+    return {int(k): _coefficient(c) for k, c in terms.items()}
 
-    return {int(k): read(c) for k, c in terms.items()}
+
+def _coefficient(c: Any) -> Coefficient:
+    return torch.tensor(c, dtype=torch.float64) if isinstance(c, list) else float(c)

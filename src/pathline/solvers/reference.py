@@ -94,7 +94,7 @@ def moments(plan: Plan, field: Field, mean: float, variance: float) -> tuple[flo
     basis = torch.eye(2 + n_draws, dtype=torch.float64)  # 1, the start's normal, each draw's
     states = [mean * basis[0] + variance**0.5 * basis[1]]
     for row in plan.rows:
-        new = torch.zeros_like(basis[0])
+        new = basis[0] * dict(_scalars({0: row.constant}))[0]
         for j, a in _scalars(row.x):
             new += a * states[j]
         for k, b in _scalars(row.f):
