@@ -336,10 +336,15 @@ def test_a_system_is_run_and_reported_as_the_design_says(here):
     keys = {"id", "text", "measured", "threshold", "better", "passed", "headline", "needs"}
     assert {claim["id"] for claim in report["claims"]} == {"point-mass", "first-order"}
     assert all(set(claim) == keys and claim["passed"] for claim in report["claims"])
-    assert [(here / path).is_file() for path in report["artifacts"]] == [True]
+    assert [(here / path).is_file() for path in report["artifacts"]] == [True, True]
 
 
-def test_a_claim_that_fails_sets_the_exit_code(monkeypatch):
+def test_the_claims_of_a_system_are_listed_with_what_was_last_measured():
+    rows = {row["claim"]: row for row in json.loads(done("systems", "dpm-solver", "--json"))}
+    assert abs(float(rows["order-2m"]["last measured"]) - 2) <= 0.2
+
+
+def test_a_claim_that_fails_sets_the_exit_code(monkeypatch, here):
     from pathline.systems.system import Measured
 
     monkeypatch.setattr(Measured, "passed", False)

@@ -185,12 +185,14 @@ def test_page_has_every_claim_and_its_plot(made, tmp_path):
     pytest.importorskip("matplotlib")
     slug = made(claim(), claim("long", needs="training"), plots=plotted)
     report = systems.run(slug, out=tmp_path / "a" / "b")
-    assert report.to_dict()["artifacts"] == [str(tmp_path / "a" / "b" / "throwaway.html")]
+    files = [tmp_path / "a" / "b" / f"throwaway.{ending}" for ending in ("html", "json")]
+    assert report.to_dict()["artifacts"] == [str(file) for file in files]
+    assert json.loads(files[1].read_text()) == report.to_dict()
     page = report.artifacts[0].read_text()
     assert "A &lt;title&gt;" in page and "says one &lt;&amp;&gt;" in page and "holds" in page
     assert "Not measured in this run: long" in page
     assert page.count("<svg") == 1 and "<?xml" not in page and "http-equiv" not in page
-    assert [p.name for p in report.artifacts[0].parent.iterdir()] == ["throwaway.html"]
+    assert sorted(report.artifacts[0].parent.iterdir()) == files
 
 
 def test_page_without_matplotlib_has_the_table_only(made, tmp_path, monkeypatch):
@@ -287,7 +289,7 @@ def test_moments_of_a_stochastic_plan_are_those_of_its_samples():
 
 def test_listing_names_every_system():
     listed = systems.listing()
-    assert all(list(entry) == ["slug", "title", "paper", "summary"] for entry in listed)
+    assert all(list(entry) == ["slug", "title", "paper", "summary", "held"] for entry in listed)
     assert all(value for entry in listed for value in entry.values())
     assert "dpm-solver" in [entry["slug"] for entry in listed]
 

@@ -13,7 +13,9 @@ from pathline.cli.output import check_writable
 from pathline.core.errors import unknown
 
 Slug = Annotated[str, typer.Argument(help="A name of pathline systems.")]
+AnySlug = Annotated[str | None, typer.Argument(help="One of them, with its claims.")]
 Out = Annotated[str | None, typer.Option("-o", "--output", help="A folder.")]
+Reports = Annotated[str, typer.Option("-o", "--output", help="The folder of the reports.")]
 Only = Annotated[list[str] | None, typer.Option(help="Ids of claims, once for each.")]
 Train = Annotated[bool, typer.Option("--train", help="Also the claims that train a model.")]
 Config = Annotated[str, typer.Argument(help="A TOML file, or a name that is shipped.")]
@@ -23,17 +25,21 @@ DataName = Annotated[str | None, typer.Argument(help="Which one to make; a list 
 BenchName = Annotated[str | None, typer.Argument(help="Which one; a list if left out.")]
 
 
-def systems(json: Json = False) -> None:
-    """List the systems: methods of papers, each with claims that can be measured."""
-    from pathline.systems import listing
+def systems(slug: AnySlug = None, json: Json = False) -> None:
+    """List the systems: methods of papers, each with claims; or the claims of one."""
+    from pathline.systems import claims_of, listing
 
-    show(listing(), json)
+    show(listing() if slug is None else claims_of(slug), json)
 
 
 def run(
-    slug: Slug, json: Json = False, output: Out = None, only: Only = None, train: Train = False
+    slug: Slug,
+    json: Json = False,
+    output: Reports = "out/systems",
+    only: Only = None,
+    train: Train = False,
 ) -> None:
-    """Measure the claims of a system; exit code 0 only if all that ran hold."""
+    """Measure the claims of a system and write a report; exit code 0 only if all that ran hold."""
     from pathline.systems import run as run_system
 
     report = run_system(slug, out=output, only=only, train=train)

@@ -2,7 +2,7 @@
 
 from pathline.systems import dpm_solver  # a recipe registers its system when it is imported
 from pathline.systems.report import Report
-from pathline.systems.run import listing, run
+from pathline.systems.run import claims_of, listing, run
 from pathline.systems.system import Claim, Measured, Plot, System, register, systems
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Plot",
     "Report",
     "System",
+    "claims_of",
     "dpm_solver",
     "listing",
     "register",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,9 +11,12 @@ from pathlib import Path
 from time import perf_counter
 
 from pathline.core.errors import UsageError
+from pathline.core.files import write_atomically
 from pathline.core.progress import track
 from pathline.systems.report import Report, write_page
-from pathline.systems.system import Measured, systems
+from pathline.systems.system import Measured, System, systems
+
+MEASURED = Path(__file__).parent / "measured"
 
 
 def run(
@@ -25,7 +30,8 @@ def run(
 
     Args:
         slug: which system.
-        out: the folder for the report, made if it is missing; None writes nothing.
+        out: the folder for the report, <slug>.html and <slug>.json, made if it is missing; None
+            writes nothing.
         only: ids of the claims to measure; all that can be measured here if None or empty.
         train: whether claims that train a model are measured too.
 
@@ -45,16 +51,56 @@ def run(
     report = Report(system, measured, perf_counter() - began)
     if folder is None:
         return report
-    page = write_page(report, experiment, folder / f"{system.slug}.html")
-    return replace(report, artifacts=(page,))
+    page, numbers = (folder / f"{system.slug}.{ending}" for ending in ("html", "json"))
+    write_page(report, experiment, page)
+    report = replace(report, artifacts=(page, numbers))
+    write_atomically(numbers, json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    return report
 
 
 def listing() -> list[dict[str, str]]:
-    """Return every system as JSON values: slug, title, paper and summary."""
+    """Return every system as JSON values, with how many claims held when they were last run."""
     built = (systems.build(entry.name) for entry in systems)
     return [
-        {"slug": s.slug, "title": s.title, "paper": s.paper, "summary": s.summary} for s in built
+        {"slug": s.slug, "title": s.title, "paper": s.paper, "summary": s.summary, "held": held(s)}
+        for s in built
     ]
+
+
+def claims_of(slug: str) -> list[dict[str, str]]:
+    """Return the claims of a system as rows of text, with the values last measured.
+
+    Raises:
+        UsageError: an unknown system.
+    """
+    system = systems.build(slug)
+    values = last_measured(slug)
+    return [
+        {
+            "claim": claim.id,
+            "text": claim.text,
+            "bound": claim.bound,
+            "last measured": "–" if claim.id not in values else f"{values[claim.id]:.4g}",
+            "needs": claim.needs or "",
+        }
+        for claim in system.claims
+    ]
+
+
+def held(system: System) -> str:
+    """Return how many of a system's claims held when they were last run: "9 of 10"."""
+    values = last_measured(system.slug)
+    ran = [claim for claim in system.claims if claim.id in values]
+    return f"{sum(claim.holds(values[claim.id]) for claim in ran)} of {len(ran)}"
+
+
+def last_measured(slug: str) -> dict[str, float]:
+    """Return claim id → value of the last run that was committed (`make systems`)."""
+    file = MEASURED / f"{slug}.json"
+    if not file.is_file():
+        return {}
+    claims = json.loads(file.read_text(encoding="utf-8"))["claims"]
+    return {c["id"]: math.nan if c["measured"] is None else c["measured"] for c in claims}
 
 
 def _folder(path: Path) -> Path:
