@@ -123,6 +123,20 @@ def normal(
     return _shaped(torch.cat((radius * cosine, radius * sine), 1), shape, size, dtype)
 
 
+def rademacher(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    *,
+    stream: str = "probe",
+    index: int = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return ±1 with equal chances, (batch, *shape); see `normal`."""
+    u = uniform(seeds, shape, stream=stream, index=index, dtype=torch.float64, device=device)
+    return torch.where(u < 0.5, -1.0, 1.0).to(dtype or torch.get_default_dtype())
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that are not integers from 0 to 2⁶⁴ − 1."""
     for seed in seeds:

@@ -133,7 +133,7 @@ class Registry(Generic[T]):
         for entry in self:
             if entry.make is type(thing) and not entry.preset:
                 names = [f.name for f in fields(thing) if f.init]  # type: ignore
-                return {"name": entry.name} | {name: getattr(thing, name) for name in names}
+                return {"name": entry.name} | {name: _told(getattr(thing, name)) for name in names}
         raise UsageError(f"{type(thing).__name__} is not a registered {self.kind}.")
 
     def rebuild(self, description: Mapping[str, Any]) -> T:
@@ -148,3 +148,9 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: str) -> bool:
         return _key(name) in self._names
+
+
+def _told(value: Any) -> Any:
+    """Return a value as plain JSON: what describes itself (a table of statistics) does so."""
+    describe = getattr(value, "describe", None)
+    return describe() if callable(describe) else value

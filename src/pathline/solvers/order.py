@@ -16,7 +16,7 @@ from pathline.fields import Field, VectorField
 from pathline.fields.problems import m4
 from pathline.paths import GaussianPath
 from pathline.solvers.execute import run
-from pathline.solvers.grids import Grid, LogSNR, grids
+from pathline.solvers.grids import LogSNR, grids
 from pathline.solvers.reference import reference
 from pathline.solvers.solver import solvers
 
@@ -38,20 +38,21 @@ def measured_order(plan: Plan) -> float:
         raise UsageError("a stochastic plan has a weak order, which needs many samples to measure.")
     if "solver" not in plan.recipe:
         raise UsageError("the plan was not compiled by a solver, so it cannot be refined.")
-    solver = solvers.rebuild(plan.recipe["solver"])
+    solver = solvers.rebuild(plan.recipe["solver"]).standard(plan.path)
     grid = grids.rebuild({**plan.recipe["grid"], "last": "stop"})
     errors = []
     for n in STEPS:
         fine = grid.resized(n)
-        field, x, exact = _problem(plan, fine)
-        error = run(solver.plan(plan.path, fine).folded(field.view), field, x) - exact
+        finer = solver.plan(plan.path, fine)
+        field, x, exact = _problem(finer)
+        error = run(finer.folded(field.view), field, x) - exact
         errors.append(float(error.square().mean().sqrt()))
     return fitted_slope(STEPS, errors)
 
 
-def _problem(plan: Plan, grid: Grid) -> tuple[Field, Tensor, Tensor]:
+def _problem(plan: Plan) -> tuple[Field, Tensor, Tensor]:
     """Return a field, start states and where they end: M4 on a path, or dx/dt = −x² cos t."""
-    times = grid.times(plan.path)
+    times = plan.grid
     if plan.path is not None:
         x, end = _mixture(plan.path, times[0], times[-1])
         return m4(plan.path), x, end

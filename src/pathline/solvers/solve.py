@@ -113,7 +113,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     """
     made = as_field(field)
     how = _How(solver, grid, steps, guide)
-    job = _job(made, how, lambda _: x, seeds, cond)
+    job = _job(made, how, lambda _: x, _shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
 
@@ -206,13 +206,14 @@ class _How(NamedTuple):
     steps: int | None
     guide: Guide | None
 
-    def compile(self, field: Field) -> Plan:
+    def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
         if not isinstance(self.solver, Plan):
             grid = as_grid(self.grid, self.steps)
-            return as_solver(self.solver).plan(field.path, grid).folded(field.view)
+            solver = as_solver(self.solver).tuned(field, shape)
+            return solver.plan(guided.path, grid).folded(guided.view)
         if self.grid is not None or self.steps not in (None, self.solver.steps):
             raise UsageError("a plan has its own grid; leave grid and steps out.")
-        return self.solver.folded(field.view)
+        return self.solver.folded(guided.view)
 
 
 class _Start(NamedTuple):
@@ -245,11 +246,12 @@ def _job(
     field: Field,
     how: _How,
     begin: Callable[[Plan], Tensor | Sequence[Tensor]],
+    shape: Sequence[int],
     seeds: Sequence[int] | None,
     cond: Mapping[str, Any],
 ) -> _Job:
     guided = field if how.guide is None else how.guide(field)
-    plan = how.compile(guided)
+    plan = how.compile(field, guided, shape)
     x = begin(plan)
     given = (x,) if isinstance(x, Tensor) else tuple(x)
     if len(given) != len(plan.start):
@@ -278,7 +280,7 @@ def _sampling(
     def noise_at(plan: Plan) -> Tensor:
         return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
 
-    return _job(model, how, noise_at, seeds, cond)
+    return _job(model, how, noise_at, shape, seeds, cond)
 
 
 def _told(cond: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,6 +292,12 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(v) for v in value)
     return value is None or isinstance(value, str | int | float)
+
+
+def _shape_of(x: Tensor | Sequence[Tensor]) -> tuple[int, ...]:
+    """Return the shape of one state; of what is none, whatever: it is refused afterwards."""
+    first = x if isinstance(x, Tensor) else next(iter(x), None)
+    return tuple(first.shape[1:]) if isinstance(first, Tensor) else ()
 
 
 def _check_state(field: Field, x: Tensor) -> None:

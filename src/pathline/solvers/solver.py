@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
+from pathline.fields.field import Field
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
 from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.grids import Grid, grids
-from pathline.solvers.plan import Plan, Row, Terms
+from pathline.solvers.plan import Coefficient, Plan, Row, Terms
 
 solvers: Registry[Solver] = Registry("solver")
 """Every solver, by name."""
@@ -82,11 +83,23 @@ class Writer:
         levels = self.levels[:-1] if self.denoises else self.levels
         yield from zip(levels, levels[1:], strict=False)
 
+    def move(self, times: Sequence[float]) -> None:
+        """Stop over at these times instead of the grid's (the one of data excepted)."""
+        self.times = (*times, 0.0) if self.denoises else tuple(times)
+        self.__post_init__()
+
     def write(
-        self, t: float, x: Terms, f: Terms, z: Terms | None = None, *, lands: bool = True
+        self,
+        t: float,
+        x: Terms,
+        f: Terms,
+        z: Terms | None = None,
+        *,
+        lands: bool = True,
+        constant: Coefficient = 0.0,
     ) -> int:
         """Append a row and return the number of the state that it makes."""
-        self.rows.append(Row(t, x, f, z or {}, lands))
+        self.rows.append(Row(t, x, f, z or {}, lands, constant))
         return len(self.rows)
 
 
@@ -137,6 +150,24 @@ class Solver(ABC):
     @abstractmethod
     def write(self, to: Writer) -> None:
         """Write the rows of every step of `to.intervals()`."""
+
+    def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
+        """Return the solver with what was measured on this field, if it works with such numbers.
+
+        Args:
+            field: what is integrated, before it is guided.
+            shape: of one state.
+
+        Raises:
+            UsageError: nothing was measured on this field, or on another one.
+        """
+        del field, shape
+        return self
+
+    def standard(self, path: GaussianPath | None) -> Solver:
+        """Return the solver as it is measured on standard problems, where no model is at hand."""
+        del path
+        return self
 
     def plan(self, path: GaussianPath | None, grid: Grid) -> Plan:
         """Compile the solver for a path and a grid.
