@@ -314,6 +314,29 @@ def test_a_sheet_shows_what_the_average_draws(fabric, tmp_path):
     assert abs(read_pixels(tmp_path / "sheet-000001.png") - wanted).max() <= 1
 
 
+def test_the_report_of_a_run_says_what_its_journal_says(fabric, tmp_path):
+    recipe = replace(RECIPE, steps=2 * ROW, watch=Watch(every=0))
+    train(recipe, tmp_path, source=Toy())
+    page = (tmp_path / "report.html").read_text()
+    assert f"<td>{2 * ROW} of {2 * ROW}, {recipe.batch} samples each" in page
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert f"<td>{state['journal'][-1]['held_out']}" in page
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_keeps_the_last_state(fabric, tmp_path, monkeypatch):
+    train(replace(RECIPE, watch=Watch(every=0)), tmp_path, source=Toy(), until=ROW)
+    before = (tmp_path / "state.pt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UsageError, match=r"state\.pt.*No space left"):
+        train(replace(RECIPE, watch=Watch(every=0)), tmp_path, source=Toy())
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
 @pytest.mark.slow
 def test_a_compiled_run_resumes_bitwise_too(fabric, tmp_path):
     recipe = replace(RECIPE, compiled=True, precision="bf16-mixed")

@@ -10,7 +10,7 @@ import typer
 
 from pathline.cli.listing import Json, show
 from pathline.cli.output import check_writable
-from pathline.core.errors import unknown
+from pathline.core.errors import UsageError, unknown
 
 Slug = Annotated[str, typer.Argument(help="A name of pathline systems.")]
 AnySlug = Annotated[str | None, typer.Argument(help="One of them, with its claims.")]
@@ -18,7 +18,9 @@ Out = Annotated[str | None, typer.Option("-o", "--output", help="A folder.")]
 Reports = Annotated[str, typer.Option("-o", "--output", help="The folder of the reports.")]
 Only = Annotated[list[str] | None, typer.Option(help="Ids of claims, once for each.")]
 Train = Annotated[bool, typer.Option("--train", help="Also the claims that train a model.")]
-Config = Annotated[str, typer.Argument(help="A TOML file, or a name that is shipped.")]
+Configs = Annotated[
+    list[str], typer.Argument(help="TOML files, or names that are shipped; one after the other.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 DataName = Annotated[str | None, typer.Argument(help="Which one to make; a list if left out.")]
 
@@ -65,16 +67,24 @@ def run(
         raise typer.Exit(1)
 
 
-def train(config: Config, output: Out = None, resume: Resume = False) -> None:
-    """Train a model; the folder it writes is a model for pathline sample."""
+def train(configs: Configs, output: Out = None, resume: Resume = False) -> None:
+    """Train a model; the folder it writes is a model for pathline sample.
+
+    Of several configurations each gets a folder of its own in the output.
+    """
     from pathline.learn.recipe import read_recipe
     from pathline.learn.trainer import train as train_model
 
-    recipe = read_recipe(config)
-    out = Path(output or f"runs/{recipe.name}")
-    check_writable(out / "model" / "config.json")
-    folder = train_model(recipe, out, resume=resume)
-    typer.echo(f"{folder}: try pathline sample {folder}")
+    recipes = [read_recipe(config) for config in configs]
+    inside = output is None or len(recipes) > 1
+    folders = [Path(output or "runs") / (r.name if inside else "") for r in recipes]
+    if len(set(folders)) < len(folders):
+        raise UsageError("two of the configurations have one name; train them one at a time.")
+    for folder in folders:
+        check_writable(folder / "model" / "config.json")
+    for recipe, folder in zip(recipes, folders, strict=True):
+        made = train_model(recipe, folder, resume=resume)
+        typer.echo(f"{made}: try pathline sample {made}")
 
 
 def data(name: DataName = None, json: Json = False) -> None:

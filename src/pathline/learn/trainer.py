@@ -19,6 +19,7 @@ from pathline.data import DATASETS, prepare
 from pathline.fields import Denoiser
 from pathline.learn.checkpoint import assemble, save_model
 from pathline.learn.recipe import Recipe, read_recipe
+from pathline.learn.report import write_report
 from pathline.learn.run import Run
 from pathline.learn.sources import Source
 from pathline.paths import paths
@@ -42,7 +43,8 @@ def train(
 ) -> Path:
     """Train a network, and write its model folder.
 
-    Writes in `out`: `state.pt` to resume from, `curve.csv`, `sheet-STEP.png`, and `model/`.
+    Writes in `out`: `state.pt` to resume from, `curve.csv`, `sheet-STEP.png`, `report.html`, and
+    `model/`.
 
     Args:
         config: a TOML file, the name of a shipped configuration ("emoji"), or a `Recipe`.
@@ -106,7 +108,7 @@ def _record(run: Run, out: Path) -> None:
 
 
 def _export(run: Run, out: Path) -> None:
-    """Write the model as it is now, and a sheet of its samples."""
+    """Write the model as it is now, a sheet of its samples, and the report so far."""
     config = _config(run)
     save_model(out / "model", run.averaged_state(), config)
     watch = run.recipe.watch
@@ -114,6 +116,7 @@ def _export(run: Run, out: Path) -> None:
         model = assemble(run.averaged_network(), config)
         with run.fabric.autocast():
             _draw(model, watch.prompts, watch.guidance, out / f"sheet-{run.step:06d}.png")
+    write_report(out, config, run.journal)
 
 
 @torch.no_grad()

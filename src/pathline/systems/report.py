@@ -11,18 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pathline.core.files import write_atomically
+from pathline.core.page import page
 from pathline.core.receipt import versions
 from pathline.systems.system import Measured, Plot, System
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% }
-td, th { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0;
-         border-bottom: 1px solid #ccc }
-.number { font-variant-numeric: tabular-nums; white-space: nowrap }
-.holds { color: #1a7f37 } .fails { color: #c62828; font-weight: bold } .small { color: #666 }
-svg { max-width: 100%; height: auto; margin-top: 2rem }
-"""
+_STYLE = "table { width: 100% } svg { margin-top: 2rem }"
 
 
 @dataclass(frozen=True)
@@ -59,14 +52,12 @@ class Report:
 
 def write_page(report: Report, experiment: Any, path: Path) -> Path:
     """Write the report as one self-contained HTML file, with plots where matplotlib is present."""
-    return write_atomically(path, "\n".join(_page(report, _figures(report, experiment))))
+    body = _body(report, _figures(report, experiment))
+    return write_atomically(path, page(report.system.title, body, _STYLE))
 
 
-def _page(report: Report, figures: str) -> Iterator[str]:
+def _body(report: Report, figures: str) -> Iterator[str]:
     system = report.system
-    yield '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">'
-    yield f"<title>{escape(system.title)}</title>\n<style>{_STYLE}</style>"
-    yield f"<h1>{escape(system.title)}</h1>"
     yield f'<p>{escape(system.summary)}</p>\n<p class="small">{escape(system.paper)}</p>'
     yield "<table>\n<tr><th>claim<th><th>measured<th>bound<th>"
     yield from map(_line, report.claims)
@@ -77,7 +68,7 @@ def _page(report: Report, figures: str) -> Iterator[str]:
         yield f"<p>Not measured in this run: {escape(', '.join(absent))}.</p>"
     yield figures
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
-    yield f'<p class="small">Measured in {report.seconds:.1f} s with {escape(made)}.</p>\n</html>\n'
+    yield f'<p class="small">Measured in {report.seconds:.1f} s with {escape(made)}.</p>'
 
 
 def _line(measured: Measured) -> str:
@@ -89,8 +80,8 @@ def _line(measured: Measured) -> str:
     verdict = "holds" if measured.passed else "fails"
     name = f"<b>{escape(claim.id)}</b>" if claim.headline else escape(claim.id)
     return (
-        f'<tr><td>{name}<td>{text}<td class="number">{value}'
-        f'<td class="number">{escape(claim.bound)}<td class="{verdict}">{verdict}'
+        f"<tr><td>{name}<td>{text}<td>{value}<td>{escape(claim.bound)}"
+        f'<td class="{verdict}">{verdict}'
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterator
 from html import escape
 from importlib import resources
@@ -23,6 +22,7 @@ from pathline.cli.demo.measure import (
 )
 from pathline.cli.output import sheet_of
 from pathline.core.images import Layout, encode_png
+from pathline.core.page import image
 from pathline.core.receipt import versions
 from pathline.fields import Denoiser
 
@@ -39,7 +39,7 @@ def page(study: Study, flow: Flow, hero: bytes | None, seconds: float) -> str:
     request = study.converged.request
     n_threads = torch.get_num_threads()
     return _template().substitute(
-        hero="" if hero is None else _image(hero, "paths from noise to data", "hero"),
+        hero="" if hero is None else image(hero, "paths from noise to data", "hero"),
         model=escape(request.source),
         gallery="\n".join(_gallery(study)),
         gallery_steps=GALLERY,
@@ -61,15 +61,10 @@ def _template() -> Template:
     return Template((resources.files(__package__ or "") / "page.html").read_text("utf-8"))
 
 
-def _image(png: bytes, words: str, kind: str) -> str:
-    data = b64encode(png).decode()
-    return f'<img class="{kind}" alt="{escape(words)}" src="data:image/png;base64,{data}">'
-
-
 def _sheet(made: Made, columns: int, words: str) -> str:
     """Return the samples as one picture, with their receipt inside."""
     picture = sheet_of(made.request, made.solutions, Layout(columns, 3, 4))
-    return _image(encode_png(picture.pixels, picture.receipt), words, "pixels")
+    return image(encode_png(picture.pixels, picture.receipt), words, "pixels")
 
 
 def _gallery(study: Study) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from pathline.core.errors import MissingExtra
 from pathline.learn.quality.report import Memory, Report
 
-__all__ = ["as_png", "curve", "data_url", "memory_curve", "memory_sheet", "rows_sheet", "sheet"]
+__all__ = ["as_png", "curve", "memory_curve", "memory_sheet", "rows_sheet", "sheet"]
 
 GAP = 4
 TEXT = 13
@@ -113,11 +112,6 @@ def as_png(image: Image.Image, limit: int | None = None) -> bytes:
         if limit is None or len(buffer.getvalue()) <= limit:
             break
     return buffer.getvalue()  # pyright: ignore[reportPossiblyUnboundVariable]
-
-
-def data_url(image: Image.Image) -> str:
-    """Return a picture as a URL that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(as_png(image)).decode()}"
 
 
 def _enlarged(pixels: Tensor, scale: int) -> Image.Image:
