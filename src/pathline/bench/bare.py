@@ -79,7 +79,7 @@ def multistep(plan: Plan, case: Case) -> Loop:
 
 def euler(plan: Plan, case: Case) -> Loop:
     """The state and the velocity."""
-    predict, steps = predicts(case), [t - s for s, t in pairwise(plan.grid)]
+    predict, steps = predicts(case), [t - s for s, t in pairwise(map(float, plan.grid))]
 
     def loop() -> Tensor:
         x = case.x
@@ -92,7 +92,7 @@ def euler(plan: Plan, case: Case) -> Loop:
 
 def heun(plan: Plan, case: Case) -> Loop:
     """The state and two velocities."""
-    predict, steps = predicts(case), [t - s for s, t in pairwise(plan.grid)]
+    predict, steps = predicts(case), [t - s for s, t in pairwise(map(float, plan.grid))]
 
     def loop() -> Tensor:
         x = case.x

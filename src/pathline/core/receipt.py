@@ -40,7 +40,7 @@ class Receipt:
     Args:
         recipe: the call: model, condition, solver, grid, steps, guide; plain JSON values.
         seeds: one a sample.
-        grid: the times that the solve visited.
+        grid: the times that the solve visited; a list of each sample's where they have their own.
         nfe: evaluations of the field, for each sample.
         status: how each sample ended.
         device: the type of device ("cpu", "cuda").
@@ -51,7 +51,7 @@ class Receipt:
 
     recipe: Mapping[str, Any]
     seeds: tuple[int, ...]
-    grid: tuple[float, ...]
+    grid: tuple[float | list[float], ...]
     nfe: int
     status: tuple[str, ...]
     device: str

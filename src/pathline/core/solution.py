@@ -57,16 +57,16 @@ class Solution:
 
     Args:
         x: the final state, (batch, *state).
-        t: the time it belongs to.
+        t: the time it belongs to; (batch,) where each sample has its own.
         status: a `Status` for each sample, (batch,) int8.
         stats: what it cost.
         receipt: what is needed to make it again, if the recipe is known.
-        times: the times of `trajectory`, (n,) float64.
+        times: the times of `trajectory`, (n,) float64, or (n, batch).
         trajectory: the states at every grid point, (n, batch, *state), if it was asked for.
     """
 
     x: Tensor
-    t: float
+    t: float | Tensor
     status: Tensor
     stats: Stats
     receipt: Receipt | None = None

@@ -8,7 +8,7 @@ host synchronisation, and no decision that looks at data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field, Prediction
-from pathline.solvers.plan import Coefficient, Plan
+from pathline.paths import Time
+from pathline.solvers.plan import Coefficient, Plan, sample_first
 
 
 class Step:
@@ -26,14 +27,14 @@ class Step:
 
     Attributes:
         index: which grid point, from 0 (the first one after the start).
-        t: its time.
+        t: its time; (batch,) where each sample has its own.
         x: the state, (batch, *state).
     """
 
     __slots__ = ("_latest", "index", "t", "x")
 
     def __init__(
-        self, index: int, t: float, x: Tensor, latest: tuple[Plan, int, Tensor, Tensor] | None
+        self, index: int, t: Time, x: Tensor, latest: tuple[Plan, int, Tensor, Tensor] | None
     ) -> None:
         self.index = index
         self.t = t
@@ -46,7 +47,7 @@ class Step:
         if self._latest is None:
             raise UsageError("the field has not been evaluated yet, so there is no prediction.")
         plan, k, x, f = self._latest
-        t = torch.tensor(plan.times[k], dtype=torch.float64, device=x.device)
+        t = plan.instants[k].to(x.device)
         return Prediction(x, t, f, plan.view, plan.path)
 
     @property
@@ -71,7 +72,7 @@ class Instruction(NamedTuple):
     """A row, made ready: what to evaluate, draw and sum, and what nobody needs afterwards."""
 
     number: int
-    t: float
+    t: Time
     evaluations: tuple[int, ...]
     draws: tuple[int, ...]
     terms: Sum
@@ -81,13 +82,21 @@ class Instruction(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _program(plan: Plan, device: torch.device, dtype: torch.dtype) -> tuple[Instruction, ...]:
-    """Return the instructions of a plan, their tensor coefficients placed and cast."""
+def _program(
+    plan: Plan, device: torch.device, dtype: torch.dtype, ndim: int
+) -> tuple[Instruction, ...]:
+    """Return the instructions of a plan, their tensor coefficients placed, cast and shaped."""
+
+    def place(c: Coefficient) -> Coefficient:
+        if not isinstance(c, Tensor):
+            return float(c)
+        return (c if plan.batch is None else sample_first(c, ndim)).to(device, dtype)
+
     with torch.inference_mode(False):  # what is kept must also serve a solve with gradients
-        return tuple(_instructions(plan, device, dtype))
+        return tuple(_instructions(plan, place))
 
 
-def _instructions(plan: Plan, device: torch.device, dtype: torch.dtype) -> Iterator[Instruction]:
+def _instructions(plan: Plan, place: Callable[[Coefficient], Coefficient]) -> Iterator[Instruction]:
     last_use = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
     spent: dict[int, list[int]] = {}
     for k, i in last_use.items():
@@ -98,17 +107,11 @@ def _instructions(plan: Plan, device: torch.device, dtype: torch.dtype) -> Itera
         known.update(fresh)
         named = zip("xfz", (row.x, row.f, row.z), strict=True)
         terms = [
-            (letter, k, _placed(c, device, dtype))
-            for letter, coefficients in named
-            for k, c in coefficients.items()
+            (letter, k, place(c)) for letter, coefficients in named for k, c in coefficients.items()
         ]
         number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
-        added = _placed(row.constant, device, dtype) if row.has_constant else None
+        added = place(row.constant) if row.has_constant else None
         yield Instruction(number, row.t, fresh, tuple(row.z), _sum(terms), row.lands, unused, added)
-
-
-def _placed(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Coefficient:
-    return c.to(device, dtype) if isinstance(c, Tensor) else float(c)
 
 
 def _sum(terms: list[Term]) -> Sum:
@@ -136,7 +139,8 @@ class Execution:
     def __init__(
         self, plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None
     ) -> None:
-        self.plan, self.program = plan, _program(plan, given[0].device, given[0].dtype)
+        first = given[0]
+        self.plan, self.program = plan, _program(plan, first.device, first.dtype, first.ndim)
         self.latest: tuple[Plan, int, Tensor, Tensor] | None = None
         self._evaluate, self._like, self._seeds = evaluate, given[0], seeds
         self._known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}}
@@ -229,9 +233,8 @@ class Evaluator:
 
     __slots__ = ("_bound", "n")
 
-    def __init__(self, field: Field, times: Sequence[float], x: Tensor, cond: Condition) -> None:
-        at = torch.tensor(times, dtype=torch.float64, device=x.device)
-        self._bound, self.n = field.bind(at, x, cond), 0
+    def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
+        self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
         """Return the field at state number k."""
@@ -255,4 +258,4 @@ def check_output(f: Tensor, x: Tensor) -> None:
 
 def run(plan: Plan, field: Field, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
     """Run a plan from one state to its end and return the final state; no checks, no record."""
-    return complete(plan, Evaluator(field, plan.times, x, {}), [x], seeds)
+    return complete(plan, Evaluator(field, plan, x, {}), [x], seeds)

@@ -63,6 +63,18 @@ class Grid(ABC):
     def resized(self, n: int) -> Grid:
         """Return the same kind of grid with n steps."""
 
+    def starting(self, start: float, path: GaussianPath | None = None) -> Grid:
+        """Return the same kind of grid from another time to the same end.
+
+        Raises:
+            UsageError: that would turn it round, or the grid cannot be moved.
+        """
+        del path
+        raise UsageError(
+            f"a {type(self).__name__} grid has its own start and cannot begin at t = {start:.6g}; "
+            "give one grid a sample, grid=[...], or a kind of grid by its name."
+        )
+
 
 @dataclass(frozen=True)
 class Spaced(Grid):
@@ -107,6 +119,15 @@ class Spaced(Grid):
 
     def resized(self, n: int) -> Grid:
         return replace(self, n=n)
+
+    def starting(self, start: float, path: GaussianPath | None = None) -> Grid:
+        first, end = self._span(path)
+        if not (start - end) * (first - end) > 0:
+            raise UsageError(
+                f"the grid runs from t = {first:.6g} to t = {end:.6g}, and cannot begin at "
+                f"t = {start:.6g}: a sample that is there already needs no solve."
+            )
+        return replace(self, start=start)
 
     def _span(self, path: GaussianPath | None) -> tuple[float, float]:
         start = self.start if path is None or self.start is not None else path.t_max
@@ -221,9 +242,10 @@ class Focused(Spaced):
     ) -> Sequence[float]:
         first, last = (_log_snr(path, t, "focused") for t in (start, end))
         assert path is not None
-        edge = math.copysign(math.log(n) + self.margin, last - first)
-        outer = [first] if n > 2 and abs(first) > abs(edge) else []
-        inner = [last] if n > 2 and abs(last) > abs(edge) else []
+        way = math.copysign(1.0, last - first)
+        edge = way * (math.log(n) + self.margin)
+        outer = [first] if n > 2 and way * first < -abs(edge) < way * last else []
+        inner = [last] if n > 2 and way * first < abs(edge) < way * last else []
         ends = (-edge if outer else first, edge if inner else last)
         middle = _linspace(ends, n - len(outer) - len(inner)).tolist()
         levels = torch.tensor([*outer, *middle, *inner], dtype=torch.float64)

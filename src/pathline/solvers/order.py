@@ -36,8 +36,10 @@ def measured_order(plan: Plan) -> float:
     """Return the fitted order of the solver of `plan`; see `Plan.order`."""
     if plan.is_stochastic:
         raise UsageError("a stochastic plan has a weak order, which needs many samples to measure.")
-    if "solver" not in plan.recipe:
-        raise UsageError("the plan was not compiled by a solver, so it cannot be refined.")
+    if "solver" not in plan.recipe or plan.batch is not None:
+        raise UsageError(
+            "the plan was not compiled by a solver on one grid, so it cannot be refined."
+        )
     solver = solvers.rebuild(plan.recipe["solver"]).standard(plan.path)
     grid = grids.rebuild({**plan.recipe["grid"], "last": "stop"})
     errors = []

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,10 +27,13 @@ from torch import Tensor
 from pathline.core.errors import PathlineError, UsageError
 from pathline.core.files import write_atomically
 from pathline.fields.views import View, as_view, change
-from pathline.paths import GaussianPath, paths
+from pathline.paths import GaussianPath, Time, paths
 
 Coefficient = float | Tensor
-"""A number, or a tensor that broadcasts against the state (one value an element, or a sample)."""
+"""A number, or a tensor that broadcasts against the state (one value an element, or a sample).
+
+In a stacked plan the first axis of every tensor is the sample, and the others broadcast.
+"""
 
 Terms = Mapping[int, Coefficient]
 
@@ -42,7 +45,7 @@ class Row:
     """One new state: x_new = Σ a_j x_j + Σ b_k F_k + Σ c_d z_d + constant.
 
     Args:
-        t: the time of the new state.
+        t: the time of the new state; (batch,) in a stacked plan whose samples have their own.
         x: state number → coefficient.
         f: number of the state at which the field is evaluated → coefficient.
         z: number of the noise draw → coefficient; rows that name the same draw share it.
@@ -50,7 +53,7 @@ class Row:
         constant: what is added, the same for all samples (a known mean, a bias of statistics).
     """
 
-    t: float
+    t: Time
     x: Terms
     f: Terms
     z: Terms = field(default_factory=dict)
@@ -73,22 +76,33 @@ class Plan:
         view: what the F of the rows is.
         path: the path it was compiled for; None for a plain differential equation.
         recipe: the solver and grid it was compiled from, as plain values.
+        batch: how many samples a stacked plan is for; None serves any number of them.
     """
 
-    start: tuple[float, ...]
+    start: tuple[Time, ...]
     rows: tuple[Row, ...]
     view: View = "velocity"
     path: GaussianPath | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows, len(self.start)):
             _check_row(row, number, self.times[number - 1])
 
     @cached_property
-    def times(self) -> tuple[float, ...]:
+    def times(self) -> tuple[Time, ...]:
         """The time of every state, in the order of their numbers."""
         return (*self.start, *(row.t for row in self.rows))
+
+    @cached_property
+    def instants(self) -> Tensor:
+        """The times as one float64 tensor: (n,), or (n, batch) in a stacked plan."""
+        with torch.inference_mode(False):  # what is kept must also serve a solve with gradients
+            if self.batch is None:
+                return torch.tensor(self.times, dtype=torch.float64)
+            times = [torch.as_tensor(t, dtype=torch.float64) for t in self.times]
+            return torch.stack([t.expand(self.batch) for t in times])
 
     @cached_property
     def evaluated(self) -> tuple[int, ...]:
@@ -106,14 +120,34 @@ class Plan:
         return sum(row.lands for row in self.rows)
 
     @cached_property
-    def grid(self) -> tuple[float, ...]:
+    def landings(self) -> tuple[int, ...]:
+        """The numbers of the states on grid points, the one at the start first."""
+        given = len(self.start)
+        return (given - 1, *(given + i for i, row in enumerate(self.rows) if row.lands))
+
+    @property
+    def grid(self) -> tuple[Time, ...]:
         """The times of the grid points."""
-        return (self.start[-1], *(row.t for row in self.rows if row.lands))
+        return tuple(self.times[k] for k in self.landings)
 
     @property
     def is_stochastic(self) -> bool:
         """Whether any row draws noise."""
         return any(row.z for row in self.rows)
+
+    @classmethod
+    def stacked(cls, plans: Sequence[Plan]) -> Plan:
+        """Return one plan for a batch whose sample i is carried as plans[i] carries it.
+
+        The plans have the same rows and differ in their times and coefficients: one solver on grids
+        of one number of steps, which `Solver.plan(path, grids)` compiles to fit.
+
+        Raises:
+            UsageError: there are none, or they differ in view, path or rows.
+        """
+        from pathline.solvers.stack import stack
+
+        return stack(plans)
 
     def folded(self, view: View) -> Plan:
         """Return the plan in terms of another view of the same field, at no cost at run time.
@@ -161,20 +195,22 @@ class Plan:
             if row.has_constant:
                 terms.append(_number(row.constant))
             mark = "" if row.lands else "  (stage)"
-            lines.append(f"x{number:<4d} t = {row.t:<12.6g} {' '.join(terms)}{mark}")
+            lines.append(f"x{number:<4d} t = {told_time(row.t):<12} {' '.join(terms)}{mark}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         rows = [_row_to_dict(row) for row in self.rows]
         path = None if self.path is None else paths.describe(self.path)
+        batch = {} if self.batch is None else {"batch": self.batch}
         return {
             "plan": FORMAT,
-            "start": list(self.start),
+            "start": [plain(t) for t in self.start],
             "view": self.view,
             "path": path,
             "recipe": dict(self.recipe),
             "rows": rows,
+            **batch,
         }
 
     @classmethod
@@ -189,7 +225,7 @@ class Plan:
         try:
             rows = [
                 Row(
-                    r["t"],
+                    _time(r["t"]),
                     *(_coefficients(r[n]) for n in "xfz"),
                     lands=r["lands"],
                     constant=_coefficient(r.get("constant", 0.0)),
@@ -197,8 +233,8 @@ class Plan:
                 for r in content["rows"]
             ]
             path = None if content["path"] is None else paths.rebuild(content["path"])
-            start, view = tuple(content["start"]), as_view(content["view"])
-            return cls(start, tuple(rows), view, path, content["recipe"])
+            start, view = tuple(map(_time, content["start"])), as_view(content["view"])
+            return cls(start, tuple(rows), view, path, content["recipe"], content.get("batch"))
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"the plan is damaged: {error}.") from error
 
@@ -236,29 +272,44 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must also serve a solve with gradients
 def _folded(plan: Plan, view: View) -> Plan:
     if plan.path is None:
         raise UsageError(f"a plan without a path needs a {plan.view}, and the field is a {view}.")
-    at = torch.tensor([plan.times[k] for k in plan.evaluated], dtype=torch.float64)
-    p, q = (c.tolist() for c in change(plan.path, view, plan.view, at))
-    changes = dict(zip(plan.evaluated, zip(p, q, strict=True), strict=True))
-    for k, pair in changes.items():
-        if not all(map(math.isfinite, pair)):
+    at = plan.instants[list(plan.evaluated)]
+    columns = [at] if plan.batch is None else at.unbind(1)
+    changed = [_change(plan.path, view, plan.view, tuple(c.tolist())) for c in columns]
+    changes: dict[int, tuple[Coefficient, Coefficient]] = {}
+    for i, k in enumerate(plan.evaluated):
+        pairs = [pairs[i] for pairs in changed]
+        if not all(math.isfinite(c) for pair in pairs for c in pair):
             raise UsageError(
                 f"a network that predicts {view} does not tell {plan.view} at "
-                f"t = {plan.times[k]:.6g}; start the grid at a smaller t."
+                f"t = {told_time(plan.times[k])}; start the grid at a smaller t."
             )
+        p, q = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        changes[k] = pairs[0] if plan.batch is None else (p, q)
     return replace(plan, view=view, rows=tuple(_fold(row, changes) for row in plan.rows))
 
 
-def _check_row(row: Row, number: int, before: float) -> None:
+@lru_cache(maxsize=1024)
+def _change(
+    path: GaussianPath, source: View, goal: View, times: tuple[float, ...]
+) -> list[tuple[float, float]]:
+    """Return `change` at these times; asked for one sample at a time, it knows no batch mates."""
+    p, q = change(path, source, goal, torch.tensor(times, dtype=torch.float64))
+    return list(zip(p.tolist(), q.tolist(), strict=True))
+
+
+def _check_row(row: Row, number: int, before: Time) -> None:
     named = [("x", row.x), ("F", row.f), ("z", row.z), ("constant ", {0: row.constant})]
     for letter, terms in named:
         for k, c in terms.items():
             if not _is_finite(c):
                 raise PathlineError(
-                    f"the step from t = {before:.6g} to t = {row.t:.6g} has the coefficient {c} "
-                    f"of {letter}{k}: α or σ vanishes there; use another prediction or grid."
+                    f"the step from t = {told_time(before)} to t = {told_time(row.t)} has the "
+                    f"coefficient {c} of {letter}{k}: α or σ vanishes there; use another "
+                    "prediction or grid."
                 )
             if letter in "xF" and not 0 <= k < number:
                 raise UsageError(f"row {number} uses {letter}{k}, which is not made before it.")
@@ -272,13 +323,31 @@ def _is_nonzero(c: Coefficient) -> bool:
     return bool((c != 0).all()) if isinstance(c, Tensor) else c != 0
 
 
-def _fold(row: Row, changes: Mapping[int, tuple[float, float]]) -> Row:
-    x = dict(row.x)
+def _fold(row: Row, changes: Mapping[int, tuple[Coefficient, Coefficient]]) -> Row:
+    x, f = dict(row.x), dict(row.f)
     for k, b in row.f.items():
-        p = changes[k][0]
-        if p != 0:
-            x[k] = x.get(k, 0.0) + b * p
-    return replace(row, x=x, f={k: b * changes[k][1] for k, b in row.f.items()})
+        p, q = changes[k]
+        if isinstance(p, Tensor) and isinstance(q, Tensor):  # a stacked plan
+            f[k] = b * sample_first(q, torch.as_tensor(b).ndim)
+            x[k] = _sum(x.get(k, 0.0), b * sample_first(p, torch.as_tensor(b).ndim))
+        else:
+            f[k] = b * q
+            if p != 0:
+                x[k] = x.get(k, 0.0) + b * p
+    return replace(row, x=x, f=f)
+
+
+def _sum(a: Coefficient, b: Tensor) -> Coefficient:
+    """Add coefficients of a stacked plan, whose first axis is the sample whatever the others."""
+    if not isinstance(a, Tensor):
+        return a + b
+    ndim = max(a.ndim, b.ndim)
+    return sample_first(a, ndim) + sample_first(b, ndim)
+
+
+def sample_first(c: Tensor, ndim: int) -> Tensor:
+    """Give a coefficient of a stacked plan `ndim` axes: the sample first, the others at the end."""
+    return c.reshape(len(c), *[1] * (ndim - c.ndim), *c.shape[1:])
 
 
 def _written(letter: str, terms: Terms) -> Iterator[str]:
@@ -291,16 +360,29 @@ def _number(c: Coefficient) -> str:
 
 
 def _plain(terms: Terms) -> dict[str, Any]:
-    return {str(k): _plain_one(c) for k, c in terms.items()}
+    return {str(k): plain(c) for k, c in terms.items()}
+
+
+def told_time(t: Time) -> str:
+    """Write a time, or the range of the samples' times: "0.35", "0.1 … 0.8"."""
+    if not isinstance(t, Tensor):
+        return f"{t:.6g}"
+    low, high = float(t.min()), float(t.max())
+    return f"{low:.6g}" if low == high else f"{low:.6g} … {high:.6g}"
+
+
+def _time(t: Any) -> Time:
+    return torch.tensor(t, dtype=torch.float64) if isinstance(t, list) else t
 
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
-    constant = {"constant": _plain_one(row.constant)} if row.has_constant else {}
+    constant = {"constant": plain(row.constant)} if row.has_constant else {}
     terms = {letter: _plain(getattr(row, letter)) for letter in "xfz"}
-    return {"t": row.t, **terms, "lands": row.lands, **constant}
+    return {"t": plain(row.t), **terms, "lands": row.lands, **constant}
 
 
-def _plain_one(c: Coefficient) -> Any:
+def plain(c: Coefficient) -> Any:
+    """Return a number, or the list of them, as JSON has it."""
     return c.tolist() if isinstance(c, Tensor) else c
 
 

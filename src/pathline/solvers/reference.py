@@ -88,6 +88,8 @@ def moments(plan: Plan, field: Field, mean: float, variance: float) -> tuple[flo
     """
     if len(plan.start) != 1:
         raise UsageError(f"moments needs a plan from one state; this has {len(plan.start)}.")
+    if plan.batch is not None:
+        raise UsageError("moments needs a plan for any sample; this one is for a batch.")
     plan = plan.folded(field.view)
     affine = _affine(plan, field)
     n_draws = 1 + max((d for row in plan.rows for d in row.z), default=-1)
@@ -109,7 +111,7 @@ def moments(plan: Plan, field: Field, mean: float, variance: float) -> tuple[flo
 def _affine(plan: Plan, field: Field) -> dict[int, tuple[float, float]]:
     """Return offset and gain of the field at every state that is evaluated."""
     zero_one = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    times = torch.tensor(plan.times, dtype=torch.float64)
+    times = plan.instants
     found = {k: field(zero_one, times[k]).raw.flatten().tolist() for k in plan.evaluated}
     return {k: (at_zero, at_one - at_zero) for k, (at_zero, at_one) in found.items()}
 

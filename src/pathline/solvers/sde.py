@@ -116,7 +116,8 @@ class EDMSampler(Solver):
         ceiling = float(to.path.log_snr(1.0))
         raised = -math.log(rho * (1 + gamma))
         if not gamma or not self.low <= rho <= self._highest or raised < ceiling:
-            return at, s
+            wanted = gamma > 0 and to.alike  # other samples are churned here
+            return (to.write(s.t, {at: 1.0}, {}, lands=False) if wanted else at), s
         (hat,) = to.at([float(to.path.time_of_log_snr(raised))])
         added = hat.alpha * math.sqrt((hat.sigma / hat.alpha) ** 2 - rho**2) * self.scale
         return to.write(hat.t, {at: hat.alpha / s.alpha}, {}, {draw: added}, lands=False), hat

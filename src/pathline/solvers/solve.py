@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -25,16 +25,17 @@ from pathline.core.solution import (
     status_names,
 )
 from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
-from pathline.paths import GaussianPath
+from pathline.paths import GaussianPath, Time, as_time, bshape
 from pathline.solvers.execute import Evaluator, Step, complete, execute
 from pathline.solvers.grids import Grid, Times, grids
-from pathline.solvers.plan import Plan
+from pathline.solvers.plan import Plan, plain, told_time
 from pathline.solvers.solver import Solver, solvers
 
 Guide = Callable[[Field], Field]
 AnyField = Field | Callable[..., Tensor]
 AnySolver = Solver | Plan | str
-AnyGrid = Grid | str | Sequence[float] | None
+AnyGrid = Grid | str | Sequence[float] | Sequence[Grid] | None
+Levels = Tensor | Sequence[float] | float
 Observe = Callable[[Step], None]
 OnFailure = Literal["raise", "return"]
 
@@ -53,7 +54,7 @@ def as_solver(solver: Solver | str) -> Solver:
     return solvers.build(solver) if isinstance(solver, str) else solver
 
 
-def as_grid(grid: AnyGrid, n: int | None) -> Grid:
+def as_grid(grid: Grid | str | Sequence[float] | None, n: int | None) -> Grid:
     """Return a grid from a grid, a name and a step count, or the user's own times.
 
     Raises:
@@ -74,6 +75,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     solver: AnySolver = DEFAULT_SOLVER,
     grid: AnyGrid = None,
     steps: int | None = None,
+    start: Levels | None = None,
     guide: Guide | None = None,
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
@@ -87,8 +89,11 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         field: a `Field`, or f(x, t, **cond) → dx/dt.
         x: (batch, *state) floating; a sequence of states for a plan that starts from several.
         solver: a solver, its name, or a compiled plan.
-        grid: a grid, its name, or the times themselves; end > start integrates the other way.
+        grid: a grid, its name, or the times themselves; end > start integrates the other way. Or
+            one grid a sample, all of one length.
         steps: the number of steps, when `grid` does not say it.
+        start: where the grid begins, if not at its own start; (batch,) times let each sample begin
+            at its own, in as many steps.
         guide: a function from field to field.
         seeds: one a sample, for stochastic solvers.
         trajectory: keep the state at every grid point.
@@ -112,7 +117,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         (True, 400)
     """
     made = as_field(field)
-    how = _How(solver, grid, steps, guide)
+    how = _How(solver, grid, steps, guide, start)
     job = _job(made, how, lambda _: x, _shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
@@ -205,15 +210,35 @@ class _How(NamedTuple):
     grid: AnyGrid
     steps: int | None
     guide: Guide | None
+    start: Levels | None = None
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
         if not isinstance(self.solver, Plan):
-            grid = as_grid(self.grid, self.steps)
             solver = as_solver(self.solver).tuned(field, shape)
-            return solver.plan(guided.path, grid).folded(guided.view)
-        if self.grid is not None or self.steps not in (None, self.solver.steps):
-            raise UsageError("a plan has its own grid; leave grid and steps out.")
+            return solver.plan(guided.path, self.grids(guided.path)).folded(guided.view)
+        given = (self.grid, self.start) != (None, None)
+        if given or self.steps not in (None, self.solver.steps):
+            raise UsageError("a plan has its own grid; leave grid, steps and start out.")
         return self.solver.folded(guided.view)
+
+    def grids(self, path: GaussianPath | None) -> Grid | list[Grid]:
+        """Return the grid of all samples, or each one's."""
+        each = self.grid if isinstance(self.grid, list | tuple) else ()
+        grids = [grid for grid in each if isinstance(grid, Grid)]
+        if grids:
+            if self.start is not None or len(grids) != len(each):
+                raise UsageError("with one grid a sample, give grids alone, and leave start out.")
+            return [as_grid(grid, self.steps) for grid in grids]
+        grid = as_grid(cast("Grid | str | Sequence[float] | None", self.grid), self.steps)
+        if self.start is None:
+            return grid
+        levels = torch.as_tensor(self.start, dtype=torch.float64)
+        if levels.ndim > 1:
+            raise UsageError(f"start levels are (batch,) times, not {tuple(levels.shape)}.")
+        if not levels.ndim:
+            return grid.starting(float(levels), path)
+        made = {t: grid.starting(t, path) for t in set(levels.tolist())}
+        return [made[t] for t in levels.tolist()]
 
 
 class _Start(NamedTuple):
@@ -236,7 +261,7 @@ class _Job:
     recipe: Mapping[str, Any]
 
     def evaluator(self) -> Evaluator:
-        return Evaluator(self.field, self.plan.times, self.given[0], self.cond)
+        return Evaluator(self.field, self.plan, self.given[0], self.cond)
 
     def steps(self, evaluate: Evaluate) -> Iterator[Step]:
         return execute(self.plan, evaluate, self.given, self.seeds)
@@ -259,6 +284,8 @@ def _job(
     for state in given:
         _check_state(guided, state)
     batch = len(given[0])
+    if plan.batch not in (None, batch):
+        raise UsageError(f"the plan is for {plan.batch} samples, and the state has {batch}.")
     if seeds is not None and len(seeds) != batch:
         raise UsageError(f"{len(seeds)} seeds were given for {batch} samples.")
     recipe = {**_described(field, how.guide), **plan.recipe, "cond": _told(cond)}
@@ -315,7 +342,7 @@ def _watched(job: _Job) -> Iterator[Step]:
     for step in job.steps(evaluator):
         yield step
         if bool(finite_status(step.x).any()):
-            where = f"at step {step.index + 1} of {job.plan.steps}, t = {step.t:.6g}"
+            where = f"at step {step.index + 1} of {job.plan.steps}, t = {told_time(step.t)}"
             raise NonFiniteError(
                 f"the state is not finite {where}.", _solution(job, step.x, evaluator)
             )
@@ -337,15 +364,15 @@ def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> tuple[int, 
 
 def start(
     path: GaussianPath,
-    t: float,
+    t: Time,
     seeds: Sequence[int],
     shape: Sequence[int],
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Return the noise that generation starts from at time t, N(0, σ_t² I), (batch, *shape)."""
-    sigma = float(path.sigma(t))
-    return noise.normal(seeds, shape, stream="initial", dtype=dtype, device=device) * sigma
+    drawn = noise.normal(seeds, shape, stream="initial", dtype=dtype, device=device)
+    return drawn * bshape(path.sigma(as_time(t)), drawn)
 
 
 def _described(field: Field, guide: Guide | None) -> dict[str, Any]:
@@ -378,7 +405,8 @@ def _finish(
 
 def _solution(job: _Job, x: Tensor, evaluator: Evaluator, kept: Sequence[Tensor] = ()) -> Solution:
     status = finite_status(x.detach())
-    seeds, grid, nfe = job.seeds or (), job.plan.grid, evaluator.n
+    seeds, nfe = job.seeds or (), evaluator.n
+    grid = tuple(plain(t) for t in job.plan.grid)
     dtype = str(x.dtype).removeprefix("torch.")
     receipt = Receipt(job.recipe, seeds, grid, nfe, status_names(status), x.device.type, dtype)
     return Solution(
@@ -387,7 +415,7 @@ def _solution(job: _Job, x: Tensor, evaluator: Evaluator, kept: Sequence[Tensor]
         status,
         Stats(nfe, nfe * job.field.calls, job.plan.steps),
         receipt,
-        torch.tensor(job.plan.grid, dtype=torch.float64) if kept else None,
+        job.plan.instants[list(job.plan.landings)] if kept else None,
         torch.stack(list(kept)) if kept else None,
     )
 
@@ -403,13 +431,13 @@ def _diagnosis(job: _Job, solution: Solution) -> str:
         f = evaluate(k, x)
         part = "the state" if finite_status(x).any() else "the field's output"
         if not found and (finite_status(x) | finite_status(f)).any():
-            found.append(f"{part} is not finite at t = {job.plan.times[k]:.6g}")
+            found.append(f"{part} is not finite at t = {told_time(job.plan.times[k])}")
         return f
 
     with torch.no_grad():
         for step in job.steps(watched):
             if not found and finite_status(step.x).any():
-                found.append(f"the state is not finite at t = {step.t:.6g}")
+                found.append(f"the state is not finite at t = {told_time(step.t)}")
             if found:
                 at = f"step {step.index + 1} of {job.plan.steps}"
                 return f"{who}: {found[0]}, {at}; {Status.NON_FINITE.advice}"

@@ -56,11 +56,14 @@ class Writer:
         path: the path, or None for a plain differential equation.
         times: the times of the grid.
         denoises: whether the last step lands on data.
+        alike: whether the rows must be the same at every noise level, for plans that are stacked: a
+            row that a level does not need is written all the same, and does nothing.
     """
 
     path: GaussianPath | None
     times: tuple[float, ...]
     denoises: bool
+    alike: bool = False
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -169,23 +172,28 @@ class Solver(ABC):
         del path
         return self
 
-    def plan(self, path: GaussianPath | None, grid: Grid) -> Plan:
-        """Compile the solver for a path and a grid.
+    def plan(self, path: GaussianPath | None, grid: Grid | Sequence[Grid]) -> Plan:
+        """Compile the solver for a path and a grid, or for grids of one length, one a sample.
 
         Raises:
             UsageError: the solver needs a path and there is none, or the grid does not suit it.
         """
-        return _compiled(self, path, grid)
+        if isinstance(grid, Grid):
+            return _compiled(self, path, grid)
+        made = {g: _compiled(self, path, g, alike=True) for g in dict.fromkeys(grid)}
+        return Plan.stacked([made[g] for g in grid])
 
 
-@lru_cache(maxsize=128)
-def _compiled(solver: Solver, path: GaussianPath | None, grid: Grid) -> Plan:
+@lru_cache(maxsize=512)
+def _compiled(
+    solver: Solver, path: GaussianPath | None, grid: Grid, *, alike: bool = False
+) -> Plan:
     if path is None and (solver.needs_path or grid.last == "denoise"):
         raise UsageError(
             f"{type(solver).__name__} with last={grid.last!r} needs a path (a Denoiser); "
             "for a plain differential equation use Euler, Heun or RK4 with last='stop'."
         )
-    writer = Writer(path, grid.times(path), grid.last == "denoise")
+    writer = Writer(path, grid.times(path), grid.last == "denoise", alike)
     solver.write(writer)
     if writer.denoises:
         _write_denoising(writer, solver.view)
