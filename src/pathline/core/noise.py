@@ -21,8 +21,17 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 
-STREAMS = {"initial": 0, "step": 1, "forward": 2, "probe": 3}
-"""What a draw is for: the start of a solve, noise inside it, forward diffusion, probe vectors."""
+STREAMS = {
+    "initial": 0,
+    "step": 1,
+    "forward": 2,
+    "probe": 3,
+    "chain": 4,
+    "choice": 5,
+    "derived": 6,
+}
+"""What a draw is for: the start of a solve, noise inside it, forward diffusion, probe vectors, the
+moves of a Markov chain and its choices, and seeds made from seeds."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
@@ -135,6 +144,17 @@ def rademacher(
     """Return ±1 with equal chances, (batch, *shape); see `normal`."""
     u = uniform(seeds, shape, stream=stream, index=index, dtype=torch.float64, device=device)
     return torch.where(u < 0.5, -1.0, 1.0).to(dtype or torch.get_default_dtype())
+
+
+def derived_seeds(seeds: Sequence[int], index: int) -> list[int]:
+    """Return fresh seeds, one for each: for the index-th of several solves with one sample's seed.
+
+    >>> derived_seeds([7], 0) != derived_seeds([7], 1)
+    True
+    """
+    check_seeds(seeds)
+    made = words(seeds, 1, stream="derived", index=index, device="cpu")[:, :2, 0].tolist()
+    return [low | high << 32 for low, high in made]
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

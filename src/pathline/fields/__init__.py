@@ -3,6 +3,7 @@
 from pathline.fields.denoiser import Denoiser
 from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
+from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Gaussian",
     "Mixture",
     "Prediction",
+    "Unscaled",
+    "UnscaledPath",
     "VectorField",
     "View",
     "as_view",

@@ -6,6 +6,7 @@ a benchmark of any path: no training, no approximation, float64 throughout.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from pathline.core.errors import UsageError
 from pathline.fields.field import Condition, Field
 from pathline.fields.views import View
 from pathline.paths import GaussianPath, Time, as_time, bshape
+
+_LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ class Gaussian(Field):
         spread = [(p.alpha(t) ** 2 * values + p.sigma(t) ** 2).sqrt() for t in (s, e)]
         scaled = (x - p.alpha(s) * mean) @ vectors * (spread[1] / spread[0])
         return p.alpha(e) * mean + scaled @ vectors.T
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """log p_t(x), (batch,)."""
+        mean, values, vectors = self._spectrum(x)
+        alpha, sigma = (bshape(c(as_time(t)), x) for c in (self.path.alpha, self.path.sigma))
+        variance = alpha**2 * values + sigma**2
+        squared = ((x - alpha * mean) @ vectors).square()
+        return -(squared / variance + variance.log() + _LOG_2PI).sum(1) / 2
+
+    def log_prob_noised(self, x: Tensor, sigmas: Tensor) -> Tensor:
+        """log density of x_0 + σ ε for every σ, (batch, levels)."""
+        mean, values, vectors = self._spectrum(x)
+        variance = values + sigmas.to(x)[:, None] ** 2
+        squared = ((x - mean) @ vectors).square()
+        return -(squared @ (1 / variance).T + (variance.log() + _LOG_2PI).sum(1)) / 2
 
 
 @dataclass(frozen=True)
@@ -112,8 +130,16 @@ class Mixture(Field):
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p_t(x), (batch,)."""
         _, residual, variance = self._parts(x, as_time(t))
-        constant = x.shape[1] / 2 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
-        return self._log_joint(residual, variance).logsumexp(1) - constant.to(x)
+        return self._log_joint(residual, variance).logsumexp(1) - x.shape[1] / 2 * _LOG_2PI
+
+    def log_prob_noised(self, x: Tensor, sigmas: Tensor) -> Tensor:
+        """log density of x_0 + σ ε for every σ, (batch, levels)."""
+        residual = x[:, None] - self.means.to(x)
+        variance = self.stds.to(x) ** 2 + sigmas.to(x)[:, None, None] ** 2  # (levels, k, dim)
+        quadratic = torch.einsum("bkd,mkd->kbm", residual**2, 1 / variance)
+        offset = self.weights.to(x).log() - variance.log().sum(-1) / 2
+        joint = offset.T[:, None] - quadratic / 2
+        return joint.logsumexp(0) - x.shape[1] / 2 * _LOG_2PI
 
 
 @dataclass(frozen=True)
@@ -142,3 +168,22 @@ class Dataset(Field):
         alpha, sigma = bshape(self.path.alpha(t), flat), bshape(self.path.sigma(t), flat)
         distance = ((flat - alpha * points) / sigma).square().sum(-1)
         return ((-distance / 2).softmax(1) @ points).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """log p_t(x), (batch,)."""
+        points, flat = self.points.to(x).flatten(1), x.flatten(1)[:, None]
+        alpha, sigma = (c(as_time(t)).to(flat) for c in (self.path.alpha, self.path.sigma))
+        squared = (flat - bshape(alpha, flat) * points).square().sum(-1)
+        return self._log_mixed(squared, sigma.reshape(-1, 1)).squeeze(1)
+
+    def log_prob_noised(self, x: Tensor, sigmas: Tensor) -> Tensor:
+        """log density of x_0 + σ ε for every σ, (batch, levels)."""
+        points, flat = self.points.to(x).flatten(1), x.flatten(1)
+        squared = (flat[:, None] - points).square().sum(-1)
+        return self._log_mixed(squared, sigmas.to(x)[None])
+
+    def _log_mixed(self, squared: Tensor, sigma: Tensor) -> Tensor:
+        """Return the log mean of N(·; 0, σ² I) at distances (batch, n), for σ (batch, levels)."""
+        n, dim = self.points.shape[0], self.points[0].numel()
+        joint = -squared[:, None] / (2 * sigma[:, :, None] ** 2)
+        return joint.logsumexp(2) - math.log(n) - dim * (sigma.log() + _LOG_2PI / 2)

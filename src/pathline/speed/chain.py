@@ -1,0 +1,206 @@
+"""What a set of chains is between two calls, and what sampling from it returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.core.files import write_atomically
+from pathline.speed.diagnostics import effective_sample_size
+
+FORMAT = "pathline-chain-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The state of a set of chains: everything that decides how they go on.
+
+    Args:
+        x: where they are, x_0 + σ ε, (chains, *state).
+        level: which noise level each is at, (chains,) int64.
+        stuck: sweeps that each has spent at the largest level, (chains,) int64.
+        seeds: one a chain.
+        sweeps: that were done; the counter of their noise.
+        rounds: outputs that each chain has made.
+        nfe: evaluations that each chain has cost before its first output.
+        about: what the chains are of: the level table and the condition, as plain values.
+    """
+
+    x: Tensor
+    level: Tensor
+    stuck: Tensor
+    seeds: tuple[int, ...]
+    sweeps: int = 0
+    rounds: int = 0
+    nfe: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path, **more: Tensor) -> Path:
+        """Write the chains, and other tensors beside them, as safetensors."""
+        tensors = {"chain.x": self.x, "chain.level": self.level, "chain.stuck": self.stuck, **more}
+        kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        told = {
+            "format": FORMAT,
+            "seeds": list(self.seeds),
+            "sweeps": self.sweeps,
+            "rounds": self.rounds,
+            "nfe": self.nfe,
+            "about": dict(self.about),
+        }
+        metadata = {k: json.dumps(v, ensure_ascii=False) for k, v in told.items()}
+        return write_atomically(path, lambda file: save_file(kept, file, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Chain:
+        """Read what `save` wrote; it goes on exactly as it would have.
+
+        Raises:
+            UsageError: the file cannot be read, or holds no chains.
+        """
+        tensors, told = _read(path, device)
+        x, level, stuck = (tensors[f"chain.{name}"] for name in ("x", "level", "stuck"))
+        counts = (told[name] for name in ("sweeps", "rounds", "nfe"))
+        return cls(x, level, stuck, tuple(told["seeds"]), *counts, about=told["about"])
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """Sweeps without outputs.
+
+    Args:
+        chain: where they led.
+        trace: σ after every sweep, (sweeps, chains) float64.
+        accepted: the share of moves that were accepted, for each chain, (chains,).
+    """
+
+    chain: Chain
+    trace: Tensor
+    accepted: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One output of each chain.
+
+    Args:
+        x: samples, (chains, *state).
+        sigma: the noise level that each was denoised from, (chains,) float64.
+        trace: σ after every sweep, (sweeps, chains) float64.
+        accepted: the share of moves that were accepted, for each chain, (chains,).
+        denoising: evaluations that denoising has cost each sample, (chains,).
+    """
+
+    x: Tensor
+    sigma: Tensor
+    trace: Tensor
+    accepted: Tensor
+    denoising: Tensor
+
+    def save(self, path: Path, chain: Chain) -> Path:
+        """Write the round and the chains that it leaves, in one file."""
+        return chain.save(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> Round:
+        """Read what `save` wrote."""
+        tensors, _ = _read(path, device)
+        return cls(**{name: tensors[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Evaluations of the field for each sample, on average.
+
+    Args:
+        walking: the sweeps between two outputs.
+        denoising: from the chain's noise level to data.
+        closing: the last denoising of the result (Tweedie).
+        starting: the chain's beginning and burn-in, shared by the outputs it has made so far.
+    """
+
+    walking: float
+    denoising: float
+    closing: float
+    starting: float
+
+    @property
+    def running(self) -> float:
+        """All but the start: what one more sample costs."""
+        return self.walking + self.denoising + self.closing
+
+    @property
+    def total(self) -> float:
+        """Everything."""
+        return self.running + self.starting
+
+
+@dataclass(frozen=True, eq=False)
+class Chains:
+    """Samples, the chains that they came from, and what can be said of them.
+
+    Args:
+        x: samples, (n, *state); sample i comes from chain i modulo the number of chains.
+        sigma: the noise level that each was denoised from, (n,) float64.
+        trace: σ of every chain after every sweep, (sweeps, chains) float64.
+        acceptance: the share of moves that were accepted.
+        ledger: what each sample cost.
+        chain: the state to go on from.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    trace: Tensor
+    acceptance: float
+    ledger: Ledger
+    chain: Chain
+
+    @property
+    def effective_levels(self) -> float:
+        """How many independent draws the visited log σ are worth, over all chains."""
+        return effective_sample_size(self.trace.log())
+
+    def effective_samples(self, scalar: Tensor) -> float:
+        """Return how many independent samples these are worth, as seen in one number of each.
+
+        Consecutive outputs of a chain resemble each other.
+
+        Args:
+            scalar: one number a sample, (n,).
+        """
+        n = len(self.chain.seeds)
+        whole = scalar[: len(scalar) // n * n]
+        return effective_sample_size(whole.reshape(-1, n))
+
+
+def joined(rounds: Sequence[Round], chain: Chain, n: int, walking: int, closing: int) -> Chains:
+    """Return what n samples from these rounds amount to."""
+    x, sigma, denoising = (
+        torch.cat([getattr(r, name) for r in rounds])[:n] for name in ("x", "sigma", "denoising")
+    )
+    trace = torch.cat([r.trace for r in rounds])
+    accepted = torch.cat([r.accepted for r in rounds])
+    starting = chain.nfe / max(chain.rounds, 1)
+    ledger = Ledger(walking, float(denoising.double().mean()), closing, starting)
+    return Chains(x, sigma, trace, float(accepted.double().mean()), ledger, chain)
+
+
+def _read(path: str | Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(str(path), "pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read chains from {path}: {error}.") from error
+    told = {k: json.loads(v) for k, v in metadata.items()} if "format" in metadata else {}
+    if told.get("format") != FORMAT:
+        raise UsageError(f"{path} holds no chains of format {FORMAT}.")
+    return tensors, told

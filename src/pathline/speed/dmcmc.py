@@ -1,0 +1,471 @@
+"""Denoising MCMC: chains in (x, σ) stay near the data, so each output is a short way to denoise.
+
+The target is π(x, σ) ∝ p_σ(x) p(σ), with p(σ) even in log σ. One sweep is
+
+    x ← a move that leaves p_σ as it is (Langevin, MALA)           at fixed σ
+    σ ← the most likely level, or one drawn from q(σ | x)          at fixed x
+
+Whatever selects σ, x | σ ~ p_σ, so denoising a copy of x from σ gives data; the chain itself goes
+on from (x, σ), never from the denoised copy. All in coordinates where noise is only added
+(`fields.Unscaled`), so any model on a Gaussian path will do.
+
+Paper: Kim & Ye 2022 (arXiv:2209.14593). The guard on the step, the restarts and MALA are ours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pathline.core import noise
+from pathline.core.errors import PathlineError, UsageError
+from pathline.core.progress import track
+from pathline.core.solution import finite_status, name_samples
+from pathline.fields import Condition, Evaluate, Field, Unscaled
+from pathline.paths import GaussianPath, bshape
+from pathline.solvers import EDMSampler, Heun, grids, solve
+from pathline.solvers.solve import AnyGrid, AnySolver, Guide, as_grid
+from pathline.speed.chain import Chain, Chains, Round, Walk, joined
+from pathline.speed.diagnostics import drift
+from pathline.speed.kernels import Kernel, Langevin, Target
+from pathline.speed.levels import ExactLevels, NoiseLevels
+
+Choice = Literal["most_likely", "drawn"]
+
+PATIENCE = 50
+"""Sweeps at the largest noise level after which a chain begins anew."""
+
+MANY_OUTPUTS = 50
+"""Outputs of one chain above which a set of samples says more of few chains than of the data."""
+
+RISING = 6.0
+"""Standard errors by which a rising σ trace is told."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a chain begins: a whole generation from noise, a kick, and sweeps that are thrown away.
+
+    Args:
+        solver: for the generation.
+        grid: its grid.
+        kick: standard deviation of the noise that is added to the generated data.
+        burn_in: (sweeps, kernel) in order; None is the chain's own kernel.
+    """
+
+    solver: AnySolver = EDMSampler(churn=80, low=0.05, high=1, scale=1.007)
+    grid: AnyGrid = grids.karras(19, last="denoise")
+    kick: float = 0.5
+    burn_in: tuple[tuple[int, Kernel | None], ...] = ((20, None),)
+
+
+@dataclass(frozen=True, eq=False)
+class DMCMC:
+    """A sampler that keeps chains near the data and denoises what they visit.
+
+    Choose it for many samples of one condition at about ten evaluations each; not for few samples,
+    and not where twenty evaluations are no trouble: outputs of one chain resemble each other, and
+    plain sampling is then as good and independent.
+
+    Args:
+        model: any field on a path, conditional or not.
+        levels: what tells the noise level of a state.
+        kernel: moves x at fixed σ; a number is the η of `Langevin`. Larger steps change the kind of
+            sample more often, stay at higher noise, and cost more to denoise.
+        n_chains: independent chains.
+        n_skip: sweeps between two outputs; the state with the smallest σ on the way is denoised.
+        choice: of σ: "most_likely" (the paper's code) or "drawn" from q(σ | x). Unadjusted Langevin
+            with drawn levels and a step that grows with σ runs away; with "drawn" use MALA.
+        solver: for denoising, from each chain's own level.
+        grid: its grid, without a start. The default is EDM's Heun, five evaluations.
+        closing: σ at which the result is denoised once more; None is the smallest level, 0 leaves
+            it out.
+        guide: a function from field to field.
+        beginning: how a chain begins.
+
+    Raises:
+        UsageError: n_chains or n_skip below 1, a model without a path, levels outside the path's.
+    """
+
+    model: Field
+    levels: NoiseLevels
+    kernel: Kernel | float
+    n_chains: int = 256
+    n_skip: int = 3
+    choice: Choice = "most_likely"
+    solver: AnySolver = Heun(view="eps")
+    grid: AnyGrid = grids.karras(3, last="denoise")
+    closing: float | None = None
+    guide: Guide | None = None
+    beginning: Beginning = Beginning()
+
+    def __post_init__(self) -> None:
+        if self.n_chains < 1 or self.n_skip < 1:
+            raise UsageError(
+                "n_chains and n_skip must be at least 1; they are "
+                f"{self.n_chains} and {self.n_skip}."
+            )
+        if self.choice not in get_args(Choice):
+            raise UsageError(f"choice={self.choice!r}: choose 'most_likely' or 'drawn'.")
+        if self.closing is not None and self.closing < 0:
+            raise UsageError(f"closing must not be negative, and is {self.closing:g}.")
+        _check_levels(self._field().path, self.levels)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        chain: Chain | None = None,
+        save: str | Path | None = None,
+        shape: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        **cond: Any,
+    ) -> Chains:
+        """Draw n samples, `n_chains` of them a round.
+
+        Args:
+            n: how many. In multiples of `n_chains`, several calls that hand on `chain` give what
+                one call gives.
+            seed: chain i has seed + i, and depends on nothing else.
+            chain: go on from here instead of beginning.
+            save: a folder for a file a round; a call that finds rounds there goes on after them,
+                and returns them too.
+            shape: of one sample, if the model does not know it.
+            dtype: of the state; the default dtype if None.
+            cond: the condition, in the user's words; a chain belongs to one.
+
+        Raises:
+            UsageError: chains of other levels, of another condition, or of another number.
+            PathlineError: a chain has left the finite numbers.
+
+        Cost: `Chains.ledger`.
+        """
+        if n < 1:
+            raise UsageError(f"at least 1 sample is needed, and {n} were asked for.")
+        n_rounds = -(-n // self.n_chains)
+        if n_rounds > MANY_OUTPUTS:
+            warnings.warn(
+                f"{n_rounds} outputs of each of {self.n_chains} chains resemble each other; "
+                "raise n_chains, and see Chains.effective_samples.",
+                stacklevel=2,
+            )
+        rounds, chain = _resumed(save, chain, n_rounds)
+        if chain is None:
+            chain = self.begin(seed=seed, shape=shape, dtype=dtype, **cond)
+        field = self._conditioned(chain, cond)
+        for number in track(range(len(rounds), n_rounds), "Denoising MCMC", n_rounds - len(rounds)):
+            chain, made = self._round(field, chain)
+            rounds.append(made)
+            if save is not None:
+                made.save(_file(save, number), chain)
+        _warn_if_rising(rounds)
+        closing = int(self.closing != 0)
+        return joined(rounds, chain, n, self.n_skip * self._kernel.nfe, closing)
+
+    def begin(
+        self,
+        *,
+        seed: int = 0,
+        shape: Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        **cond: Any,
+    ) -> Chain:
+        """Return chains that have begun: generated, kicked, and burned in.
+
+        Args:
+            seed, shape, dtype, cond: as for `sample`.
+
+        Raises:
+            UsageError: the shape is unknown, or the data are scaled otherwise than those that the
+                levels were learned from.
+        """
+        shape = self.model.shape if shape is None else tuple(shape)
+        if shape is None:
+            raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
+        noise.check_seeds([seed])
+        seeds = tuple(range(seed, seed + self.n_chains))
+        x = torch.zeros(self.n_chains, *shape, dtype=dtype, device=self.model.device or "cpu")
+        zero = torch.zeros(self.n_chains, dtype=torch.int64, device=x.device)
+        chain = Chain(x, zero, zero, seeds, about=self._about(cond))
+        field = self._conditioned(chain, cond)
+        x, nfe = self._generated(field, seeds, x, 0)
+        _check_scale(self.levels, x)
+        x = x + self.beginning.kick * noise.normal(
+            seeds, x.shape[1:], stream="forward", dtype=x.dtype, device=x.device
+        )
+        chain = replace(chain, x=x, level=self.levels.most_likely(x))
+        for sweeps, kernel in self.beginning.burn_in:
+            kernel = kernel or self._kernel
+            chain = self._walked(field, chain, sweeps, kernel).chain
+            nfe += sweeps * kernel.nfe
+        return replace(chain, nfe=nfe)
+
+    def begin_at(self, x: Tensor, *, seed: int = 0, **cond: Any) -> Chain:
+        """Return chains that begin at noisy states of one's own, their levels read off them.
+
+        Args:
+            x: x_0 + σ ε, (n_chains, *state).
+            seed, cond: as for `sample`.
+        """
+        noise.check_seeds([seed])
+        level, seeds = self.levels.most_likely(x), tuple(range(seed, seed + len(x)))
+        return Chain(x, level, torch.zeros_like(level), seeds, about=self._about(cond))
+
+    def walk(self, chain: Chain, sweeps: int, **cond: Any) -> Walk:
+        """Take sweeps without denoising anything: to burn in further, or to look at the chains.
+
+        Args:
+            chain: where from.
+            sweeps: how many.
+            cond: the condition of the chains.
+        """
+        walked = self._walked(self._conditioned(chain, cond), chain, sweeps, self._kernel)
+        _check_finite(walked.chain)
+        return walked
+
+    def _walked(self, field: _Conditioned, chain: Chain, sweeps: int, kernel: Kernel) -> Walk:
+        levels, accepted = [chain.level], [torch.ones_like(chain.level)]
+        for _ in track(range(sweeps), "sweeps", sweeps):
+            chain, moved = self._sweep(field, chain, kernel)
+            levels.append(chain.level)
+            accepted.append(moved)
+        trace = self.levels.sigmas.to(chain.x.device)[torch.stack(levels)]
+        return Walk(chain, trace[1:], torch.stack(accepted[1:] or accepted).double().mean(0))
+
+    @property
+    def _kernel(self) -> Kernel:
+        return self.kernel if isinstance(self.kernel, Kernel) else Langevin(self.kernel)
+
+    def _field(self) -> Unscaled:
+        return Unscaled(self.model if self.guide is None else self.guide(self.model))
+
+    def _about(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        sigmas = self.levels.sigmas
+        ends = [float(sigmas[0]), float(sigmas[-1]), len(sigmas)]
+        return {"levels": ends, "cond": repr(sorted(cond.items()))}
+
+    def _conditioned(self, chain: Chain, cond: Mapping[str, Any]) -> _Conditioned:
+        """Return the field of these chains, having checked that they are this sampler's."""
+        for name, value in self._about(cond).items():
+            if chain.about.get(name) != value:
+                raise UsageError(
+                    f"the chains were begun with {name} {chain.about.get(name)}, and are to go on "
+                    f"with {value}; begin new ones."
+                )
+        if len(chain.seeds) != self.n_chains:
+            raise UsageError(f"there are {len(chain.seeds)} chains, not {self.n_chains}.")
+        field = self._field()
+        return _Conditioned(field, dict(field.condition(cond, self.n_chains)))
+
+    def _round(self, field: _Conditioned, chain: Chain) -> tuple[Chain, Round]:
+        """Walk n_skip sweeps, and denoise the state with the smallest σ on the way."""
+        chain = self._restarted(field, chain)
+        x, level, trace, accepted = chain.x, chain.level, [], []
+        for _ in range(self.n_skip):
+            chain, moved = self._sweep(field, chain, self._kernel)
+            lower = chain.level > level
+            x = torch.where(bshape(lower, x) > 0, chain.x, x)
+            level = torch.where(lower, chain.level, level)
+            trace.append(chain.level)
+            accepted.append(moved)
+        _check_finite(chain)
+        sigmas = self.levels.sigmas.to(x.device)
+        sigma = sigmas[level]
+        seeds = noise.derived_seeds(chain.seeds, chain.sweeps)
+        denoised, cost = self._denoised(field, x, sigma, seeds)
+        share = torch.stack(accepted).double().mean(0)
+        made = Round(denoised, sigma, sigmas[torch.stack(trace)], share, cost)
+        return replace(chain, rounds=chain.rounds + 1), made
+
+    def _sweep(self, field: _Conditioned, chain: Chain, kernel: Kernel) -> tuple[Chain, Tensor]:
+        """Move x at its level, then read the level anew; return who moved too."""
+        x, device = chain.x, chain.x.device
+        sigma = self.levels.sigmas.to(x.device)[chain.level]
+        z = noise.normal(
+            chain.seeds,
+            x.shape[1:],
+            stream="chain",
+            index=chain.sweeps,
+            dtype=x.dtype,
+            device=device,
+        )
+        u = noise.uniform(chain.seeds, (2,), stream="choice", index=chain.sweeps, device=device)
+        moved = kernel.move(self._target(field, sigma), x, z, u[:, 0])
+        x = moved.x.detach()  # a chain is not differentiated through
+        drawn = self.choice == "drawn"
+        level = self.levels.drawn(x, u[:, 1]) if drawn else self.levels.most_likely(x)
+        stuck = torch.where(level == 0, chain.stuck + 1, 0)
+        chain = replace(chain, x=x, level=level, stuck=stuck, sweeps=chain.sweeps + 1)
+        return chain, moved.accepted
+
+    def _target(self, field: _Conditioned, sigma: Tensor) -> Target:
+        t = field.path.time_of_log_snr(-sigma.log())
+
+        def score(x: Tensor) -> Tensor:
+            return (field.evaluate(x, t, {}) - x) / bshape(sigma**2, x)
+
+        levels = self.levels
+        if not isinstance(levels, ExactLevels):
+            return Target(sigma, score, None)
+        return Target(sigma, score, lambda x: levels.log_prob(x, sigma))
+
+    def _denoised(
+        self, field: _Conditioned, x: Tensor, sigma: Tensor, seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Carry each state from its own level to data; return it and what that has cost."""
+        path = field.path
+        t = path.time_of_log_snr(-sigma.log())
+        grid = as_grid(self.grid, None)  # pyright: ignore[reportArgumentType]
+        last = grid.times(path)[-1 if grid.last == "stop" else -2]
+        far = (t > last).nonzero()[:, 0]  # the others are at data already
+        cost = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        if len(far):
+            solution = solve(
+                field.of(far),
+                x[far],
+                solver=self.solver,
+                grid=grid,
+                start=t[far],
+                seeds=[seeds[i] for i in far.tolist()],
+            )
+            x, cost[far] = x.index_copy(0, far, solution.x), solution.stats.nfe
+        if self.closing == 0:
+            return x, cost
+        smallest = self.levels.sigmas[-1] if self.closing is None else torch.tensor(self.closing)
+        end = path.time_of_log_snr(-smallest.double().log().to(x.device))
+        return field.evaluate(x, end, {}), cost
+
+    def _generated(
+        self, field: _Conditioned, seeds: Sequence[int], like: Tensor, index: int
+    ) -> tuple[Tensor, int]:
+        """Generate data from noise at the largest level; return them and the evaluations."""
+        largest = self.levels.sigmas[0]
+        z = noise.normal(
+            seeds,
+            like.shape[1:],
+            stream="initial",
+            index=index,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        start = float(field.path.time_of_log_snr(-largest.log()))
+        solution = solve(
+            field,
+            z * float(largest),
+            solver=self.beginning.solver,
+            grid=self.beginning.grid,
+            start=min(start, 1.0),
+            seeds=noise.derived_seeds(seeds, index),
+        )
+        return solution.x, solution.stats.nfe
+
+    def _restarted(self, field: _Conditioned, chain: Chain) -> Chain:
+        """Begin those chains anew that have been at the largest level for too long."""
+        lost = (chain.stuck > PATIENCE).nonzero()[:, 0]
+        if not len(lost):
+            return chain
+        seeds = [chain.seeds[i] for i in lost.tolist()]
+        x, _ = self._generated(field.of(lost), seeds, chain.x[lost], chain.sweeps)
+        x = chain.x.index_copy(0, lost, x)
+        level = chain.level.index_copy(0, lost, self.levels.most_likely(x)[lost])
+        return replace(chain, x=x, level=level, stuck=chain.stuck.index_fill(0, lost, 0))
+
+
+@dataclass(frozen=True)
+class _Conditioned(Field):
+    """A field with the condition of each chain, already in the network's words."""
+
+    inner: Unscaled
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> GaussianPath:  # type: ignore[override]
+        return self.inner.path
+
+    @property
+    def view(self) -> Literal["x0"]:  # type: ignore[override]
+        return "x0"
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
+
+    def of(self, chains: Tensor) -> _Conditioned:
+        """Return the field of these chains alone."""
+        picked = {k: v[chains] if _is_batched(v) else v for k, v in self.told.items()}
+        return _Conditioned(self.inner, picked)
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.inner.evaluate(x, t, self.told)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        return self.inner.bind(times, x, self.told)
+
+
+def _is_batched(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _check_levels(path: GaussianPath, levels: NoiseLevels) -> None:
+    sigmas = levels.sigmas
+    low, high = float(path.sigma(path.t_min)), float(path.sigma(path.t_max))
+    if not (float(sigmas[-1]) > low * 0.999 and float(sigmas[0]) < high * 1.001):
+        raise UsageError(
+            f"the level table runs from σ = {float(sigmas[-1]):.4g} to {float(sigmas[0]):.4g}, and "
+            f"the model knows σ/α from {low:.4g} to {high:.4g}: use levels made for this model."
+        )
+
+
+def _check_scale(levels: NoiseLevels, x: Tensor) -> None:
+    """Compare the size of generated data with that of the data the levels were learned from."""
+    known, rms = levels.data_rms, float(x.detach().double().square().mean().sqrt())
+    if known is not None and not known / 1.5 < rms < known * 1.5:
+        raise UsageError(
+            f"the model's data have a root mean square of {rms:.3g}, and those that the noise "
+            f"levels were learned from {known:.3g}: is one scaled to [0, 1], the other to [−1, 1]?"
+        )
+
+
+def _check_finite(chain: Chain) -> None:
+    status = finite_status(chain.x)
+    if bool(status.any()):
+        who = name_samples(status.nonzero()[:, 0].tolist(), chain.seeds)
+        raise PathlineError(
+            f"{who.replace('sample', 'chain')} not finite after sweep {chain.sweeps}: take smaller "
+            "steps (eta), or look at the network at small noise."
+        )
+
+
+def _warn_if_rising(rounds: Sequence[Round]) -> None:
+    trace = torch.cat([r.trace for r in rounds]).log()
+    if len(trace) >= 40 and drift(trace) > RISING:
+        warnings.warn(
+            "the noise levels of the chains are rising: unadjusted Langevin steps push them up; "
+            "take smaller or constant steps, the most likely level, or MALA.",
+            stacklevel=3,
+        )
+
+
+def _file(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"round-{number:05d}.safetensors"
+
+
+def _resumed(
+    folder: str | Path | None, chain: Chain | None, n_rounds: int
+) -> tuple[list[Round], Chain | None]:
+    """Return the rounds that lie in a folder, as many as are wanted, and their last chains."""
+    if folder is None:
+        return [], chain
+    if chain is not None and _file(folder, 0).exists():
+        raise UsageError(f"{folder} has chains of its own; leave chain out, or save elsewhere.")
+    files: list[Path] = []
+    while len(files) < n_rounds and _file(folder, len(files)).exists():
+        files.append(_file(folder, len(files)))
+    return [Round.load(file) for file in files], Chain.load(files[-1]) if files else chain
