@@ -90,7 +90,7 @@ class Denoiser(Field):
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
 
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
-        dtype = _dtype(self.network, x.dtype)
+        dtype = dtype_of(self.network, x.dtype)
         at_least = torch.promote_types(dtype, torch.float32)  # bfloat16 would tell 999 as 1000
         labels = self.labels(times).to(dtype=at_least, device=x.device)
         labels = labels.reshape(len(times), -1).expand(-1, len(x)).unbind()
@@ -111,7 +111,7 @@ class Denoiser(Field):
         return self
 
 
-def _dtype(network: Callable[..., Tensor], default: torch.dtype) -> torch.dtype:
+def dtype_of(network: Callable[..., Tensor], default: torch.dtype) -> torch.dtype:
     """The floating dtype of the network's first parameter; the state's if it has none."""
     if isinstance(network, nn.Module):
         for parameter in network.parameters():

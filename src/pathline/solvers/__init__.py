@@ -1,7 +1,10 @@
 """Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
 
 from pathline.solvers import grids
+from pathline.solvers.calibrate import calibrate
 from pathline.solvers.deis import DEIS, IPNDM
+from pathline.solvers.dpm_v3 import DPMv3
+from pathline.solvers.ems import EMSTable
 from pathline.solvers.execute import Step
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
@@ -17,6 +20,8 @@ __all__ = [
     "DDIM",
     "DEIS",
     "DPM",
+    "DPMv3",
+    "EMSTable",
     "EDMSampler",
     "EulerMaruyama",
     "IPNDM",
@@ -30,6 +35,7 @@ __all__ = [
     "Row",
     "Solver",
     "Step",
+    "calibrate",
     "grids",
     "sample",
     "solve",

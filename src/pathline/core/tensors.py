@@ -1,0 +1,48 @@
+"""Files of tensors: safetensors with a JSON header, written whole, never unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.core.files import write_atomically
+
+_HEADER = "pathline"
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> Path:
+    """Write tensors and a header of plain JSON values into one file.
+
+    Raises:
+        UsageError: the place cannot be written to.
+    """
+    told = {_HEADER: json.dumps(header, ensure_ascii=False)}
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return write_atomically(path, lambda place: save_file(kept, place, told))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header and the tensors of a file that `write_tensors` wrote.
+
+    Raises:
+        UsageError: the file cannot be read, or has no such header.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = None if told is None else json.loads(told)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as safetensors: {error}.") from error
+    if not isinstance(header, dict):
+        raise UsageError(f"{path} is no table of Pathline's: it has no header of ours.")
+    return header, tensors
