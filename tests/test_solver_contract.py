@@ -38,6 +38,11 @@ def starts(n=16, dim=3):
     return noise.normal(range(n), (dim,), dtype=torch.float64)
 
 
+def made(name, path=VP):
+    """The solver; one that is tuned to models, with the statistics of standard normal data."""
+    return SOLVERS[name].standard(path)
+
+
 def can_start(name, path):
     """Whether the solver can start from t_max: one in ε cannot where α = 0."""
     return SOLVERS[name].view != "eps" or float(path.alpha(path.t_max)) > 0
@@ -66,7 +71,7 @@ def reference():
 @every_fixed
 def test_the_claimed_order_is_the_measured_order(name):
     """Slope of log error over 80, 160 and 320 steps, uniform in log-SNR."""
-    solver, counts = FIXED[name], (80, 160, 320)
+    solver, counts = made(name), (80, 160, 320)
     plans = [solver.plan(VP, pl.grids.log_snr(n)).folded("x0") for n in counts]
     errors = [rmse(run(plan, problems.m4(VP), starts()), reference()) for plan in plans]
     assert fitted_slope(counts, errors) == pytest.approx(solver.convergence, abs=0.15)
@@ -74,7 +79,7 @@ def test_the_claimed_order_is_the_measured_order(name):
 
 @every_fixed
 def test_a_plan_measures_its_own_order(name):
-    plan = FIXED[name].plan(VP, pl.grids.log_snr(10))
+    plan = made(name).plan(VP, pl.grids.log_snr(10))
     assert plan.order() == pytest.approx(FIXED[name].convergence, abs=0.15)
 
 
@@ -84,7 +89,7 @@ def test_the_claimed_weak_order_is_the_measured_one(name):
     law = pl.Gaussian(VP, torch.zeros(1), torch.tensor([0.25], dtype=torch.float64))
     counts, errors = (80, 160, 320), []
     for n in counts:
-        plan = STOCHASTIC[name].plan(VP, pl.grids.log_snr(n))
+        plan = made(name).plan(VP, pl.grids.log_snr(n))
         _, variance = moments(plan, law, 0.0, float(VP.sigma(1.0)) ** 2)
         exact = VP.alpha(VP.t_min) ** 2 * 0.25 + VP.sigma(VP.t_min) ** 2
         errors.append(abs(variance - float(exact)))
@@ -100,7 +105,7 @@ def test_a_constant_field_is_integrated_exactly(name, n, grid):
     if not SOLVERS[name].is_exact_on_points:
         pytest.skip("not claimed")
     first = None if can_start(name, path) else 0.9
-    plan = SOLVERS[name].plan(path, grids.build(grid, n=n, start=first))
+    plan = made(name, path).plan(path, grids.build(grid, n=n, start=first))
     data, x = pl.Dataset(path, point), path.noised(point, eps, plan.start[0])
     if plan.is_stochastic:
         (t,) = plan.start
@@ -125,7 +130,7 @@ def test_every_view_of_the_network_gives_the_same_result(name, n, path, last):
     grid = pl.grids.log_snr(n, last=last)
     if not can_start(name, path):
         with pytest.raises(pl.UsageError, match="a solver in ε cannot start"):
-            SOLVERS[name].plan(path, pl.grids.log_snr(2))
+            made(name, path).plan(path, pl.grids.log_snr(2))
         grid = pl.grids.log_snr(n, start=0.99, last=last)
     ends = []
     for view in VIEWS:
@@ -133,7 +138,12 @@ def test_every_view_of_the_network_gives_the_same_result(name, n, path, last):
             continue  # an ε network cannot start where there is no signal
         model = pl.Denoiser(Viewed(mixture, view), path, view=view)
         sol = pl.sample(
-            model, solver=SOLVERS[name], grid=grid, seeds=seeds, shape=(3,), dtype=torch.float64
+            model,
+            solver=made(name, path),
+            grid=grid,
+            seeds=seeds,
+            shape=(3,),
+            dtype=torch.float64,
         )
         assert sol.ok and sol.t == (0 if last == "denoise" else path.t_min)
         ends.append(sol.x)
@@ -158,7 +168,7 @@ def test_the_last_step_to_data_is_the_denoised_state(name):
     seen = list(
         pl.steps(
             mixture,
-            solver=SOLVERS[name],
+            solver=made(name),
             grid=pl.grids.karras(5, last="denoise"),
             shape=(3,),
             dtype=torch.float64,
@@ -174,7 +184,7 @@ def test_a_sample_is_bitwise_the_same_alone_in_any_batch_in_any_order(name):
 
     def draw(some, shape):
         field = Elementwise(VP) if shape != (3,) else problems.m4(VP)
-        return pl.sample(field, solver=SOLVERS[name], steps=4, seeds=some, shape=shape).x
+        return pl.sample(field, solver=made(name), steps=4, seeds=some, shape=shape).x
 
     for shape in [(3,), (7,), (2, 3, 3)]:
         together, turned = draw(seeds, shape), draw(seeds[::-1], shape).flip(0)
@@ -198,9 +208,9 @@ class Elementwise(Field):
 
 @every
 def test_any_shape_gives_the_same_numbers(name):
-    flat = pl.sample(Elementwise(VP), 3, solver=SOLVERS[name], steps=4, shape=(24,)).x
+    flat = pl.sample(Elementwise(VP), 3, solver=made(name), steps=4, shape=(24,)).x
     for shape in [(24, 1), (2, 3, 4), (1, 2, 3, 4)]:
-        x = pl.sample(Elementwise(VP), 3, solver=SOLVERS[name], steps=4, shape=shape).x
+        x = pl.sample(Elementwise(VP), 3, solver=made(name), steps=4, shape=shape).x
         assert torch.equal(x.flatten(1), flat)
 
 
@@ -209,7 +219,7 @@ def test_float32_follows_float64(name):
     """To about the steps times the rounding unit; the network is the same."""
     ends = [
         pl.sample(
-            problems.m4(VP), 8, solver=SOLVERS[name], steps=10, shape=(3,), dtype=dtype
+            problems.m4(VP), 8, solver=made(name), steps=10, shape=(3,), dtype=dtype
         ).x.double()
         for dtype in (torch.float32, torch.float64)
     ]
@@ -218,7 +228,7 @@ def test_float32_follows_float64(name):
 
 @every
 def test_evaluations_are_what_was_claimed_and_counted(name):
-    solver, calls = SOLVERS[name], []
+    solver, calls = made(name), []
 
     def network(x, t):
         calls.append(x.shape)
@@ -245,7 +255,7 @@ def test_the_way_back_leads_back_at_the_claimed_order(name, path):
     """
     if not can_start(name, path):
         pytest.skip("a solver in ε cannot start back from t = 1")
-    solver, mixture, counts, errors = FIXED[name], problems.m4(path), (40, 80), []
+    solver, mixture, counts, errors = made(name, path), problems.m4(path), (40, 80), []
     x = pl.sample(mixture, 16, solver="rk4", steps=80, dtype=torch.float64).x
     for n in counts:
         grid = pl.grids.log_snr(n)
@@ -258,7 +268,7 @@ def test_the_way_back_leads_back_at_the_claimed_order(name, path):
 @every
 def test_a_solve_is_pure(name):
     """Run twice, and after other work: the same bits; nothing is stored on solver or plan."""
-    solver = SOLVERS[name]
+    solver = made(name)
     plan = solver.plan(VP, pl.grids.log_snr(5))
     before = (solver, plan.to_dict())
     torch.manual_seed(0)
@@ -272,7 +282,7 @@ def test_a_solve_is_pure(name):
 
 @every
 def test_a_saved_plan_computes_the_same_bits(name, tmp_path):
-    plan = SOLVERS[name].plan(VP, pl.grids.karras(6))
+    plan = made(name).plan(VP, pl.grids.karras(6))
     again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
     assert again.to_dict() == plan.to_dict()
     ends = [pl.sample(problems.m4(VP), 3, solver=p, shape=(3,)).x for p in (plan, again)]
@@ -282,7 +292,7 @@ def test_a_saved_plan_computes_the_same_bits(name, tmp_path):
 
 @every
 def test_the_result_is_differentiable_in_start_and_field(name):
-    plan = SOLVERS[name].plan(VP, pl.grids.log_snr(3))
+    plan = made(name).plan(VP, pl.grids.log_snr(3))
 
     def end(x, scale):
         model = pl.Denoiser(lambda x, t: torch.tanh(x * scale), VP, view="v")
@@ -302,9 +312,9 @@ def test_per_sample_results_do_not_depend_on_a_failing_neighbour(name):
     model = pl.Denoiser(network, VP, view="v")
     x = starts(3)
     bad = torch.cat((x, torch.full((1, 3), 99.0, dtype=torch.float64)))
-    sol = pl.solve(model, bad, solver=SOLVERS[name], steps=3, on_failure="return")
+    sol = pl.solve(model, bad, solver=made(name), steps=3, on_failure="return")
     assert [s.name for s in sol.statuses] == ["OK", "OK", "OK", "NON_FINITE"]
-    assert torch.equal(sol.x[:3], pl.solve(model, x, solver=SOLVERS[name], steps=3).x)
+    assert torch.equal(sol.x[:3], pl.solve(model, x, solver=made(name), steps=3).x)
 
 
 @pytest.mark.parametrize("name", [n for n, s in FIXED.items() if not s.needs_path])
@@ -322,4 +332,4 @@ def test_plain_differential_equations_too(name):
 @pytest.mark.parametrize("name", [n for n, s in SOLVERS.items() if s.needs_path])
 def test_what_needs_a_path_says_so(name):
     with pytest.raises(pl.UsageError, match="needs a path"):
-        pl.solve(lambda x, t: x, starts(), solver=SOLVERS[name], grid=pl.grids.uniform(2, 1.0, 0.0))
+        pl.solve(lambda x, t: x, starts(), solver=made(name), grid=pl.grids.uniform(2, 1.0, 0.0))

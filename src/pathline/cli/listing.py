@@ -54,7 +54,8 @@ def measured(solver: Solver) -> float | None:
 
     if solver.is_stochastic:
         return None
-    return round(solver.plan(VPLinear(), as_grid(None, None)).order(), 2)
+    path = VPLinear()
+    return round(solver.standard(path).plan(path, as_grid(None, None)).order(), 2)
 
 
 def solver_table() -> str:

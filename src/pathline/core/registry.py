@@ -153,4 +153,6 @@ class Registry(Generic[T]):
 def _told(value: Any) -> Any:
     """Return a value as plain JSON: what describes itself (a table of statistics) does so."""
     describe = getattr(value, "describe", None)
-    return describe() if callable(describe) else value
+    if callable(describe):
+        return describe()
+    return list(value) if isinstance(value, tuple) else value

@@ -24,6 +24,7 @@ from pathline.learn.recipe import build_network
 from pathline.nets import DiT, UNet
 from pathline.nets.text import MAX_TOKENS, encode_text
 from pathline.paths import paths
+from pathline.solvers import ems
 
 __all__ = [
     "FORMAT",
@@ -86,6 +87,9 @@ def write_folder(
 def load_model(name: str | Path) -> Denoiser:
     """Return a model, on the CPU in float32, ready to be sampled.
 
+    Statistics that were saved beside the weights (`ems.safetensors`) are told of under "ems" in its
+    details, and read when a solver asks for them.
+
     Args:
         name: of a shipped model ("emoji"), or a model folder.
 
@@ -97,6 +101,8 @@ def load_model(name: str | Path) -> Denoiser:
     config, weights = read_folder(folder, FORMAT, _NEEDED)
     if config["condition"] not in _CONDITIONS:
         raise CheckpointError(f"{folder} wants a condition unknown here: {config['condition']!r}.")
+    if (folder / ems.FILE).is_file():
+        config["ems"] = str(folder / ems.FILE)
     return assemble(_fill(folder, config, weights), config)
 
 

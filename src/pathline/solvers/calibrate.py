@@ -98,6 +98,8 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
     levels = node_levels(path, n, ends)
     if diagonal not in ("hutchinson", "exact"):
         raise UsageError(f"diagonal={diagonal!r}: choose 'hutchinson' or 'exact'.")
+    if n_probes < 1:
+        raise UsageError(f"at least 1 probe is needed, and {n_probes} were asked for.")
     probes = n_probes if diagonal == "hutchinson" else 0
     with torch.no_grad():
         run = _Run(model, path, x0, levels, seed, probes, method, batch, cond)

@@ -16,6 +16,7 @@ Paper: Zheng et al. 2023 (arXiv:2310.13268), Eq. 9 and 15, Alg. 1 and 2.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from pathline.solvers.plan import Coefficient
 from pathline.solvers.solver import Level, Solver, Writer, solvers
 
 Derivatives = Literal["full", "pseudo"]
-Corrector = Literal["auto", "same", "higher", "pseudo", "none"]
+Corrector = Literal["higher", "same", "pseudo", "none"]
 
 STANDARD_NODES = 1280
 """Intervals of the closed-form table that the solver is measured with where no model is at hand."""
@@ -72,8 +73,8 @@ class DPMv3(Solver):
         table: the statistics; None for those saved beside the model, a checksum for exactly those.
         derivatives: of the predictor, "full" (from all its points) or "pseudo" (the k-th from the
             k + 1 nearest, of order two, steadier at 5 evaluations).
-        corrector: "same" order as the predictor, one "higher", one more but "pseudo" (for latent
-            and guided models), "none"; "auto" is "same" from order two on.
+        corrector: of one order "higher" than the predictor, of the "same" (the paper's), one
+            higher but "pseudo" (the paper's for latent and guided models), or "none".
         window: the times between which the corrector works; (0, 0.5) is the paper's half-corrector
             for large guidance.
         final: as for DPMpp.
@@ -82,7 +83,7 @@ class DPMv3(Solver):
     order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride]
     table: EMSTable | str | None = None
     derivatives: Derivatives = "full"
-    corrector: Corrector = "auto"
+    corrector: Corrector = "higher"
     window: tuple[float, float] = (0.0, 1.0)
     final: Final = "auto"
 
@@ -91,10 +92,8 @@ class DPMv3(Solver):
             raise UsageError(f"DPMv3 has orders 1, 2 and 3; order {self.order} was asked for.")
         if self.derivatives not in ("full", "pseudo"):
             raise UsageError(f"derivatives={self.derivatives!r}: choose 'full' or 'pseudo'.")
-        if self.corrector not in ("auto", "same", "higher", "pseudo", "none"):
-            raise UsageError(
-                f"corrector={self.corrector!r}: choose auto, same, higher, pseudo or none."
-            )
+        if self.corrector not in ("higher", "same", "pseudo", "none"):
+            raise UsageError(f"corrector={self.corrector!r}: choose higher, same, pseudo or none.")
         if self.final not in ("auto", "full", "lower"):
             raise UsageError(f"final={self.final!r}: choose 'auto', 'full' or 'lower'.")
         if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
@@ -172,7 +171,7 @@ class DPMv3(Solver):
         """Move the grid to nodes of the table, and return their numbers."""
         assert to.path is not None
         levels = to.levels[:-1] if to.denoises else to.levels
-        nodes = [table.nearest(level.log_snr) for level in levels]
+        nodes = [table.nearest(level.log_snr) if level.alpha else 0 for level in levels]
         if len(set(nodes)) < len(nodes):
             raise UsageError(
                 f"two of {len(nodes) - 1} steps fall on one node of the table, which has "
@@ -180,14 +179,10 @@ class DPMv3(Solver):
             )
         snapped = table.log_snr[nodes]
         times = to.path.time_of_log_snr(snapped).tolist()
-        near = [
-            abs(level.log_snr - node) for level, node in zip(levels, snapped.tolist(), strict=True)
-        ]
-        kept = [
-            d <= 1e-9 * table.spacing and level.alpha > 0
-            for d, level in zip(near, levels, strict=True)
-        ]
-        to.move([level.t if k else t for level, k, t in zip(levels, kept, times, strict=True)])
+        close = [1e-9 * table.spacing >= abs(d) for d in _distances(levels, snapped)]
+        to.move(
+            [a.t if is_close else t for a, t, is_close in zip(levels, times, close, strict=True)]
+        )
         return nodes
 
     def _write(
@@ -246,6 +241,12 @@ def _standard(path: GaussianPath) -> EMSTable:
     return EMSTable.gaussian(path, n=STANDARD_NODES)
 
 
+def _distances(levels: Sequence[Level], log_snr: Tensor) -> list[float]:
+    """Return how far levels are from these λ; where α = 0, infinitely."""
+    pairs = zip(levels, log_snr.tolist(), strict=True)
+    return [level.log_snr - own if level.alpha else math.inf for level, own in pairs]
+
+
 def _weights(integrals: Sequence[Tensor], offsets: Sequence[float], pseudo: bool) -> list[Tensor]:
     """Return the weight of g at the start and at each offset: Σ_k E_k d_ki."""
     weights = [integrals[0], *[integrals[0] * 0] * len(offsets)]
@@ -258,8 +259,8 @@ def _weights(integrals: Sequence[Tensor], offsets: Sequence[float], pseudo: bool
 
 
 def _coefficient(c: Tensor) -> Coefficient:
-    """Return a number as such, and one an element ready for a batch."""
-    return c[None] if c.ndim else float(c)
+    """Return one number as such, and one an element as a tensor of the state's shape."""
+    return c if c.ndim else float(c)
 
 
 def _check_path(table: EMSTable, path: GaussianPath) -> None:
