@@ -12,9 +12,11 @@ from pathline.core.errors import UsageError
 from pathline.core.noise import check_seeds
 from pathline.fields import Denoiser
 from pathline.solvers import Grid
+from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import Times, grids
 from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS
 from pathline.solvers.solver import Solver, solvers
+from pathline.speed import speeds
 from pathline.steer import CFG, Guide
 
 SAMPLES = 16
@@ -127,6 +129,11 @@ def chosen_guide(weight: float | None, prompt: str | None, model: Denoiser) -> G
             return None
         weight = float(defaults_of(model).get("guidance", GUIDANCE))
     return None if weight == 1 else CFG(weight)
+
+
+def chosen_speed(name: str | None) -> Speed | None:
+    """Return the policy of a name, or none."""
+    return None if name is None else speeds.build(name)
 
 
 def chosen_device(name: str | None) -> torch.device:

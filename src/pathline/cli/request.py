@@ -18,7 +18,9 @@ from pathline.core.receipt import Receipt
 from pathline.core.solution import Solution
 from pathline.fields import Denoiser
 from pathline.solvers import Grid, Solver, Step, sample, solvers
+from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import grids
+from pathline.speed import speeds
 from pathline.steer import Guide, guides
 
 BATCH = 64
@@ -38,6 +40,7 @@ class Request:
         batch: samples that go through the network together; a network may round differently
             in another batch, so this belongs to what decides the bits.
         dtype: of the state.
+        speed: a policy that leaves evaluations out.
     """
 
     model: Denoiser
@@ -49,6 +52,7 @@ class Request:
     seeds: tuple[int, ...]
     batch: int = BATCH
     dtype: torch.dtype = torch.float32
+    speed: Speed | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -73,6 +77,7 @@ class Request:
             NonFiniteError: the network returned a NaN or an infinity.
         """
         how = {"solver": self.solver, "grid": self.grid, "guide": self.guide, "dtype": self.dtype}
+        how |= {"speed": self.speed}
         for seeds in self.batches:
             with torch.no_grad():  # not around the yield, where it would leak to the caller
                 solution = sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
@@ -124,6 +129,7 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
     if not isinstance(source, str) or not isinstance(dtype, torch.dtype):
         raise ReceiptError("the receipt is damaged: it names no model, or an unknown dtype.")
     guide = None if recipe.get("guide") is None else guides.rebuild(_table(recipe, "guide"))
+    speed = None if recipe.get("speed") is None else speeds.rebuild(_table(recipe, "speed"))
     solver = solvers.rebuild(_table(recipe, "solver"))
     grid = grids.rebuild(_table(recipe, "grid"))
     cond, batch = _conditions(_table(recipe, "cond")), recipe.get("batch", len(receipt.seeds))
@@ -131,14 +137,15 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
         raise ReceiptError(f"the receipt is damaged: its batch is {batch!r}.")
     denoiser = load(source).to(_device(receipt))
     _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
-    return Request(denoiser, source, solver, grid, guide, cond, receipt.seeds, batch, dtype)
+    seeds = receipt.seeds
+    return Request(denoiser, source, solver, grid, guide, cond, seeds, batch, dtype, speed)
 
 
 def _table(recipe: Any, name: str) -> Mapping[str, Any]:
     """Return a part of a receipt that has to be there."""
     part = recipe.get(name) if isinstance(recipe, Mapping) else None
     if not isinstance(part, Mapping) or (
-        name in ("solver", "grid", "guide") and "name" not in part
+        name in ("solver", "grid", "guide", "speed") and "name" not in part
     ):
         raise ReceiptError(f"the receipt is damaged: it does not tell the {name}.")
     return part

@@ -28,6 +28,9 @@ Last = Annotated[str | None, typer.Option(help="stop, or denoise: the last step 
 Guidance = Annotated[
     float | None, typer.Option(help="How strongly to follow the prompt; 1 adds nothing.")
 ]
+SpeedName = Annotated[
+    str | None, typer.Option("--speed", help="Leave evaluations out: sada, or cadence.")
+]
 Number = Annotated[int | None, typer.Option("-n", help="How many samples (16).")]
 Seed = Annotated[int | None, typer.Option(help="Of the first sample; the next has one more (0).")]
 Seeds = Annotated[str | None, typer.Option(help="One for each sample, such as 0-15,20.")]
@@ -50,6 +53,7 @@ def sample(  # noqa: PLR0913 - each is an option
     grid: GridName = None,
     last: Last = None,
     guidance: Guidance = None,
+    speed: SpeedName = None,
     n: Number = None,
     seed: Seed = None,
     seeds: Seeds = None,
@@ -79,6 +83,7 @@ def sample(  # noqa: PLR0913 - each is an option
         options.chosen_condition(prompt, denoiser),
         drawn,
         batch,
+        speed=options.chosen_speed(speed),
     )
     layout = _layout(request, where.each, columns, scale)
     begun = time.perf_counter()
@@ -122,5 +127,6 @@ def _each(request: Request, folder: Path, layout: Layout) -> str:
 
 def _said(made: str, solution: Solution, again: Path) -> str:
     nfe, calls = solution.stats.nfe, solution.stats.network_calls
-    cost = f"{nfe} evaluations" + (f" ({calls} of the network)" if calls != nfe else "")
+    most = "at most " if solution.stats.per_sample else ""
+    cost = f"{most}{nfe} evaluations" + (f" ({calls} of the network)" if calls != nfe else "")
     return f"{made}, {cost} each; again: pathline replay {again}"

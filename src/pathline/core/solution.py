@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,16 +40,18 @@ class Stats:
     """What a solve cost.
 
     Args:
-        nfe: evaluations of the field, for each sample.
+        nfe: evaluations of the field, for each sample; where samples differ, the most of any.
         network_calls: evaluations of the network, for each sample (guidance may need two an NFE).
         steps: steps taken.
         rejected: steps tried and thrown away (adaptive solvers).
+        per_sample: evaluations of each sample, where a policy decides for each; else None.
     """
 
     nfe: int
     network_calls: int
     steps: int
     rejected: int = 0
+    per_sample: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Solution:
         receipt: what is needed to make it again, if the recipe is known.
         times: the times of `trajectory`, (n,) float64, or (n, batch).
         trajectory: the states at every grid point, (n, batch, *state), if it was asked for.
+        skipped: what a speed policy left out and why, if one decided while the solve ran.
     """
 
     x: Tensor
@@ -72,6 +76,13 @@ class Solution:
     receipt: Receipt | None = None
     times: Tensor | None = None
     trajectory: Tensor | None = field(default=None, repr=False)
+    skipped: Any = field(default=None, repr=False)
+
+    @property
+    def nfes(self) -> tuple[int, ...]:
+        """Evaluations of each sample; their sum is what the batch cost."""
+        each = self.stats.per_sample
+        return (self.stats.nfe,) * len(self.x) if each is None else each
 
     @property
     def ok(self) -> bool:

@@ -102,6 +102,12 @@ class DiT(nn.Module):
         _silence([block.cross.out for block in blocks if block.cross is not None])
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        """How its tokens lie in the picture: (height, width)."""
+        side = math.isqrt(len(self.positions))
+        return side, side
+
+    @property
     def is_conditional(self) -> bool:
         """Whether the network attends to condition tokens."""
         return self.null is not None
@@ -226,13 +232,19 @@ class _Block(nn.Module):
         self.offset = nn.Parameter(torch.zeros(6, width))
 
     def forward(
-        self, x: Tensor, modulation: Tensor, context: Tensor | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        real: Tensor | None = None,
     ) -> Tensor:
-        # x (batch, tokens, width), modulation (batch, 6, width), context (batch, length, width)
+        # x (batch, tokens, width), modulation (batch, 6, width), context (batch, length, width);
+        # real (batch, tokens): which tokens may be attended to, where some are padding
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (modulation + self.offset).unsqueeze(2).unbind(1)
         )
-        x = x + gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1)
+        x = x + gate1 * self.attention(self.norm(x) * (1 + scale1) + shift1, mask=real)
         if self.cross is not None:
             x = x + self.cross(self.norm(x), context, mask)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Evaluate, Field, Prediction
+from pathline.fields import Evaluate, Field, Prediction
 from pathline.paths import Time
+from pathline.solvers.evaluate import Evaluator
 from pathline.solvers.plan import Coefficient, Plan, sample_first
 
 
@@ -226,34 +227,6 @@ def _draw(seeds: Sequence[int] | None, index: int, like: Tensor) -> Tensor:
         raise UsageError("a stochastic solver needs seeds, one a sample.")
     shape, device = like.shape[1:], like.device
     return noise.normal(seeds, shape, stream="step", index=index, dtype=like.dtype, device=device)
-
-
-class Evaluator:
-    """Between driver and field: counts evaluations and checks the first one's shape."""
-
-    __slots__ = ("_bound", "n")
-
-    def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
-        self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
-
-    def __call__(self, k: int, x: Tensor) -> Tensor:
-        """Return the field at state number k."""
-        f = self._bound(k, x)
-        if not self.n:
-            check_output(f, x)
-        self.n += 1
-        return f
-
-
-def check_output(f: Tensor, x: Tensor) -> None:
-    """Refuse a field whose output is not shaped like the state."""
-    if f.shape != x.shape:
-        hint = ""
-        if f.ndim == x.ndim and f.shape[1] == 2 * x.shape[1]:
-            hint = " (a network that also predicts a variance? pass only the first half on)"
-        raise UsageError(
-            f"the field returned shape {tuple(f.shape)} for a state of {tuple(x.shape)}{hint}."
-        )
 
 
 def run(plan: Plan, field: Field, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:

@@ -26,7 +26,8 @@ from pathline.core.solution import (
 )
 from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
 from pathline.paths import GaussianPath, Time, as_time, bshape
-from pathline.solvers.execute import Evaluator, Step, complete, execute
+from pathline.solvers.evaluate import Call, Evaluator, Speed
+from pathline.solvers.execute import Step, complete, execute
 from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan, plain, told_time
 from pathline.solvers.solver import Solver, solvers
@@ -77,6 +78,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     steps: int | None = None,
     start: Levels | None = None,
     guide: Guide | None = None,
+    speed: Speed | None = None,
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
     observe: Observe | None = None,
@@ -95,6 +97,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         start: where the grid begins, if not at its own start; (batch,) times let each sample begin
             at its own, in as many steps.
         guide: a function from field to field.
+        speed: a policy that leaves evaluations out (`pathline.speed`).
         seeds: one a sample, for stochastic solvers.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
@@ -117,7 +120,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         (True, 400)
     """
     made = as_field(field)
-    how = _How(solver, grid, steps, guide, start)
+    how = _How(solver, grid, steps, guide, speed, start)
     job = _job(made, how, lambda _: x, _shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
@@ -130,6 +133,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     grid: AnyGrid = None,
     steps: int | None = None,
     guide: Guide | None = None,
+    speed: Speed | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
@@ -148,7 +152,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     Args:
         model: a denoiser.
         n: how many samples (1, or as many as there are seeds).
-        solver, grid, steps, guide, trajectory, observe, on_failure: as for `solve`.
+        solver, grid, steps, guide, speed, trajectory, observe, on_failure: as for `solve`.
         seed: the first seed; sample i has seed + i.
         seeds: all the seeds, instead of `seed`.
         shape: the shape of one sample, if the model does not know it.
@@ -168,7 +172,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> bool((x.mean() - 3).abs() < 0.1), bool((x.std() - 0.5).abs() < 0.05)
         (True, True)
     """
-    how = _How(solver, grid, steps, guide)
+    how = _How(solver, grid, steps, guide, speed)
     noise_at = _Start(shape, dtype, device)
     job = _sampling(model, how, noise_at, _seeds(n, seed, seeds), cond)
     return _finish(job, trajectory, observe, on_failure)
@@ -182,6 +186,7 @@ def steps(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     grid: AnyGrid = None,
     steps: int | None = None,
     guide: Guide | None = None,
+    speed: Speed | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
@@ -192,13 +197,14 @@ def steps(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     """Sample as a generator of steps: watch `step.t`, `step.x`, `step.x0`, or assign `step.x`.
 
     Args:
-        model, n, solver, grid, steps, guide, seed, seeds, shape, dtype, device, cond: as `sample`.
+        model, n, solver, grid, steps, guide, speed: as `sample`.
+        seed, seeds, shape, dtype, device, cond: as `sample`.
 
     Raises:
         UsageError: as `sample`.
         NonFiniteError: at the step where it happens (each step waits for the device to check).
     """
-    how = _How(solver, grid, steps, guide)
+    how = _How(solver, grid, steps, guide, speed)
     noise_at = _Start(shape, dtype, device)
     return _watched(_sampling(model, how, noise_at, _seeds(n, seed, seeds), cond))
 
@@ -210,9 +216,14 @@ class _How(NamedTuple):
     grid: AnyGrid
     steps: int | None
     guide: Guide | None
+    speed: Speed | None
     start: Levels | None = None
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
+        plan = self._plan(field, guided, shape)
+        return plan if self.speed is None else self.speed.thinned(plan)
+
+    def _plan(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
         if not isinstance(self.solver, Plan):
             solver = as_solver(self.solver).tuned(field, shape)
             return solver.plan(guided.path, self.grids(guided.path)).folded(guided.view)
@@ -259,9 +270,13 @@ class _Job:
     cond: Condition
     seeds: tuple[int, ...] | None
     recipe: Mapping[str, Any]
+    speed: Speed | None
 
     def evaluator(self) -> Evaluator:
-        return Evaluator(self.field, self.plan, self.given[0], self.cond)
+        if self.speed is None:
+            return Evaluator(self.field, self.plan, self.given[0], self.cond)
+        call = Call(self.field, self.plan, self.given[0], self.cond, self.seeds)
+        return self.speed.evaluator(call)
 
     def steps(self, evaluate: Evaluate) -> Iterator[Step]:
         return execute(self.plan, evaluate, self.given, self.seeds)
@@ -288,9 +303,9 @@ def _job(
         raise UsageError(f"the plan is for {plan.batch} samples, and the state has {batch}.")
     if seeds is not None and len(seeds) != batch:
         raise UsageError(f"{len(seeds)} seeds were given for {batch} samples.")
-    recipe = {**_described(field, how.guide), **plan.recipe, "cond": _told(cond)}
-    prepared = guided.condition(cond, batch)
-    return _Job(guided, plan, given, prepared, None if seeds is None else tuple(seeds), recipe)
+    recipe = {**_described(field, how), **plan.recipe, "cond": _told(cond)}
+    prepared, drawn = guided.condition(cond, batch), None if seeds is None else tuple(seeds)
+    return _Job(guided, plan, given, prepared, drawn, recipe, how.speed)
 
 
 def _sampling(
@@ -375,13 +390,14 @@ def start(
     return drawn * bshape(path.sigma(as_time(t)), drawn)
 
 
-def _described(field: Field, guide: Guide | None) -> dict[str, Any]:
-    """Return what a receipt says of the model and the guide."""
+def _described(field: Field, how: _How) -> dict[str, Any]:
+    """Return what a receipt says of the model, the guide and the policy."""
     model: dict[str, Any] = {}
     if isinstance(field, Denoiser):
         model = {"name": field.name, "weights": field.details.get("weights")}
-    describe = getattr(guide, "describe", None)
-    return {"model": model, "guide": describe() if describe is not None else None}
+    describe = getattr(how.guide, "describe", None)
+    told = {"model": model, "guide": describe() if describe is not None else None}
+    return told if how.speed is None else {**told, "speed": how.speed.describe()}
 
 
 def _finish(
@@ -413,10 +429,11 @@ def _solution(job: _Job, x: Tensor, evaluator: Evaluator, kept: Sequence[Tensor]
         x,
         job.plan.times[-1],
         status,
-        Stats(nfe, nfe * job.field.calls, job.plan.steps),
+        Stats(nfe, nfe * job.field.calls, job.plan.steps, per_sample=evaluator.per_sample),
         receipt,
         job.plan.instants[list(job.plan.landings)] if kept else None,
         torch.stack(list(kept)) if kept else None,
+        evaluator.report(),
     )
 
 

@@ -1,0 +1,107 @@
+"""The evaluator: the single place between driver and field.
+
+Here evaluations are counted, and checked; and here a `Speed` policy leaves some of them out. What
+can be decided without data is decided on the plan; what cannot, by an evaluator of the policy's
+own, which lives for one solve.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.fields import Condition, Field
+from pathline.solvers.plan import Plan
+
+
+class Call(NamedTuple):
+    """What a solve evaluates, and for whom.
+
+    Args:
+        field: guided, if there is a guide.
+        plan: in the field's own view.
+        x: the state it starts from, (batch, *state).
+        cond: as the field's `condition` returned it.
+        seeds: one a sample; None where nobody gave them.
+    """
+
+    field: Field
+    plan: Plan
+    x: Tensor
+    cond: Condition
+    seeds: tuple[int, ...] | None = None
+
+
+class Evaluator:
+    """Between driver and field: counts evaluations and checks the first one's shape."""
+
+    __slots__ = ("_bound", "n")
+
+    def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
+        self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
+
+    def __call__(self, k: int, x: Tensor) -> Tensor:
+        """Return the field at state number k."""
+        f = self._bound(k, x)
+        if not self.n:
+            check_output(f, x)
+        self.n += 1
+        return f
+
+    @property
+    def per_sample(self) -> tuple[int, ...] | None:
+        """Evaluations of each sample, where they may differ; None if all had `n`."""
+        return None
+
+    def report(self) -> Any:
+        """Return what was left out and why; None if nothing can be."""
+        return None
+
+
+class Speed(ABC):
+    """A policy that makes fewer evaluations than the plan asks for; a frozen value.
+
+    It works under any solver, guide and model: neither of them is told.
+    """
+
+    def thinned(self, plan: Plan) -> Plan:
+        """Return the plan with what needs no data already decided.
+
+        Args:
+            plan: in the field's own view.
+
+        Raises:
+            UsageError: the policy does not suit the plan.
+        """
+        return plan
+
+    def evaluator(self, call: Call) -> Evaluator:
+        """Return what evaluates the thinned plan in one solve.
+
+        Raises:
+            UsageError: the policy does not suit what is solved.
+        """
+        return Evaluator(call.field, call.plan, call.x, call.cond)
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether it decides while the solve runs, and so waits for the device."""
+        return type(self).evaluator is not Speed.evaluator
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what rebuilds the policy, as plain values."""
+
+
+def check_output(f: Tensor, x: Tensor) -> None:
+    """Refuse a field whose output is not shaped like the state."""
+    if f.shape != x.shape:
+        hint = ""
+        if f.ndim == x.ndim and f.shape[1] == 2 * x.shape[1]:
+            hint = " (a network that also predicts a variance? pass only the first half on)"
+        raise UsageError(
+            f"the field returned shape {tuple(f.shape)} for a state of {tuple(x.shape)}{hint}."
+        )
