@@ -152,6 +152,8 @@ class Registry(Generic[T]):
 
 def _told(value: Any) -> Any:
     """Return a value as plain JSON: what describes itself (a table of statistics) does so."""
+    if isinstance(value, tuple):
+        return tuple(map(_told, value))
     describe = getattr(value, "describe", None)
     if callable(describe):
         return describe()

@@ -14,6 +14,7 @@ from pathline.solvers.sde import EDMSampler, EulerMaruyama
 from pathline.solvers.singlestep import DPM
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
+from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Solver",
     "Step",
     "calibrate",
+    "StepChoice",
+    "Unified",
     "grids",
     "sample",
     "solve",

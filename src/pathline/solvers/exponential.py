@@ -99,17 +99,56 @@ def polynomial_weights(
             takes its value at the middle of the step.
         eta: in x̂_0, how much of the reverse SDE's noise the step will add: 1 is the SDE.
     """
+    n = len(earlier)
+    slope = linear_part(view, s, t, eta)[1] / 2 if expansion == "midpoint" else None
+    return expansion_weights(view, s, t, earlier, counts=(n,) * n, slope=slope, eta=eta)
+
+
+def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
+    view: View,
+    s: Level,
+    t: Level,
+    others: Sequence[Level],
+    *,
+    counts: Sequence[int],
+    slope: float | None = None,
+    eta: float = 0.0,
+) -> tuple[float, list[float]]:
+    """Return L and the weights of F at s and at each other level, for the step s → t.
+
+    Args:
+        view: "x0" or "eps".
+        s: where the step starts.
+        t: where it ends.
+        others: further levels at which F is known, distinct from s.
+        counts: from how many of the others, first ones first, each derivative is estimated; the
+            k-th needs k at least.
+        slope: the factor of h F', instead of that of the expansion, c h φ_2(z).
+        eta: as for `polynomial_weights`.
+    """
     linear, first = linear_part(view, s, t, eta)
-    weights = [first, *[0.0] * len(earlier)]
+    weights = [first, *[0.0] * len(others)]
     h = t.log_snr - s.log_snr
-    c, z = (t.alpha * (1 + eta), -(1 + eta) * h) if view == "x0" else (-t.sigma, h)
-    offsets = [(level.log_snr - s.log_snr) / h for level in earlier]
-    for k in range(1, len(earlier) + 1):
-        factor = first / 2 if expansion == "midpoint" else c * h * phi(k + 1, z)
-        for i, a in enumerate(derivative_weights(offsets, k), 1):
+    c, z = scale_and_argument(view, s, t, eta)
+    offsets = [(level.log_snr - s.log_snr) / h for level in others]
+    for k, count in enumerate(counts, 1):
+        factor = slope if k == 1 and slope is not None else c * h * phi(k + 1, z)
+        for i, a in enumerate(derivative_weights(offsets[:count], k), 1):
             weights[i] += factor * a
             weights[0] -= factor * a
     return linear, weights
+
+
+def scale_and_argument(view: View, s: Level, t: Level, eta: float = 0.0) -> tuple[float, float]:
+    """Return c and z of the step s → t."""
+    h = t.log_snr - s.log_snr
+    return (t.alpha * (1 + eta), -(1 + eta) * h) if view == "x0" else (-t.sigma, h)
+
+
+def lowered(order: int, i: int, n: int, final: Final) -> int:
+    """Return the order of step i of n: what the evaluations so far allow, less at the end."""
+    lowers = final == "lower" or (final == "auto" and n < FEW_STEPS)
+    return min(order, i + 1, n - i if lowers else order)
 
 
 @solvers.register(
@@ -209,14 +248,10 @@ class DPMpp(Solver):
         levels, steps = to.levels, list(to.intervals())
         check_start("x0", steps, self.eta)
         for i, (s, t) in enumerate(steps):
-            known = range(i - 1, i - self._order_at(i, len(steps)), -1)
+            known = range(i - 1, i - lowered(self.order, i, len(steps), self.final), -1)
             expansion = self.expansion if len(known) == 1 else "taylor"
             earlier = [levels[k] for k in known]
             linear, weights = polynomial_weights("x0", s, t, earlier, expansion, self.eta)
             noise = t.sigma * math.sqrt(1 - decay(s, t) ** (2 * self.eta))
             z = {i: noise} if noise else {}
             to.write(t.t, {i: linear}, dict(zip((i, *known), weights, strict=True)), z)
-
-    def _order_at(self, i: int, n: int) -> int:
-        lowers = self.final == "lower" or (self.final == "auto" and n < FEW_STEPS)
-        return min(self.order, i + 1, n - i if lowers else self.order)

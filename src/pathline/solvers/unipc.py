@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.solvers.exponential import (
-    FEW_STEPS,
     Expansion,
     Final,
     check_start,
+    lowered,
     polynomial_weights,
 )
 from pathline.solvers.solver import Level, Solver, Writer, solvers
@@ -64,7 +64,7 @@ class UniPC(Solver):
             [(0, to.levels[0])],
         )  # the state to go on from; where F is known, newest first
         for i, (s, t) in enumerate(steps):
-            earlier = known[1 : self._order_at(i, len(steps))]
+            earlier = known[1 : lowered(self.order, i, len(steps), self.final)]
             is_last = i == len(steps) - 1  # a corrector would need an evaluation of its own
             predicted = self._write(to, at, (s, t), known[:1] + earlier, lands=is_last)
             if not is_last:
@@ -87,7 +87,3 @@ class UniPC(Solver):
         linear, weights = polynomial_weights(self.view, s, t, others, expansion)
         f = dict(zip((n for n, _ in points), weights, strict=True))
         return to.write(t.t, {at: linear}, f, lands=lands)
-
-    def _order_at(self, i: int, n: int) -> int:
-        lowers = self.final == "lower" or (self.final == "auto" and n < FEW_STEPS)
-        return min(self.order, i + 1, n - i if lowers else self.order)
