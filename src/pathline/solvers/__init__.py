@@ -10,6 +10,7 @@ from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.runge_kutta import RK4, Euler, Heun
+from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.sde import EDMSampler, EulerMaruyama
 from pathline.solvers.singlestep import DPM
 from pathline.solvers.solve import sample, solve, steps
@@ -35,6 +36,7 @@ __all__ = [
     "Plan",
     "Row",
     "Solver",
+    "SolverSchedule",
     "Step",
     "calibrate",
     "StepChoice",

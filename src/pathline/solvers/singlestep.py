@@ -64,14 +64,16 @@ class DPM(Solver):
     def nfe_per_step(self) -> int:
         return self.order if self.schedule == "fixed" else 1
 
+    def orders(self, n: int) -> list[int]:
+        """Return the orders of the steps that are taken on a grid of n."""
+        return [self.order] * n if self.schedule == "fixed" else fast_orders(self.order, n)
+
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
         check_start(self.view, steps)
         points = to.levels[: len(steps) + 1]
-        if self.schedule == "fixed":
-            orders = [self.order] * len(steps)
-        else:
-            orders = fast_orders(self.order, len(steps))
+        orders = self.orders(len(steps))
+        if self.schedule == "fast":
             points = [points[i] for i in (0, *accumulate(orders))]
         for (s, t), order in zip(pairwise(points), orders, strict=True):
             self._write_step(to, s, t, order)
@@ -83,8 +85,9 @@ class DPM(Solver):
             linear, weights = polynomial_weights(self.view, s, stage, stages[:i])
             f = dict(zip(numbers, weights, strict=True))
             numbers.append(to.write(stage.t, {first: linear}, f, lands=False))
-        used = slice(1, None) if self.expansion == "taylor" else slice(-1, None)
-        known = list(zip(numbers[1:], stages, strict=True))[used if order == 3 else slice(None)]
+        known = list(zip(numbers[1:], stages, strict=True))
+        if order == 3 and self.expansion == "midpoint":
+            known = known[-1:]
         expansion = self.expansion if order == 2 else "taylor"
         linear, weights = polynomial_weights(self.view, s, t, [p for _, p in known], expansion)
         f = dict(zip((first, *(n for n, _ in known)), weights, strict=True))

@@ -121,6 +121,10 @@ class StepChoice:
         points = tuple(min(m, visited - 1) for m in self.points[: order - 1])
         return replace(self, order=order, points=points, start=max(self.start, -visited))
 
+    def uncorrected(self) -> StepChoice:
+        """Return the choice without its corrector."""
+        return replace(self, corrector="none")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
         return asdict(self) | {"points": list(self.points)}
