@@ -103,6 +103,7 @@ def load_model(name: str | Path) -> Denoiser:
         raise CheckpointError(f"{folder} wants a condition unknown here: {config['condition']!r}.")
     if (folder / ems.FILE).is_file():
         config["ems"] = str(folder / ems.FILE)
+    config["folder"] = str(folder)
     return assemble(_fill(folder, config, weights), config)
 
 

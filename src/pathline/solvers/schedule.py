@@ -142,7 +142,7 @@ class SolverSchedule:
             "times": list(self.times),
             "last": self.last,
             "guess": self.guess,
-            "choices": [choice.to_dict() for choice in self.choices],
+            "choices": [choice.describe() for choice in self.choices],
             "about": dict(self.about),
         }
 

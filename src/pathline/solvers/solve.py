@@ -30,11 +30,13 @@ from pathline.solvers.evaluate import Call, Evaluator, Speed
 from pathline.solvers.execute import Step, complete, execute
 from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan, plain, told_time
+from pathline.solvers.saved import FOUND, saved_schedule
+from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Solver, solvers
 
 Guide = Callable[[Field], Field]
 AnyField = Field | Callable[..., Tensor]
-AnySolver = Solver | Plan | str
+AnySolver = Solver | SolverSchedule | Plan | str
 AnyGrid = Grid | str | Sequence[float] | Sequence[Grid] | None
 Levels = Tensor | Sequence[float] | float
 Observe = Callable[[Step], None]
@@ -90,7 +92,8 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     Args:
         field: a `Field`, or f(x, t, **cond) → dx/dt.
         x: (batch, *state) floating; a sequence of states for a plan that starts from several.
-        solver: a solver, its name, or a compiled plan.
+        solver: a solver, its name, a schedule, or a compiled plan; "s3" is the schedule that was
+            found for the model and `steps` evaluations (`pathline tune`).
         grid: a grid, its name, or the times themselves; end > start integrates the other way. Or
             one grid a sample, all of one length.
         steps: the number of steps, when `grid` does not say it.
@@ -224,13 +227,18 @@ class _How(NamedTuple):
         return plan if self.speed is None else self.speed.thinned(plan)
 
     def _plan(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
-        if not isinstance(self.solver, Plan):
-            solver = as_solver(self.solver).tuned(field, shape)
+        made, steps = self.solver, self.steps
+        if made == FOUND:
+            made, steps = saved_schedule(field, steps), None
+        if isinstance(made, SolverSchedule):
+            made = made.plan(field.path)
+        if not isinstance(made, Plan):
+            solver = as_solver(made).tuned(field, shape)
             return solver.plan(guided.path, self.grids(guided.path)).folded(guided.view)
         given = (self.grid, self.start) != (None, None)
-        if given or self.steps not in (None, self.solver.steps):
+        if given or steps not in (None, made.steps):
             raise UsageError("a plan has its own grid; leave grid, steps and start out.")
-        return self.solver.folded(guided.view)
+        return made.folded(guided.view)
 
     def grids(self, path: GaussianPath | None) -> Grid | list[Grid]:
         """Return the grid of all samples, or each one's."""

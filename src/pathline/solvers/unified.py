@@ -125,13 +125,13 @@ class StepChoice:
         """Return the choice without its corrector."""
         return replace(self, corrector="none")
 
-    def to_dict(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
         return asdict(self) | {"points": list(self.points)}
 
     @classmethod
     def of(cls, content: Any) -> StepChoice:
-        """Return a choice from itself or from what `to_dict` wrote.
+        """Return a choice from itself or from what `describe` wrote.
 
         Raises:
             UsageError: it is neither, or cannot be.
