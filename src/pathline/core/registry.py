@@ -153,7 +153,7 @@ class Registry(Generic[T]):
 def _told(value: Any) -> Any:
     """Return a value as plain JSON: what describes itself (a table of statistics) does so."""
     if isinstance(value, tuple):
-        return tuple(map(_told, value))
+        return [_told(each) for each in value]
     describe = getattr(value, "describe", None)
     if callable(describe):
         return describe()

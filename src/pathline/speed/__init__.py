@@ -7,6 +7,10 @@ from pathline.speed.levels import ExactLevels, NoiseLevels, level_table
 from pathline.speed.policy import Cadence, speeds
 from pathline.speed.running import Skipped
 from pathline.speed.sada import SADA, Tokens
+from pathline.speed.metrics import Endpoint, frechet, sliced_wasserstein
+from pathline.speed.mutations import mutations
+from pathline.speed.schedules import ScheduleSpace, zoo
+from pathline.speed.search import Scored, Search, Settings, evolve
 
 __all__ = [
     "DMCMC",
@@ -16,13 +20,23 @@ __all__ = [
     "Cadence",
     "Chain",
     "Chains",
+    "Endpoint",
     "ExactLevels",
     "Kernel",
     "Langevin",
     "NoiseLevels",
     "Skipped",
     "Tokens",
+    "ScheduleSpace",
+    "Scored",
+    "Search",
+    "Settings",
     "Walk",
+    "evolve",
+    "frechet",
     "level_table",
     "speeds",
+    "mutations",
+    "sliced_wasserstein",
+    "zoo",
 ]
