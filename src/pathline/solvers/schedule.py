@@ -130,7 +130,7 @@ class SolverSchedule:
         steps = grid.n - (grid.last == "denoise")
         choices = tuple(_recipe(solver, steps))
         rows = [row for row in plan.rows if row.lands or isinstance(solver, DPM)]
-        times = [plan.start[0], *(row.t for row in rows)][: len(choices) + 1]
+        times = [float(t) for t in (plan.start[0], *(row.t for row in rows))][: len(choices) + 1]
         guess = solver.guess if isinstance(solver, Unified) else None
         return cls(path, tuple(times), choices, guess, grid.last)
 

@@ -61,7 +61,7 @@ class Endpoint:
         plan = how.plan(self.field.path) if isinstance(how, SolverSchedule) else how
         plan = plan.folded(self.field.view)
         with torch.no_grad():
-            evaluate = Evaluator(self.field, plan.times, self.starts, self.cond)
+            evaluate = Evaluator(self.field, plan, self.starts, self.cond)
             return complete(plan, evaluate, [self.starts])
 
     def errors(self, how: Plan | SolverSchedule) -> Tensor:
