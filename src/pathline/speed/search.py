@@ -237,7 +237,7 @@ class Search(Generic[T]):
             self.tell(self.space.load(candidate), score)
 
 
-def run(
+def evolve(
     search: Search[T],
     score: Callable[[T], float],
     budget: int,
