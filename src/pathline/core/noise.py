@@ -29,9 +29,10 @@ STREAMS = {
     "chain": 4,
     "choice": 5,
     "derived": 6,
+    "data": 7,
 }
 """What a draw is for: the start of a solve, noise inside it, forward diffusion, probe vectors, the
-moves of a Markov chain and its choices, and seeds made from seeds."""
+moves of a Markov chain and its choices, seeds made from seeds, and data of a known law."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)

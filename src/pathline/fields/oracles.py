@@ -7,11 +7,13 @@ a benchmark of any path: no training, no approximation, float64 throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.fields.field import Condition, Field
 from pathline.fields.views import View
@@ -53,6 +55,12 @@ class Gaussian(Field):
         alpha, sigma = bshape(self.path.alpha(t), x), bshape(self.path.sigma(t), x)
         gain = alpha * values / (alpha**2 * values + sigma**2)
         return mean + ((x - alpha * mean) @ vectors * gain) @ vectors.T
+
+    def draw(self, seeds: Sequence[int]) -> Tensor:
+        """Return data, (batch, dim) float64; each is a function of its seed."""
+        z = noise.normal(seeds, self.shape, stream="data", dtype=torch.float64)
+        mean, values, vectors = self._spectrum(z)
+        return mean + (z * values.sqrt()) @ vectors.T
 
     def flow(self, x: Tensor, start: Time, end: Time) -> Tensor:
         """Carry x from time `start` to `end` along the probability flow, exactly.
@@ -126,6 +134,13 @@ class Mixture(Field):
         posterior = self._log_joint(residual, variance).softmax(1)[..., None]
         gain = alpha * self.stds.to(x) ** 2 / variance
         return (posterior * (self.means.to(x) + gain * residual)).sum(1)
+
+    def draw(self, seeds: Sequence[int]) -> Tensor:
+        """Return data, (batch, dim) float64; each is a function of its seed."""
+        z = noise.normal(seeds, self.shape, stream="data", dtype=torch.float64)
+        u = noise.uniform(seeds, (1,), stream="data", index=1, dtype=torch.float64)
+        which = (u > self.weights.to(z).cumsum(0)[:-1]).sum(1)
+        return self.means.to(z)[which] + self.stds.to(z)[which] * z
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p_t(x), (batch,)."""

@@ -1,6 +1,7 @@
 """Systems: one thin recipe a paper, whose claims are measured by `run`."""
 
-from pathline.systems import dpm_solver  # a recipe registers its system when it is imported
+# A recipe registers its system when it is imported.
+from pathline.systems import dpm_solver, dpm_solver_v3
 from pathline.systems.report import Report
 from pathline.systems.run import claims_of, listing, run
 from pathline.systems.system import Claim, Measured, Plot, System, register, systems
@@ -13,6 +14,7 @@ __all__ = [
     "System",
     "claims_of",
     "dpm_solver",
+    "dpm_solver_v3",
     "listing",
     "register",
     "run",
