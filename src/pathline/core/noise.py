@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,20 +61,43 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     return c0, c1, c2, c3
 
 
+class Keys(NamedTuple):
+    """Seeds on a device, as the low and high words of Philox's key, each (batch, 1) int64."""
+
+    low: Tensor
+    high: Tensor
+
+
+def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> Keys:
+    """Return seeds as keys; draws from them copy nothing to the device.
+
+    Raises:
+        UsageError: a seed that is not an integer from 0 to 2⁶⁴ − 1.
+    """
+    check_seeds(seeds)
+    low = torch.tensor([s & _MASK for s in seeds], dtype=torch.int64, device=device)[:, None]
+    high = torch.tensor([s >> 32 for s in seeds], dtype=torch.int64, device=device)[:, None]
+    return Keys(low, high)
+
+
 def words(
-    seeds: Sequence[int], n_blocks: int, *, stream: str, index: int, device: torch.device | str
+    seeds: Sequence[int] | Keys,
+    n_blocks: int,
+    *,
+    stream: str,
+    index: int,
+    device: torch.device | str,
 ) -> Tensor:
     """Return random 32-bit words, (batch, 4, n_blocks) int64.
 
     Args:
-        seeds: one integer a sample, 0 ≤ seed < 2⁶⁴.
+        seeds: one integer a sample, 0 ≤ seed < 2⁶⁴; or the keys made of them.
         n_blocks: blocks of four words a sample.
         stream: what the draw is for, a key of `STREAMS`.
         index: which draw of that stream, 0 ≤ index < 2³².
         device: where the words are made; the values do not depend on it.
     """
-    low = torch.tensor([s & _MASK for s in seeds], dtype=torch.int64, device=device)[:, None]
-    high = torch.tensor([s >> 32 for s in seeds], dtype=torch.int64, device=device)[:, None]
+    low, high = seeds if isinstance(seeds, Keys) else keys(seeds, device)
     block = torch.arange(n_blocks, dtype=torch.int64, device=device)[None]
     tag = torch.full((), STREAMS[stream], dtype=torch.int64, device=device)
     draw = torch.full((), index, dtype=torch.int64, device=device)
@@ -97,7 +121,7 @@ def uniform(
 
 
 def normal(
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Keys,
     shape: Sequence[int],
     *,
     stream: str = "initial",
@@ -108,7 +132,7 @@ def normal(
     """Return standard normal draws, (batch, *shape).
 
     Args:
-        seeds: one integer a sample, 0 ≤ seed < 2⁶⁴; sample i depends on seeds[i] alone.
+        seeds: one integer a sample, 0 ≤ seed < 2⁶⁴; sample i depends on seeds[i] alone. Or `keys`.
         shape: the shape of one sample.
         stream: what the draw is for, a key of `STREAMS`.
         index: which draw of that stream (the step, for a stochastic solver).
@@ -122,7 +146,6 @@ def normal(
     >>> torch.equal(together[1:], normal([8], (3,)))
     True
     """
-    check_seeds(seeds)
     size = math.prod(shape)
     w0, w1, w2, w3 = words(seeds, -(-size // 4), stream=stream, index=index, device=device).unbind(
         1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -105,10 +105,29 @@ class Denoiser(Field):
         )
 
     def to(self, device: torch.device | str) -> Denoiser:
-        """Move the network to `device`, in place, and return self."""
+        """Move the network and the null condition to `device`, in place, and return self."""
         if isinstance(self.network, nn.Module):
             self.network.to(device)
+        if self.null is not None:
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.null.items()}
+            object.__setattr__(self, "null", moved)
         return self
+
+
+def denoiser_in(field: Any) -> Denoiser | None:
+    """Return the denoiser inside a field, under however many guides; None if there is none."""
+    while not isinstance(field, Denoiser):
+        field = getattr(field, "inner", None)
+        if field is None:
+            return None
+    return field
+
+
+def with_network(field: Any, network: nn.Module) -> Field:
+    """Return the field with another network in its denoiser."""
+    if isinstance(field, Denoiser):
+        return replace(field, network=network)
+    return replace(field, inner=with_network(field.inner, network))
 
 
 def dtype_of(network: Callable[..., Tensor], default: torch.dtype) -> torch.dtype:

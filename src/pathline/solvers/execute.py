@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
-from pathline.core.errors import UsageError
+from pathline.core.errors import PathlineError, UsageError
 from pathline.fields import Evaluate, Field, Prediction
 from pathline.paths import Time
 from pathline.solvers.evaluate import Evaluator
@@ -67,6 +67,13 @@ class Sum(NamedTuple):
     first: Term
     is_bare: bool
     others: tuple[Term, ...]
+
+
+Known = Mapping[str, Mapping[int, Tensor]]
+"""States, evaluations and draws, by letter and number."""
+
+Combine = Callable[[Sum, Known], Tensor]
+Draw = Callable[[int], Tensor]
 
 
 class Instruction(NamedTuple):
@@ -132,18 +139,19 @@ class Execution:
         plan: in the field's own view.
         evaluate: f(k, x), the field at state number k.
         given: the states at `plan.start`.
-        seeds: one a sample, for a plan that draws noise.
+        combine: what sums a row.
+        draw: z_d, for a plan that draws noise.
     """
 
-    __slots__ = ("_evaluate", "_known", "_like", "_seeds", "latest", "plan", "program")
+    __slots__ = ("_combine", "_draw", "_evaluate", "_known", "latest", "plan", "program")
 
     def __init__(
-        self, plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None
+        self, plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], combine: Combine, draw: Draw
     ) -> None:
         first = given[0]
         self.plan, self.program = plan, _program(plan, first.device, first.dtype, first.ndim)
         self.latest: tuple[Plan, int, Tensor, Tensor] | None = None
-        self._evaluate, self._like, self._seeds = evaluate, given[0], seeds
+        self._evaluate, self._combine, self._draw = evaluate, combine, draw
         self._known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}}
 
     def advance(self, row: Instruction) -> Tensor:
@@ -156,8 +164,8 @@ class Execution:
             slopes[k] = f = self._evaluate(k, x)
             self.latest = (self.plan, k, x, f)
         if draws:
-            known["z"] = {d: _draw(self._seeds, d, self._like) for d in draws}
-        new = _combined(terms, known)
+            known["z"] = {d: self._draw(d) for d in draws}
+        new = self._combine(terms, known)
         states[number] = new = new if constant is None else new + constant
         for k in spent:
             states.pop(k, None)
@@ -170,16 +178,22 @@ class Execution:
 
 
 def execute(
-    plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None = None
+    plan: Plan,
+    evaluate: Evaluate,
+    given: Sequence[Tensor],
+    seeds: Sequence[int] | None = None,
+    combine: Combine | None = None,
 ) -> Iterator[Step]:
     """Run a plan, yielding at every grid point.
 
     Args:
-        plan, evaluate, given, seeds: as for `Execution`.
+        plan, evaluate, given, combine: as for `Execution`.
+        seeds: one a sample, for a plan that draws noise.
 
     Cost: `plan.nfe` evaluations; memory for the states and evaluations that later rows name.
     """
-    execution, index = Execution(plan, evaluate, given, seeds), 0
+    draw, index = drawing(plan, seeds, given[0]), 0
+    execution = Execution(plan, evaluate, given, combine or combined, draw)
     for row in execution.program:
         x = execution.advance(row)
         if row.lands:
@@ -191,20 +205,27 @@ def execute(
 
 
 def complete(
-    plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], seeds: Sequence[int] | None = None
+    plan: Plan,
+    evaluate: Evaluate,
+    given: Sequence[Tensor],
+    seeds: Sequence[int] | None = None,
+    combine: Combine | None = None,
+    draw: Draw | None = None,
 ) -> Tensor:
     """Run a plan to its end with nobody watching, and return the final state.
 
     Args:
-        plan, evaluate, given, seeds: as for `Execution`.
+        plan, evaluate, given, seeds, combine: as for `execute`.
+        draw: z_d, where it has been drawn before.
     """
-    execution, x = Execution(plan, evaluate, given, seeds), given[-1]
+    draw, x = draw or drawing(plan, seeds, given[0]), given[-1]
+    execution = Execution(plan, evaluate, given, combine or combined, draw)
     for row in execution.program:
         x = execution.advance(row)
     return x
 
 
-def _combined(terms: Sum, known: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+def combined(terms: Sum, known: Known) -> Tensor:
     """Return Σ a_j x_j + Σ b_k F_k + Σ c_d z_d, one fused update a term."""
     (letter, k, c), is_bare, others = terms
     total = known[letter][k]
@@ -222,11 +243,23 @@ def _combined(terms: Sum, known: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
     return total
 
 
-def _draw(seeds: Sequence[int] | None, index: int, like: Tensor) -> Tensor:
+def drawing(plan: Plan, seeds: Sequence[int] | None, like: Tensor) -> Draw:
+    """Return what draws z_d of a plan, shaped like the state.
+
+    Raises:
+        UsageError: the plan is stochastic, and there are no seeds.
+    """
+    if not plan.is_stochastic:
+        return _nothing
     if seeds is None:
         raise UsageError("a stochastic solver needs seeds, one a sample.")
-    shape, device = like.shape[1:], like.device
-    return noise.normal(seeds, shape, stream="step", index=index, dtype=like.dtype, device=device)
+    shape, dtype, device = like.shape[1:], like.dtype, like.device
+    keys = noise.keys(seeds, device)
+    return lambda d: noise.normal(keys, shape, stream="step", index=d, dtype=dtype, device=device)
+
+
+def _nothing(index: int) -> Tensor:
+    raise PathlineError(f"a plan without noise drew z{index}.")
 
 
 def run(plan: Plan, field: Field, x: Tensor, seeds: Sequence[int] | None = None) -> Tensor:

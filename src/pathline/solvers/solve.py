@@ -27,7 +27,8 @@ from pathline.core.solution import (
 from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
 from pathline.paths import GaussianPath, Time, as_time, bshape
 from pathline.solvers.evaluate import Call, Evaluator, Speed
-from pathline.solvers.execute import Step, complete, execute
+from pathline.solvers.execute import Step, execute
+from pathline.solvers.executors import Executor, as_executor
 from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan, plain, told_time
 from pathline.solvers.saved import FOUND, saved_schedule
@@ -81,6 +82,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     start: Levels | None = None,
     guide: Guide | None = None,
     speed: Speed | None = None,
+    executor: Executor | str = "eager",
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
     observe: Observe | None = None,
@@ -101,6 +103,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
             at its own, in as many steps.
         guide: a function from field to field.
         speed: a policy that leaves evaluations out (`pathline.speed`).
+        executor: how the loop is run: "eager", "compile" or "graph" (`solvers.executors`).
         seeds: one a sample, for stochastic solvers.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
@@ -123,7 +126,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         (True, 400)
     """
     made = as_field(field)
-    how = _How(solver, grid, steps, guide, speed, start)
+    how = _How(solver, grid, steps, guide, speed, start, executor)
     job = _job(made, how, lambda _: x, _shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
@@ -137,6 +140,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     steps: int | None = None,
     guide: Guide | None = None,
     speed: Speed | None = None,
+    executor: Executor | str = "eager",
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
@@ -155,7 +159,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     Args:
         model: a denoiser.
         n: how many samples (1, or as many as there are seeds).
-        solver, grid, steps, guide, speed, trajectory, observe, on_failure: as for `solve`.
+        solver, grid, steps, guide, speed, executor, trajectory, observe, on_failure: as `solve`.
         seed: the first seed; sample i has seed + i.
         seeds: all the seeds, instead of `seed`.
         shape: the shape of one sample, if the model does not know it.
@@ -175,7 +179,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> bool((x.mean() - 3).abs() < 0.1), bool((x.std() - 0.5).abs() < 0.05)
         (True, True)
     """
-    how = _How(solver, grid, steps, guide, speed)
+    how = _How(solver, grid, steps, guide, speed, executor=executor)
     noise_at = _Start(shape, dtype, device)
     job = _sampling(model, how, noise_at, _seeds(n, seed, seeds), cond)
     return _finish(job, trajectory, observe, on_failure)
@@ -221,6 +225,7 @@ class _How(NamedTuple):
     guide: Guide | None
     speed: Speed | None
     start: Levels | None = None
+    executor: Executor | str = "eager"
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
         plan = self._plan(field, guided, shape)
@@ -279,15 +284,29 @@ class _Job:
     seeds: tuple[int, ...] | None
     recipe: Mapping[str, Any]
     speed: Speed | None
+    executor: Executor
+
+    @property
+    def call(self) -> Call:
+        return Call(self.field, self.plan, self.given[0], self.cond, self.seeds)
 
     def evaluator(self) -> Evaluator:
         if self.speed is None:
             return Evaluator(self.field, self.plan, self.given[0], self.cond)
-        call = Call(self.field, self.plan, self.given[0], self.cond, self.seeds)
-        return self.speed.evaluator(call)
+        return self.speed.evaluator(self.call)
 
     def steps(self, evaluate: Evaluate) -> Iterator[Step]:
-        return execute(self.plan, evaluate, self.given, self.seeds)
+        return execute(self.plan, evaluate, self.given, self.seeds, self.executor.combined)
+
+    def check_watched(self, is_watched: bool) -> None:
+        """Refuse what would look into a loop that cannot be looked into."""
+        decides = self.speed is not None and self.speed.looks_at_data
+        if not self.executor.is_watchable and (is_watched or decides):
+            what = "observe and trajectory look" if is_watched else "this speed policy looks"
+            raise UsageError(
+                f"{what} at states inside the loop, and executor={self.executor.name!r} runs it "
+                "in one piece; use executor='compile' or 'eager'."
+            )
 
 
 def _job(
@@ -313,7 +332,9 @@ def _job(
         raise UsageError(f"{len(seeds)} seeds were given for {batch} samples.")
     recipe = {**_described(field, how), **plan.recipe, "cond": _told(cond)}
     prepared, drawn = guided.condition(cond, batch), None if seeds is None else tuple(seeds)
-    return _Job(guided, plan, given, prepared, drawn, recipe, how.speed)
+    executor = as_executor(how.executor)
+    ready = executor.prepared(guided)
+    return _Job(ready, plan, given, prepared, drawn, recipe, how.speed, executor)
 
 
 def _sampling(
@@ -405,15 +426,19 @@ def _described(field: Field, how: _How) -> dict[str, Any]:
         model = {"name": field.name, "weights": field.details.get("weights")}
     describe = getattr(how.guide, "describe", None)
     told = {"model": model, "guide": describe() if describe is not None else None}
-    return told if how.speed is None else {**told, "speed": how.speed.describe()}
+    if how.speed is not None:
+        told["speed"] = how.speed.describe()
+    name = as_executor(how.executor).name
+    return told if name == "eager" else {**told, "executor": name}
 
 
 def _finish(
     job: _Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure
 ) -> Solution:
+    job.check_watched(observe is not None or trajectory)
     evaluator, kept = job.evaluator(), [job.given[-1]]
     if observe is None and not trajectory:
-        kept.append(complete(job.plan, evaluator, job.given, job.seeds))
+        kept.append(job.executor.complete(job.call, job.given, evaluator))
     else:
         for step in job.steps(evaluator):
             if observe is not None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.fields import Denoiser, Field
+from pathline.fields import Field
+from pathline.fields.denoiser import denoiser_in, with_network
 from pathline.nets.token_cache import TokenCache, is_prunable
 from pathline.solvers.evaluate import Call
 from pathline.speed.sada import Tokens
@@ -53,8 +52,9 @@ class TokenChoice:
         """
         if settings is None:
             return None
-        network = _network(call.field)
-        if not is_prunable(network):
+        denoiser = denoiser_in(call.field)
+        network = call.field if denoiser is None else denoiser.network
+        if not isinstance(network, nn.Module) or not is_prunable(network):
             warnings.warn(
                 f"{type(network).__name__} has no prunable blocks (pathline.nets.token_cache says "
                 "what they are); all of its tokens are computed.",
@@ -69,7 +69,7 @@ class TokenChoice:
         _check_grid(grid, call.x)
         cache = TokenCache(network, len(call.x))
         seeds = range(len(call.x)) if call.seeds is None else call.seeds
-        return cls(settings, _with_network(call.field, cache), cache, grid, seeds)
+        return cls(settings, with_network(call.field, cache), cache, grid, seeds)
 
     def aim(self, rows: list[int], keep: Tensor | None) -> None:
         """Say which samples and tokens the next evaluation is about."""
@@ -104,20 +104,6 @@ class TokenChoice:
         columns = left + (draws[..., 1] * (width - left).clamp(max=side)).long()
         keep[torch.arange(len(draws))[:, None, None], rows, columns] = True
         return keep.flatten(1)
-
-
-def _network(field: Any) -> Any:
-    """Return the network inside a field, under however many guides."""
-    while not isinstance(field, Denoiser) and hasattr(field, "inner"):
-        field = field.inner
-    return getattr(field, "network", field)
-
-
-def _with_network(field: Any, network: TokenCache) -> Field:
-    """Return the field with another network in it."""
-    if isinstance(field, Denoiser):
-        return replace(field, network=network)
-    return replace(field, inner=_with_network(field.inner, network))
 
 
 def _check_grid(grid: tuple[int, int], x: Tensor) -> None:

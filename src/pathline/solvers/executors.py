@@ -1,0 +1,345 @@
+"""Executors: three ways to run the same loop.
+
+    eager     one kernel a term and whatever the network launches
+    compile   the network, and the sum of a row as one kernel, under `torch.compile`
+    graph     the whole loop as one CUDA graph, captured once and replayed
+
+A plan's coefficients do not depend on the data, so nothing in the loop has to be decided or looked
+at: it can be captured as it is. Compiled sums take their coefficients as tensors, so steps share
+one kernel instead of recompiling it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathline.core.errors import UsageError, unknown
+from pathline.fields import Condition, Denoiser, Field
+from pathline.fields.denoiser import denoiser_in, with_network
+from pathline.fields.views import View
+from pathline.paths import GaussianPath
+from pathline.solvers.evaluate import Call, Evaluator, check_output
+from pathline.solvers.execute import Known, Sum, combined, complete, drawing
+
+Loop = Callable[[], Tensor]
+
+__all__ = ["Compiled", "Eager", "Executor", "Graph", "as_executor"]
+
+
+class Executor:
+    """Runs loops; what it keeps between them (compiled code, captures) goes when it goes."""
+
+    name = "eager"
+    is_watchable = True
+    """Whether a loop can be looked at while it runs, and can decide on what it sees."""
+
+    def prepared(self, field: Field) -> Field:
+        """Return the field as it will be evaluated."""
+        return field
+
+    def combined(self, terms: Sum, known: Known) -> Tensor:
+        """Return a row's sum."""
+        return combined(terms, known)
+
+    def complete(self, call: Call, given: Sequence[Tensor], evaluator: Evaluator) -> Tensor:
+        """Run a loop to its end with nobody watching, and return the final state."""
+        return complete(call.plan, evaluator, given, call.seeds, self.combined)
+
+
+Eager = Executor
+
+
+class Compiled(Executor):
+    """`torch.compile` for the network and for the sums of rows.
+
+    Results are close to eager ones, not the same: a fused sum rounds less often, and so does a
+    compiled network (relative 1e-6 in float32, 1e-14 in float64, each step). The first solve takes
+    the time of compiling; later ones of the same shapes do not. A field without a network of its
+    own (an exact oracle) is compiled as a function.
+
+    Args:
+        keep: how many networks it remembers.
+        backend: of `torch.compile`; "eager" traces and generates no code.
+    """
+
+    name = "compile"
+
+    def __init__(self, keep: int = 4, backend: str = "inductor") -> None:
+        self._keep, self._backend = keep, backend
+        self._networks: OrderedDict[int, _CompiledNetwork] = OrderedDict()
+        self._sum = _compiled(_weighted, backend)
+        self._tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+
+    def prepared(self, field: Field) -> Field:
+        denoiser = denoiser_in(field)
+        if denoiser is None:
+            return _CompiledField(field, _compiled(field.evaluate, self._backend))
+        network = denoiser.network
+        made = self._networks.pop(id(network), None)
+        made = made or _CompiledNetwork(network, self._backend)
+        self._networks[id(network)] = made  # which holds the network, so its id stays its own
+        while len(self._networks) > self._keep:
+            self._networks.popitem(last=False)
+        return with_network(field, made)
+
+    def combined(self, terms: Sum, known: Known) -> Tensor:
+        letters = (terms.first, *terms.others)
+        states = [known[letter][k] for letter, k, _ in letters]
+        return self._sum(states, [self._tensor(c, states[0]) for _, _, c in letters])
+
+    def _tensor(self, c: float | Tensor, like: Tensor) -> Tensor:
+        """Return a coefficient as a tensor on the device, made once."""
+        if isinstance(c, Tensor):
+            return c
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        key = (c, like.device, dtype)
+        if key not in self._tensors:
+            if len(self._tensors) > 4096:
+                self._tensors.clear()
+            with torch.inference_mode(False):
+                self._tensors[key] = torch.tensor(c, dtype=dtype, device=like.device)
+        return self._tensors[key]
+
+
+def _weighted(states: list[Tensor], coefficients: list[Tensor]) -> Tensor:
+    """Return Σ c_i x_i, in the dtype of the states."""
+    total = states[0] * coefficients[0]
+    for x, c in zip(states[1:], coefficients[1:], strict=True):
+        total = total + x * c
+    return total
+
+
+def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+    """Return the function under `torch.compile`, with an error that says what to do."""
+    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._inductor.exc import InductorError
+
+    made = torch.compile(function, backend=backend)
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        try:
+            return made(*args, **kwargs)
+        except (BackendCompilerFailed, InductorError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise UsageError(
+                f"torch.compile failed ({reason}): it needs a working C++ compiler on the CPU "
+                "(apt install g++; CXX names another) and Triton on a GPU; or use "
+                "executor='eager'."
+            ) from error
+
+    return call
+
+
+class _CompiledNetwork(nn.Module):
+    """A network whose calls are compiled; its parameters stay where they are."""
+
+    def __init__(self, network: Callable[..., Tensor] | nn.Module, backend: str) -> None:
+        super().__init__()
+        self.network = network
+        self._call = _compiled(network, backend)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._call(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _CompiledField(Field):
+    """A field whose evaluation is compiled."""
+
+    inner: Field
+    call: Callable[..., Tensor]
+
+    @property
+    def path(self) -> GaussianPath | None:  # type: ignore[override]
+        """The path of the inner field."""
+        return self.inner.path
+
+    @property
+    def view(self) -> View:  # type: ignore[override]
+        """The view of the inner field."""
+        return self.inner.view
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.inner.shape
+
+    @property
+    def device(self) -> torch.device | None:
+        return self.inner.device
+
+    def condition(self, cond: Condition, batch: int) -> Condition:
+        return self.inner.condition(cond, batch)
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.call(x, t, cond)
+
+
+class Graph(Executor):
+    """The whole loop as one CUDA graph: no launch costs, no Python between steps.
+
+    The first solve of a model, plan and shape runs the loop three times more, to warm up and to
+    capture; later ones copy state, condition and noise into its buffers and replay. Noise is drawn
+    before the replay, from the same counters. Weights may change in place between replays.
+
+    Args:
+        keep: how many captures it remembers; each holds the memory of a whole loop.
+    """
+
+    name = "graph"
+    is_watchable = False
+
+    def __init__(self, keep: int = 4) -> None:
+        self._keep = keep
+        self._captures: OrderedDict[Any, _Capture] = OrderedDict()
+
+    def complete(self, call: Call, given: Sequence[Tensor], evaluator: Evaluator) -> Tensor:
+        _check_capturable(call, given)
+        key = _key(call, given)
+        capture = self._captures.pop(key, None) or _Capture(call, given)
+        self._captures[key] = capture
+        while len(self._captures) > self._keep:
+            self._captures.popitem(last=False)
+        evaluator.n = call.plan.nfe
+        return capture.replay(call, given)
+
+
+class _Capture:
+    """A loop that was captured, with the buffers that it reads from.
+
+    Args:
+        call, given: of the first solve; `call` also keeps alive what the key names by identity.
+    """
+
+    def __init__(self, call: Call, given: Sequence[Tensor]) -> None:
+        self.call = call
+        self._given = [x.detach().clone() for x in given]
+        self._cond = {k: _buffer(v) for k, v in call.cond.items()}
+        draws = {d for row in call.plan.rows for d in row.z}
+        self._noise = {d: torch.empty_like(given[0]) for d in draws}
+        self._at = call.plan.instants.to(given[0].device)
+        self._fill(call, given)
+        self._run, self._out = _captured(self._loop, given[0].device)
+
+    def replay(self, call: Call, given: Sequence[Tensor]) -> Tensor:
+        """Run the loop on other states, conditions and noise of the same shapes."""
+        self._fill(call, given)
+        self._run()
+        return self._out.clone()
+
+    def _fill(self, call: Call, given: Sequence[Tensor]) -> None:
+        for buffer, x in zip(self._given, given, strict=True):
+            buffer.copy_(x)
+        for name, buffer in self._cond.items():
+            if isinstance(buffer, Tensor):
+                buffer.copy_(call.cond[name])
+        draw = drawing(call.plan, call.seeds, given[0])
+        for d, buffer in self._noise.items():
+            buffer.copy_(draw(d))
+
+    def _loop(self) -> Tensor:
+        """Run the loop on the buffers; binding belongs to it, for it reads the condition."""
+        field, plan = self.call.field, self.call.plan
+        bound = field.bind(self._at, self._given[0], self._cond)
+
+        def evaluate(k: int, x: Tensor) -> Tensor:
+            f = bound(k, x)
+            check_output(f, x)
+            return f
+
+        return complete(plan, evaluate, self._given, draw=self._noise.__getitem__)
+
+
+def _captured(
+    loop: Callable[[], Tensor], device: torch.device
+) -> tuple[Callable[[], None], Tensor]:
+    """Return what replays a loop, and the tensor in which its result then lies."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # lazy initialisation must not be captured
+            for _ in range(2):
+                loop()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                out = loop()
+        except RuntimeError as error:
+            raise UsageError(
+                "this loop cannot be captured as a CUDA graph: something in it waits for the "
+                "device or copies from the CPU (is a null condition still there? Denoiser.to moves "
+                f"it); use executor='eager'. ({str(error).splitlines()[0][:160]})"
+            ) from error
+    return graph.replay, out
+
+
+def _check_capturable(call: Call, given: Sequence[Tensor]) -> None:
+    device = given[0].device
+    if device.type != "cuda":
+        raise UsageError(
+            f"executor='graph' captures CUDA kernels, and the state is on {device}; move state and "
+            "network to a GPU, or use executor='compile'."
+        )
+    denoiser = denoiser_in(call.field)
+    network = None if denoiser is None else denoiser.network
+    trained = isinstance(network, nn.Module) and any(p.requires_grad for p in network.parameters())
+    if torch.is_grad_enabled() and (trained or any(x.requires_grad for x in given)):
+        raise UsageError(
+            "a CUDA graph has no gradients: solve under torch.no_grad(), or use executor='eager'."
+        )
+
+
+def _buffer(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _key(call: Call, given: Sequence[Tensor]) -> Any:
+    """Return what a capture belongs to: values by value, and what has none by identity."""
+    cond = tuple((k, _kind(v)) for k, v in sorted(call.cond.items()))
+    return id(call.plan), _identity(call.field), cond, tuple(_kind(x) for x in given)
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.device
+    return value if isinstance(value, str | int | float | bool | None) else id(value)
+
+
+def _identity(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type | Denoiser):
+        parts = ((f.name, _identity(getattr(value, f.name))) for f in fields(value))
+        return type(value), tuple(parts)
+    return value if isinstance(value, str | int | float | bool | None) else id(value)
+
+
+_KINDS: Mapping[str, type[Executor]] = {kind.name: kind for kind in (Eager, Compiled, Graph)}
+
+
+@cache
+def _shared(name: str) -> Executor:
+    """Return the executor of a name; all solves that name it share what it keeps."""
+    return _KINDS[name]()
+
+
+def as_executor(executor: Executor | str) -> Executor:
+    """Return the executor of a name, or the executor itself.
+
+    Raises:
+        UsageError: there is no such executor.
+    """
+    if isinstance(executor, Executor):
+        return executor
+    if executor not in _KINDS:
+        raise unknown("executor", executor, _KINDS)
+    return _shared(executor)
