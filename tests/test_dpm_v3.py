@@ -136,6 +136,20 @@ def test_forward_mode_and_differences_agree():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_shared_numbers_are_those_of_one_element_that_takes_every_place():
+    """Elements of one law: sharing n elements is having n times the data."""
+    one = pl.Gaussian(VP, *torch.tensor([[0.5], [0.3]], dtype=torch.float64))
+    table = calibrate(one, one.draw(range(64)), 20, numbers="shared")
+    closed = EMSTable.gaussian(VP, 0.5, 0.3**0.5, 20)
+    assert table.shape == () and not table.s.any()
+    torch.testing.assert_close(table.l, closed.l, rtol=0, atol=1e-12)
+    mixed = calibrate(problems.m4(VP), data(), 20)
+    shared = calibrate(problems.m4(VP), data(), 20, numbers="shared")
+    torch.testing.assert_close(shared.l, mixed.l.mean(1))
+    x = pl.sample(problems.m4(VP), 4, solver=DPMv3(table=shared), steps=5).x
+    assert x.shape == (4, 3) and bool(x.isfinite().all())
+
+
 def test_s_and_b_are_the_least_squares_fit():
     """Of f' on f, element by element, by lstsq."""
     f, d = starts(50), starts(50, index=1)
@@ -229,6 +243,7 @@ def test_conditions_go_with_their_samples():
         (lambda: calibrate(LAW, data(), ends=(1.0, -1.0)), "rising"),
         (lambda: calibrate(LAW, data(), diagonal="trace"), "choose 'hutchinson' or 'exact'"),
         (lambda: calibrate(LAW, data(), n_probes=0), "at least 1 probe"),
+        (lambda: calibrate(LAW, data(), numbers="few"), "choose 'each' or 'shared'"),
         (lambda: calibrate(LAW, data(), text="a dog"), "takes no condition"),
         (lambda: calibrate(pl.VectorField(lambda x, t: x), data()), "measured on a path"),
     ],

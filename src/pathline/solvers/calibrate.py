@@ -36,6 +36,7 @@ from pathline.paths import GaussianPath, paths
 from pathline.solvers.ems import EMSTable, node_levels
 
 Diagonal = Literal["hutchinson", "exact"]
+Numbers = Literal["each", "shared"]
 
 BATCH_ELEMENTS = 2**17
 """Elements of a batch, where nobody says how many samples it has."""
@@ -52,6 +53,7 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
     x0: Tensor,
     n: int = 240,
     *,
+    numbers: Numbers = "each",
     diagonal: Diagonal = "hutchinson",
     n_probes: int = 1,
     method: Method = "forward",
@@ -69,6 +71,8 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
         x0: (K, *state), data, or samples of many steps; the paper has 1024 to 4096. More data is
             worth more than more nodes.
         n: intervals between the nodes; each is a place where a step may stop over.
+        numbers: "each" element has its own (the paper's), or one is "shared" by all: averaged over
+            elements too, so a few dozen data do, and states of any shape are served.
         diagonal: "hutchinson" estimates the Jacobian's diagonal with random signs, "exact" takes a
             derivative for every element (oracles).
         n_probes: random signs a sample.
@@ -98,11 +102,13 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
     levels = node_levels(path, n, ends)
     if diagonal not in ("hutchinson", "exact"):
         raise UsageError(f"diagonal={diagonal!r}: choose 'hutchinson' or 'exact'.")
+    if numbers not in ("each", "shared"):
+        raise UsageError(f"numbers={numbers!r}: choose 'each' or 'shared'.")
     if n_probes < 1:
         raise UsageError(f"at least 1 probe is needed, and {n_probes} were asked for.")
     probes = n_probes if diagonal == "hutchinson" else 0
     with torch.no_grad():
-        run = _Run(model, path, x0, levels, seed, probes, method, batch, cond)
+        run = _Run(model, path, x0, levels, seed, probes, method, batch, cond, numbers)
         state = _State.of(run, None if resume is None else Path(resume))
         state.fill("l", run.linear)
         slope = torch.gradient(state.l, spacing=run.spacing, dim=0, edge_order=2)[0]
@@ -154,6 +160,7 @@ class _Run:
     method: Method
     batch: int | None
     cond: Mapping[str, Any]
+    numbers: Numbers = "each"
 
     @property
     def spacing(self) -> float:
@@ -197,7 +204,7 @@ class _Run:
         total = torch.zeros(self.x0.shape[1:], dtype=torch.float64, device=self.device)
         for x, told, rows in self.batches(t):
             total += self.diagonal(x, t, told, rows).sum(0)
-        return float(self.path.sigma(t)) * total / len(self.x0)
+        return self.averaged(float(self.path.sigma(t)) * total / len(self.x0), 0)
 
     def moments(self, j: int, linear: Tensor, slope: Tensor) -> Tensor:
         """Return E f, E f', E f² and E f f' at node j, (4, *state)."""
@@ -215,13 +222,26 @@ class _Run:
             f = (sigma * eps - l_j * x) / alpha
             d = (sigma * ((l_j - 1) * eps + d_eps) - dl_j * x) / alpha
             total += torch.stack((f, d, f * f, f * d)).sum(1)
-        return total / len(self.x0)
+        return self.averaged(total / len(self.x0), 1)
+
+    def averaged(self, means: Tensor, first: int) -> Tensor:
+        """Return means over the data as they are, or over the elements too.
+
+        Args:
+            means: their elements are the axes from `first` on.
+        """
+        return means if self.numbers == "each" else means.flatten(first).mean(-1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one set of numbers."""
+        return tuple(self.x0.shape[1:]) if self.numbers == "each" else ()
 
     def identity(self) -> str:
         """Return a checksum of all that decides the result."""
         weights = self.model.details.get("weights") if isinstance(self.model, Denoiser) else None
         about = [paths.describe(self.path), weights, self.model.view, self.seed, self.n_probes]
-        digest = hashlib.sha256(json.dumps([*about, self.method], default=str).encode())
+        digest = hashlib.sha256(json.dumps([*about, self.method, self.numbers]).encode())
         told = [v for v in self.told.values() if isinstance(v, Tensor)]
         for value in (self.x0, self.levels, *told):
             digest.update(value.detach().cpu().double().contiguous().numpy().tobytes())
@@ -247,7 +267,7 @@ class _State:
     @classmethod
     def of(cls, run: _Run, file: Path | None) -> _State:
         """Return a state with nothing done, or what a file has of the same calibration."""
-        n, shape = len(run.levels), run.x0.shape[1:]
+        n, shape = len(run.levels), run.shape
         identity = "" if file is None else run.identity()
         if file is None or not file.exists():
             empty = torch.zeros(n, 5, *shape, dtype=torch.float64)
