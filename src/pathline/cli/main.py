@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pathline.cli import evaluating, listing, replaying, sampling, working
+from pathline.cli import evaluating, listing, replaying, sampling, tuning, working
 from pathline.cli.demo import demo
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
@@ -43,7 +43,9 @@ PANELS = {
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
         working.systems,
     ],
-    "Work": [working.run, working.bench, working.train, working.data, evaluating.evaluate],
+    "Work": [
+        working.run, working.bench, working.train, working.data, evaluating.evaluate, tuning.tune,
+    ],
 }  # fmt: skip
 
 for panel, commands in PANELS.items():

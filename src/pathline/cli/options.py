@@ -14,6 +14,7 @@ from pathline.fields import Denoiser
 from pathline.solvers import Grid
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import Times, grids
+from pathline.solvers.saved import FOUND, saved_schedule
 from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS
 from pathline.solvers.solver import Solver, solvers
 from pathline.speed import speeds
@@ -80,6 +81,29 @@ def parsed_seeds(text: str) -> tuple[int, ...]:
             raise UsageError(f"seeds {text!r} are more than {MOST_SEEDS}; sample them in parts.")
         found.extend(range(first, last + 1))
     return tuple(found)
+
+
+def chosen_steps(
+    solver: str | None,
+    order: int | None,
+    grid: str | None,
+    steps: int | None,
+    last: str | None,
+    model: Denoiser,
+) -> tuple[Solver, Grid]:
+    """Return the solver and the grid; with "s3" both are those of the model's own schedule.
+
+    Raises:
+        UsageError: they do not go together, or the model has no such schedule.
+    """
+    name = solver or defaults_of(model).get("solver", DEFAULT_SOLVER)
+    if name != FOUND:
+        return chosen_solver(name, order, model), chosen_grid(grid, steps, last, model)
+    if (order, grid, last) != (None, None, None):
+        raise UsageError("--solver s3 has orders and times of its own; leave the others out.")
+    schedule = saved_schedule(model, steps)
+    schedule.plan(model.path)  # refuses another path
+    return schedule.solver, schedule.grid
 
 
 def chosen_solver(name: str | None, order: int | None, model: Denoiser) -> Solver:

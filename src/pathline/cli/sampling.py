@@ -18,7 +18,9 @@ from pathline.core.solution import Solution
 
 Model = Annotated[str, typer.Argument(help="A shipped model (pathline models), or a folder.")]
 Prompt = Annotated[str | None, typer.Argument(help="What to draw: words, or a class. Optional.")]
-SolverName = Annotated[str | None, typer.Option(help="A name of pathline solvers.")]
+SolverName = Annotated[
+    str | None, typer.Option(help="A name of pathline solvers; s3: found for this model.")
+]
 Order = Annotated[int | None, typer.Option(help="For solvers that have several.")]
 Steps = Annotated[int | None, typer.Option(help="More is closer to the exact solution.")]
 GridName = Annotated[
@@ -77,8 +79,7 @@ def sample(  # noqa: PLR0913 - each is an option
     request = Request(
         denoiser,
         model,
-        options.chosen_solver(solver, order, denoiser),
-        options.chosen_grid(grid, steps, last, denoiser),
+        *options.chosen_steps(solver, order, grid, steps, last, denoiser),
         options.chosen_guide(guidance, prompt, denoiser),
         options.chosen_condition(prompt, denoiser),
         drawn,

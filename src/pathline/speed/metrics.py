@@ -21,9 +21,11 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Field
-from pathline.solvers.execute import Evaluator, complete
+from pathline.solvers.evaluate import Evaluator
+from pathline.solvers.execute import complete
 from pathline.solvers.plan import Plan
 from pathline.solvers.schedule import SolverSchedule
+from pathline.solvers.unified import Constant, frozen_constant
 
 DIRECTIONS = 128
 
@@ -52,9 +54,21 @@ class Endpoint:
 
     def first(self, n: int) -> Endpoint:
         """Return the metric on the first n samples alone."""
-        total = len(self.starts)
-        cond = {k: v[:n] if _is_of(v, total) else v for k, v in self.cond.items()}
-        return replace(self, starts=self.starts[:n], ends=self.ends[:n], cond=cond)
+        return self._part(slice(n))
+
+    def parts(self, n: int) -> list[Endpoint]:
+        """Return the metric in parts of n samples."""
+        return [self._part(slice(i, i + n)) for i in range(0, len(self.starts), n)]
+
+    def _part(self, part: slice) -> Endpoint:
+        n = len(self.starts)
+        cond = {k: v[part] if _is_of(v, n) else v for k, v in self.cond.items()}
+        return replace(self, starts=self.starts[part], ends=self.ends[part], cond=cond)
+
+    def mean(self) -> Constant:
+        """Return the mean of the ends, one number for each of the first axis (a colour, say)."""
+        mean = self.ends.double().transpose(0, 1).flatten(1).mean(1)
+        return frozen_constant(mean.reshape(-1, *[1] * (self.ends.ndim - 2)).tolist())
 
     def samples(self, how: Plan | SolverSchedule) -> Tensor:
         """Return where a plan or schedule takes the starts, without gradients."""
