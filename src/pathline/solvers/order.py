@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ STEPS = (80, 160, 320)
 """The step counts between which the slope is fitted."""
 
 
-def fitted_slope(steps: tuple[int, ...], errors: list[float]) -> float:
+def fitted_slope(steps: Sequence[float], errors: Sequence[float]) -> float:
     """Return minus the slope of log error against log steps, by least squares."""
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
 

@@ -182,3 +182,25 @@ def _combinations(
 def _draft(path: GaussianPath, grid: Grid, choice: StepChoice) -> Draft:
     times = grid.times(path)
     return Draft(list(times), [choice] * (len(times) - 1), None)
+
+
+def mutants(
+    space: ScheduleSpace, n: int, counts: Sequence[int] = range(3, 13), seed: int = 7
+) -> list[SolverSchedule]:
+    """Return n different schedules, one to three mutations away from the zoo.
+
+    Args:
+        space: what mutates them.
+        n: how many.
+        counts: the numbers of evaluations that they have, drawn evenly.
+        seed: of all draws.
+    """
+    draw, found = np.random.Generator(np.random.Philox(key=seed)), dict[SolverSchedule, None]()
+    while len(found) < n:
+        nfe = counts[int(draw.integers(len(counts)))]
+        pool = list(zoo(space.path, nfe).values())
+        schedule = pool[int(draw.integers(len(pool)))]
+        for _ in range(int(draw.integers(1, 4))):
+            schedule = space.mutated(schedule, draw, nfe)
+        found[schedule] = None
+    return list(found)
