@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +24,9 @@ Prompts = Annotated[
     str | None,
     typer.Option(help="A file with a condition a line; every other one is kept for measuring."),
 ]
-Budget = Annotated[int, typer.Option(help="Schedules that are tried at each number.")]
+Budget = Annotated[
+    str, typer.Option(help="Schedules that are tried at each number; 12m: minutes in all.")
+]
 Noises = Annotated[int, typer.Option("-n", help="Noises to search on; twice as many measure.")]
 Reference = Annotated[int, typer.Option(help="Steps that lead to where samples should be.")]
 Seed = Annotated[int, typer.Option(help="Of the search.")]
@@ -31,6 +35,10 @@ Output = Annotated[
 ]
 Ray = Annotated[bool, typer.Option("--ray", help="Score on Ray's workers, as many as --workers.")]
 Workers = Annotated[int, typer.Option(help="Schedules that are scored at once.")]
+
+Statistics = Annotated[
+    bool, typer.Option(help="Also measure what DPM-Solver-v3 needs (ems.safetensors).")
+]
 
 PROMPTS = (
     "red heart", "green apple", "smiling face", "dog", "automobile", "rocket", "pizza", "tree",
@@ -43,16 +51,17 @@ PROMPTS = (
 
 def tune(  # noqa: PLR0913 - each is an option
     model: Model,
-    nfe: Counts = "5,6,8,10",
+    nfe: Counts = "4,5,6,8,10",
     guidance: Guidance = None,
     prompts: Prompts = None,
-    budget: Budget = 60,
-    n: Noises = 16,
+    budget: Budget = "100",
+    n: Noises = 32,
     reference: Reference = 64,
     seed: Seed = 0,
     output: Output = None,
     ray: Ray = False,
     workers: Workers = 1,
+    statistics: Statistics = True,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -63,20 +72,30 @@ def tune(  # noqa: PLR0913 - each is an option
     """
     from pathline.data import cache_folder
     from pathline.learn.checkpoint import find_folder, load_model
+    from pathline.solvers import ems
     from pathline.solvers.saved import schedule_file
-    from pathline.speed.tune import TuneSettings, bench_of
+    from pathline.speed.goal import bench_of
+    from pathline.speed.tune import TuneSettings, tries_within
+    from pathline.speed.tune import statistics as measured
     from pathline.speed.tune import tune as search
 
-    counts = parsed_seeds(nfe)
-    settings = TuneSettings(budget, n, 2 * n, reference, seed, workers)
+    begun = time.perf_counter()
+    counts, minutes = parsed_seeds(nfe), _minutes(budget)
+    settings = TuneSettings(_tries(budget), n, 2 * n, reference, seed, workers)
     out = find_folder(model) if output is None else Path(output)
     check_writable(schedule_file(out, 0))
     denoiser = load_model(model).to(chosen_device(device))
     train, test = _conditions(denoiser, prompts)
     guide = chosen_guide(guidance, next(iter(train.values()))[0] if train else None, denoiser)
     work = cache_folder() / "tune"
-    begun = time.perf_counter()
-    bench = bench_of(denoiser, guide, train, test, settings, work / f"{denoiser.name}.safetensors")
+    keep = work / f"{denoiser.name}.safetensors"
+    bench = bench_of(denoiser, guide, train, test, (n, 2 * n), reference, keep)
+    if statistics:
+        details = {**denoiser.details, "ems": measured(bench, out / ems.FILE, work)}
+        bench = replace(bench, model=replace(denoiser, details=details))
+    if minutes is not None:
+        spent = (time.perf_counter() - begun) / 60
+        settings = replace(settings, budget=tries_within(bench, counts, minutes, spent, work))
     found = search(bench, counts, settings, out=out, work=work, ray=ray)
     if json:
         typer.echo(jsonlib.dumps([t.to_dict() for t in found], ensure_ascii=False, indent=1))
@@ -89,16 +108,39 @@ def tune(  # noqa: PLR0913 - each is an option
     )
 
 
+def _minutes(budget: str) -> float | None:
+    """Return the minutes that a budget allows; None if it is a number of schedules."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?m(?:in(?:utes)?)?", budget.strip())
+    return float(match[1]) if match else None
+
+
+def _tries(budget: str) -> int:
+    """Return the schedules that a budget pays for, as far as it says it itself."""
+    if _minutes(budget) is not None:
+        return 100
+    if not budget.strip().isdecimal():
+        raise UsageError(
+            f"--budget {budget!r} cannot be read; write schedules, 100, or minutes, 12m."
+        )
+    return int(budget)
+
+
 def _conditions(
     model: Denoiser, file: str | None
 ) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
-    """Return the conditions to search on, and those to measure on: every other one."""
+    """Return the conditions to search on, and those to measure on.
+
+    Of texts it is every other one; classes are few, and are all in both.
+    """
     told = model.details.get("condition")
     if not isinstance(told, str):
         if file is not None:
             raise UsageError("this model takes no condition; leave --prompts out.")
         return {}, {}
-    lines = _lines(file) if file is not None else model.details.get("classes", PROMPTS)
+    classes = model.details.get("classes")
+    if file is None and classes:
+        return {told: classes}, {told: classes}
+    lines = PROMPTS if file is None else _lines(file)
     if len(lines) < 2:
         raise UsageError(f"{file} has {len(lines)} conditions; two are needed at least.")
     return {told: lines[::2]}, {told: lines[1::2]}

@@ -1,9 +1,10 @@
 """Tuning: the best schedule for a model at each number of evaluations, measured on fresh noise.
 
-Fixed solvers and grids are raced (many on few noises, the better ones on more), the best of them
-begin a search, and what it finds is compared with them on noises, and conditions where the model
-takes any, that neither has seen. The measure is the root mean square distance to where many steps
-of a good solver lead from the same noise.
+Fixed solvers and grids are raced (many on few noises, the better ones on more); times and slopes of
+the best are moved downhill (`descent`), and a search goes on from there. What is sought is a small
+mean of the samples' errors: the distances to where many steps of a good solver lead from the same
+noise. What is found is compared with the fixed ways, by root mean square, on noises, and conditions
+where the model takes any, that neither has seen.
 
 Paper: Liu et al. 2023 (arXiv:2312.07243).
 """
@@ -12,44 +13,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pathline.core.errors import PathlineError, UsageError
+from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
-from pathline.core.progress import track
 from pathline.core.receipt import versions
-from pathline.core.tensors import read_tensors, write_tensors
-from pathline.fields import Denoiser, Field
+from pathline.solvers.calibrate import calibrate
+from pathline.solvers.ems import EMSTable
 from pathline.solvers.exponential import DDIM, DPMpp
-from pathline.solvers.grids import Grid, LogSNR, Times, grids
-from pathline.solvers.plan import Plan
+from pathline.solvers.grids import LogSNR
 from pathline.solvers.saved import schedule_file
 from pathline.solvers.schedule import SolverSchedule
-from pathline.solvers.solve import start
-from pathline.solvers.solver import Solver, solvers
-from pathline.speed.metrics import Endpoint
-from pathline.speed.schedules import ScheduleSpace, zoo
+from pathline.speed.descent import Descent, descend
+from pathline.speed.fixed import How, fixed_solvers, race
+from pathline.speed.goal import Bench
+from pathline.speed.schedules import ScheduleSpace
 from pathline.speed.search import Search, Settings, evolve
 
-Conditions = Mapping[str, Sequence[Any]]
-How = Plan | SolverSchedule
-
-RACE = ((2, 4), (8, 3))
-"""Rounds of the race: on so many noises, and one of so many goes on."""
-FINALISTS = 10
-"""Fixed ways that the race leaves; those that are schedules begin the search."""
 RIVALS = 4
-"""The first of them, which are measured on fresh noise too."""
-TRAIN_SEED, TEST_SEED = 1_000_000, 3_000_000
-CHUNK = 16
-"""Samples that run together while references are made."""
+"""The first of the race, which are measured on fresh noise too."""
+DESCENTS = 2
+"""The best schedules of the race, which take a first step down; the better one goes on."""
+LEAST = 10
+"""Schedules that must be tried at each number of evaluations."""
+DOWN = 2, 3
+"""What part of the budget is spent on it, before a search that begins where it ends."""
 REPORT = "report.json"
+STATISTICS = 16, 80
+"""Samples, and intervals, that statistics shared by all elements are measured on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class TuneSettings:
     """What tuning spends.
 
     Args:
-        budget: true evaluations of schedules a number of evaluations, its finalists included.
+        budget: schedules that are tried at each number of evaluations, after the race.
         n_train: noises that the search sees.
         n_test: fresh noises that its result is measured on.
         reference: steps of DPM-Solver++ 3M that lead to where samples should be.
@@ -65,8 +62,8 @@ class TuneSettings:
         workers: schedules scored at once; with Ray, by as many workers.
     """
 
-    budget: int = 60
-    n_train: int = 16
+    budget: int = 100
+    n_train: int = 32
     n_test: int = 32
     reference: int = 64
     seed: int = 0
@@ -76,11 +73,8 @@ class TuneSettings:
         for name in ("n_train", "n_test", "reference", "workers"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, and is {getattr(self, name)}.")
-        if self.budget < FINALISTS:
-            raise UsageError(
-                f"a budget of {self.budget} does not pay for the {FINALISTS} finalists of the "
-                f"race; take {FINALISTS} or more."
-            )
+        if self.budget < LEAST:
+            raise UsageError(f"a budget of {self.budget} schedules is too small; take {LEAST}.")
 
 
 @dataclass(frozen=True)
@@ -91,12 +85,12 @@ class Tuned:
         nfe: evaluations.
         schedule: the best schedule; a fixed one where nothing better was found.
         found: its error on fresh noise.
-        seen: its error on the noise of the search.
+        seen: its mean error on the noise of the search.
         fixed: the best fixed solver and grid, by the fresh noise.
         fixed_error: its error there.
         default: that of the default, DPM-Solver++ 2M on the log-SNR grid.
         ddim: that of DDIM there.
-        evaluations: schedules that were scored.
+        evaluations: schedules that the search scored, after the descent.
     """
 
     nfe: int
@@ -129,92 +123,65 @@ class Tuned:
         return told | {"ratio": self.found / self.fixed_error}
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A model with its noises and where they should lead: those to search on, and fresh ones."""
-
-    train: Endpoint
-    test: Endpoint
-    about: Mapping[str, Any] = field(default_factory=dict)
-    model: Denoiser | None = None
-
-
-def bench_of(
-    model: Denoiser,
-    guide: Callable[[Field], Field] | None,
-    train: Conditions,
-    test: Conditions,
-    settings: TuneSettings,
-    keep: str | Path | None = None,
-) -> Bench:
-    """Return what a model is tuned on; the references are made once, and kept.
+def tries_within(
+    bench: Bench,
+    counts: Sequence[int],
+    minutes: float,
+    spent: float = 0.0,
+    work: str | Path | None = None,
+) -> int:
+    """Return how many schedules can be tried at each number of evaluations in so many minutes.
 
     Args:
-        model: what samples.
-        guide: as it will be guided; None for not at all.
-        train: conditions of the search in the user's words, taken in turn; empty for none.
-        test: others, for the fresh noises.
-        settings: how many noises, and how many steps lead to a reference.
-        keep: a file for the references; None makes them anew.
+        bench: what is tuned.
+        counts: numbers of evaluations.
+        minutes: in all.
+        spent: of them already.
+        work: where the number is kept, so that an interrupted call goes on with the same.
 
-    Cost: `settings.reference` evaluations for each noise.
+    Raises:
+        UsageError: not even the race between fixed solvers fits in.
     """
-    field = model if guide is None else guide(model)
-    benches = [
-        _endpoint(model, field, conditions, seed, n)
-        for conditions, seed, n in (
-            (train, TRAIN_SEED, settings.n_train),
-            (test, TEST_SEED, settings.n_test),
+    mark = _mark([bench.about, sorted(set(counts)), minutes, versions()])
+    file = None if work is None else Path(work) / f"{mark}-tries.json"
+    kept = _kept(file)
+    if isinstance(kept, int):
+        return kept
+    seconds, evaluations = bench.seconds(), sum(set(counts))
+    fixed = evaluations * (500 + 7 * len(bench.test.starts)) * seconds
+    one = evaluations * len(bench.train.starts) * 0.6 * seconds
+    tries = int((60 * (minutes - spent) - fixed) / one)
+    if tries < LEAST:
+        least = math.ceil(spent + (fixed + LEAST * one) / 60)
+        raise UsageError(
+            f"{minutes:g} minutes are too few: fixed solvers and {LEAST} schedules take {least} "
+            "here; give more, or ask for fewer numbers of evaluations."
         )
-    ]
-    describe = getattr(guide, "describe", None)
-    about = {
-        "model": model.name,
-        "weights": model.details.get("weights", {}).get("sha256"),
-        "guide": describe() if callable(describe) else None,
-        "conditions": [{k: list(map(str, v)) for k, v in told.items()} for told in (train, test)],
-        "noises": [settings.n_train, settings.n_test],
-        "reference": settings.reference,
-    }
-    refs = _references(benches, settings.reference, about, None if keep is None else Path(keep))
-    on, off = (replace(e, ends=x) for e, x in zip(benches, refs, strict=True))
-    return Bench(on, off, about, model)
+    _keep(file, tries)
+    return tries
 
 
-def _endpoint(model: Denoiser, field: Field, conditions: Conditions, seed: int, n: int) -> Endpoint:
-    if model.shape is None:
-        raise UsageError("the model does not know the shape of a sample; give Denoiser(shape=...).")
-    seeds = range(seed, seed + n)
-    told = {
-        name: [values[i % len(values)] for i in range(n)] for name, values in conditions.items()
-    }
-    x = start(
-        model.path, model.path.t_max, seeds, model.shape, torch.float32, model.device or "cpu"
-    )
-    return Endpoint(field, x, x, field.condition(told, n))
+def statistics(bench: Bench, file: str | Path, work: str | Path | None = None) -> EMSTable:
+    """Return the statistics for DPM-Solver-v3, measured on the model's own many-step samples.
 
+    Args:
+        bench: the model, and its samples.
+        file: where they are kept; those of the same weights are taken as they are.
+        work: a folder for what an interrupted call goes on from.
 
-def _references(
-    benches: Sequence[Endpoint], steps: int, about: Mapping[str, Any], keep: Path | None
-) -> list[Tensor]:
-    mark = hashlib.sha256(json.dumps([about, versions()], sort_keys=True).encode()).hexdigest()
-    if keep is not None and keep.is_file():
-        header, tensors = read_tensors(keep)
-        if header.get("mark") == mark:
-            return [tensors[str(i)].to(b.starts.device) for i, b in enumerate(benches)]
-    path = benches[0].field.path
-    assert path is not None  # a denoiser has one
-    plan = DPMpp(order=3).plan(path, LogSNR(steps))
-    parts = [(i, part) for i, bench in enumerate(benches) for part in bench.parts(CHUNK)]
-    found: list[list[Tensor]] = [[] for _ in benches]
-    for i, part in track(parts, "references"):
-        found[i].append(part.samples(plan))
-    ends = [torch.cat(each) for each in found]
-    if not all(bool(torch.isfinite(x).all()) for x in ends):
-        raise PathlineError("the model's many-step samples are not finite; nothing can be tuned.")
-    if keep is not None:
-        write_tensors(keep, {str(i): x for i, x in enumerate(ends)}, {"mark": mark})
-    return ends
+    Cost: 5 · 16 · 81 evaluations without guidance.
+    """
+    assert bench.model is not None
+    mark, at = str(bench.about.get("weights") or ""), Path(file)
+    if at.is_file() and mark and (known := EMSTable.load(at)).weights == mark:
+        return known
+    k, n = STATISTICS
+    x0 = bench.train.ends[:k].to(torch.float32)
+    told = {name: list(values[: len(x0)]) for name, values in bench.told.items()}
+    resume = None if work is None else Path(work) / f"ems-{mark[:16]}.safetensors"
+    table = calibrate(bench.model, x0, n, numbers="shared", resume=resume, **told)
+    table.save(at)
+    return table
 
 
 def tune(
@@ -240,8 +207,7 @@ def tune(
         UsageError: a number of evaluations that no schedule has; a place that cannot be written.
         MissingExtra: Ray is not installed.
 
-    Cost: for n evaluations about n (n_train · budget + 4 · fixed ways + 6 · n_test) calls of the
-    field; there are a hundred fixed ways.
+    Cost: for n evaluations about n (n_train · budget/2 + 500 + 7 · n_test) calls of the field.
     """
     if not counts or min(counts) < 2:
         raise UsageError(f"numbers of evaluations are 2 or more, and were {list(counts)}.")
@@ -272,8 +238,7 @@ class _Task:
     @property
     def mark(self) -> str:
         """What the result depends on."""
-        told = [self.bench.about, asdict(self.settings), self.nfe, versions()]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return _mark([self.bench.about, asdict(self.settings), self.nfe, versions()])
 
     def file(self, what: str) -> Path | None:
         """Return where a part of the work is kept."""
@@ -285,8 +250,8 @@ class _Task:
         if kept is not None:
             return Tuned(**kept | {"schedule": SolverSchedule.from_dict(kept["schedule"])})
         fixed = fixed_solvers(self.bench.train, self.nfe, self.bench.model)
-        race = _kept(self.file("race"))
-        finalists = _race(self.bench, fixed, self.nfe) if race is None else race
+        kept_race = _kept(self.file("race"))
+        finalists = race(self.bench.train, fixed, self.nfe) if kept_race is None else kept_race
         _keep(self.file("race"), finalists)
         found = _measured(self.bench, self._search(fixed, finalists), fixed, finalists, self.nfe)
         _keep(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
@@ -295,14 +260,37 @@ class _Task:
     def _search(self, fixed: Mapping[str, How], finalists: Sequence[str]) -> Search[SolverSchedule]:
         path = self.bench.train.field.path
         assert path is not None  # a denoiser has one
+        known = [way for n in finalists if isinstance(way := fixed[n], SolverSchedule)]
+        known = known or [SolverSchedule.of(DDIM(), path, LogSNR(self.nfe))]
+        down = self._down(known[:DESCENTS])
+        begin = list(dict.fromkeys([down.schedule, *known[:DESCENTS]]))
         space = ScheduleSpace(path, (0.0, self.bench.train.mean()))
-        begin = [way for n in finalists if isinstance(way := fixed[n], SolverSchedule)]
-        begin = begin or [SolverSchedule.of(DDIM(), path, LogSNR(self.nfe))]
         how = Settings(batch=self.settings.workers)
         search = Search(space, begin, (self.nfe,), self.settings.seed, how, about=self.bench.about)
         what = f"{self.nfe} evaluations: search"
-        budget, file = self.settings.budget, self.file("search")
-        return evolve(search, self.bench.train, budget, file=file, what=what, ray=self.ray)
+        budget = max(self.settings.budget - down.tries, len(begin))
+        bench = self.bench.train if self.ray else self.bench.train.remembering()
+        return evolve(
+            search, bench.typical, budget, file=self.file("search"), what=what, ray=self.ray
+        )
+
+    def _down(self, begin: Sequence[SolverSchedule]) -> Descent:
+        """Return where the better of several descents ends; `tries` are those of all."""
+        bench, budget = self.bench.train, self.settings.budget * DOWN[0] // DOWN[1]
+        files = [self.file(f"down-{i}") for i in range(len(begin))]
+        what = f"{self.nfe} evaluations: descent"
+        first = [
+            descend(bench, Descent(each), 1, file=file, what=what)
+            for each, file in zip(begin, files, strict=True)
+        ]
+        best = min(range(len(begin)), key=lambda i: first[i].score)
+        others = sum(each.tries for i, each in enumerate(first) if i != best)
+        down = descend(bench, first[best], budget - others, file=files[best], what=what)
+        return replace(down, tries=down.tries + others)
+
+
+def _mark(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _kept(file: Path | None) -> Any:
@@ -340,60 +328,3 @@ def _measured(
     kept = replace(schedule, about=told)
     scored = len(search.scored)
     return Tuned(nfe, kept, found, best.score, name, fresh[name], default, ddim, scored)
-
-
-def fixed_solvers(bench: Endpoint, nfe: int, model: Denoiser | None = None) -> dict[str, How]:
-    """Return every fixed way to spend so many evaluations: all solvers and the zoo, on all grids.
-
-    A way that is a list of exponential steps is a schedule, and can begin a search.
-    """
-    path = bench.field.path
-    assert path is not None
-    made = {entry.name: entry.make for entry in grids if entry.make is not Times}
-    ways: dict[str, How] = dict(zoo(path, nfe, made))
-    known = {way for way in ways.values() if isinstance(way, SolverSchedule)}
-    for entry in solvers:
-        solver = entry.build()
-        if solver.is_stochastic:
-            continue
-        for grid, make in made.items():
-            way = _way(solver, bench, make, nfe, model)
-            if way is None or (isinstance(way, SolverSchedule) and way in known):
-                continue
-            if isinstance(way, SolverSchedule):
-                known.add(way)
-            ways[f"{entry.name} on {grid}"] = way
-    return ways
-
-
-def _way(
-    solver: Solver, bench: Endpoint, make: Callable[..., Grid], nfe: int, model: Denoiser | None
-) -> How | None:
-    """Return a solver on a grid as a schedule or a plan; None where it does not fit."""
-    path = bench.field.path
-    n, rest = divmod(nfe, solver.nfe_per_step)
-    if rest or not n or path is None:
-        return None
-    try:
-        if model is not None:
-            solver = solver.tuned(model, tuple(bench.starts.shape[1:]))
-        plan = solver.plan(path, make(n))
-    except PathlineError:  # it cannot start where α = 0, or needs statistics that there are not
-        return None
-    try:
-        return SolverSchedule.of(solver, path, make(n))
-    except UsageError:
-        return plan if plan.nfe == nfe else None
-
-
-def _race(bench: Bench, fixed: Mapping[str, How], nfe: int) -> list[str]:
-    """Return the names of the best fixed ways, best first, by rounds on more and more noises."""
-    left = list(fixed)
-    for n, share in RACE:
-        few = bench.train.first(n)
-        what = f"{nfe} evaluations: {len(left)} fixed solvers, {len(few.starts)} noises"
-        errors = {name: few(fixed[name]) for name in track(left, what)}
-        left = sorted(left, key=lambda name: errors[name])
-        keep = max(FINALISTS, len(left) // share)
-        left = left[:keep]
-    return left[:FINALISTS]

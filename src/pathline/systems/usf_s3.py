@@ -25,10 +25,11 @@ from pathline.solvers.order import fitted_slope
 from pathline.solvers.phi import derivative_weights
 from pathline.solvers.reference import reference
 from pathline.speed import Endpoint, ScheduleSpace, Search, evolve, zoo
+from pathline.speed.goal import bench_of
 from pathline.speed.mutations import Correctors, Mutation
 from pathline.speed.predictor import Predictor, kendall
 from pathline.speed.schedules import mutants
-from pathline.speed.tune import TuneSettings, bench_of, tune
+from pathline.speed.tune import TuneSettings, tune
 from pathline.systems.system import Claim, Plot, System, register
 
 PATH = VPLinear()
@@ -201,7 +202,7 @@ def on_fashion(nfe: int) -> float:
     model = load_model("fashion")
     told = {"label": model.details["classes"]}
     settings = TuneSettings(budget=200, n_train=256, n_test=256)
-    (found,) = tune(bench_of(model, None, told, told, settings), [nfe], settings)
+    (found,) = tune(bench_of(model, None, told, told, (256, 256), 64), [nfe], settings)
     return (found.found / found.fixed_error) ** 2
 
 

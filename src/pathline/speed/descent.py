@@ -1,0 +1,226 @@
+"""Descent: the numbers of a schedule, its inner times and slopes, moved to where errors are least.
+
+What a population search finds by chance, least squares finds by slope: the errors of n samples
+are n·d numbers, and a schedule of few steps has a dozen that can be changed. The mean error
+Σ_i |r_i| falls by Levenberg and Marquardt's method with weights w_i = 1/|r_i|, derivatives being
+taken by differences,
+
+    (JᵀWJ + μ diag JᵀWJ) Δ = −JᵀWr,   r = x(θ) − x*,   θ = (λ_1 … λ_{n−1}, R_2 − 1 … R_n − 1)
+
+where R scales a step's first derivative (`StepChoice.scale`, R = 1 + κh). It needs no gradient of
+the network; and as a number moves only what comes after it, `Endpoint.remembering` saves half.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pathline.core.errors import PathlineError
+from pathline.core.files import write_atomically
+from pathline.core.progress import progress
+from pathline.solvers.exponential import scale_and_argument
+from pathline.solvers.phi import phi
+from pathline.solvers.schedule import SolverSchedule
+from pathline.solvers.solver import Level, Writer
+from pathline.solvers.unified import NEAREST, slope_factor
+from pathline.speed.metrics import Endpoint
+
+DIFFERENCE = 5e-3
+"""Of a λ or of R: float32 networks round at 1e-6, and curvature is felt from 0.1 on."""
+
+MOST = 0.6
+"""A number moves no farther at once."""
+
+FIRST, LEAST = 1e-2, 1e-4
+"""μ at the beginning, and its least."""
+
+FACTOR, TRIES = 5.0, 4
+"""μ grows so where a move does not help, and so often."""
+
+GAIN = 0.005
+"""The descent ends when it gains no larger share of the error."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where a descent stands.
+
+    Args:
+        schedule: the best so far.
+        score: the mean error of its samples; +∞ before it was measured.
+        mu: the damping.
+        tries: schedules that were run.
+        is_done: nothing more is gained.
+    """
+
+    schedule: SolverSchedule
+    score: float = float("inf")
+    mu: float = FIRST
+    tries: int = 0
+    is_done: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return vars(self) | {"schedule": self.schedule.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Descent:
+        """Read what `to_dict` wrote."""
+        return cls(SolverSchedule.from_dict(content.pop("schedule")), **content)
+
+
+def descend(
+    bench: Endpoint,
+    begin: Descent,
+    tries: int,
+    *,
+    file: str | Path | None = None,
+    what: str = "descending",
+) -> Descent:
+    """Move times and slopes of a schedule to where its error is least.
+
+    Args:
+        bench: what measures; its noise must not change.
+        begin: where to begin, `Descent(schedule)`; its choices stay.
+        tries: schedules that may be run in all; a round, once begun, is ended.
+        file: what an interrupted descent goes on from; None keeps nothing.
+        what: is going on, for the progress bar.
+
+    Cost: a round runs as many schedules as there are numbers (2n − 1 at most), and one to four.
+    """
+    at = max(begin, _kept(file) or begin, key=lambda each: each.tries)
+    bench = bench.remembering()
+    with progress() as bar:
+        task = bar.add_task(what, total=tries, completed=at.tries)
+        while not at.is_done and at.tries < tries:
+            at = _round(bench, at)
+            bar.update(task, completed=min(at.tries, tries))
+            if file is not None:
+                write_atomically(file, json.dumps(at.to_dict()))
+    return at
+
+
+def _kept(file: str | Path | None) -> Descent | None:
+    try:
+        return None if file is None else Descent.from_dict(json.loads(Path(file).read_text()))
+    except (OSError, ValueError, TypeError, KeyError, PathlineError):
+        return None
+
+
+def _round(bench: Endpoint, at: Descent) -> Descent:
+    """Return where one move leads."""
+    numbers = Numbers.of(at.schedule)
+    here = bench.residuals(at.schedule)
+    score, n = _size(here, len(bench.starts)), len(bench.starts)
+    weight = 1 / np.maximum(_each(here, n), 1e-300)
+    weight = np.repeat(weight / weight.sum(), len(here) // n)
+    slopes = np.stack([_slope(bench, numbers, i, here) for i in range(numbers.n)], 1)
+    hessian, gradient = slopes.T @ (slopes * weight[:, None]), slopes.T @ (here * weight)
+    tries, mu = at.tries + 1 + numbers.n, at.mu
+    for _ in range(TRIES):
+        damping = mu * (np.diag(hessian) + 1e-9 * np.trace(hessian) + 1e-300)
+        move = -np.linalg.solve(hessian + np.diag(damping), gradient)
+        move = move * min(1.0, MOST / max(float(np.abs(move).max()), 1e-300))
+        moved = numbers.moved(move)
+        if moved is not None:
+            tries, found = tries + 1, _size(bench.residuals(moved), n)
+            if found < score:
+                is_done = found > score * (1 - GAIN)
+                return Descent(moved, found, max(mu / FACTOR, LEAST), tries, is_done)
+        mu *= FACTOR
+    return Descent(at.schedule, score, mu, tries, is_done=True)
+
+
+def _each(residuals: np.ndarray, n: int) -> np.ndarray:
+    """Return the root mean square of each sample."""
+    return np.sqrt(np.square(residuals.reshape(n, -1)).mean(1))
+
+
+def _size(residuals: np.ndarray, n: int) -> float:
+    """Return the mean of the samples' errors; +∞ where it is no number."""
+    size = float(_each(residuals, n).mean())
+    return size if np.isfinite(size) else float("inf")
+
+
+def _slope(bench: Endpoint, numbers: Numbers, i: int, here: np.ndarray) -> np.ndarray:
+    """Return ∂r/∂θ_i by a difference, towards either side; zero where neither can be."""
+    for side in (DIFFERENCE, -DIFFERENCE):
+        move = np.zeros(numbers.n)
+        move[i] = side
+        moved = numbers.moved(move)
+        if moved is not None:
+            slope = (bench.residuals(moved) - here) / side
+            return np.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.zeros_like(here)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a schedule that may move: the λ of its inner times, and R − 1 of its slopes.
+
+    Args:
+        schedule: whose.
+        levels: λ at all its times.
+        ratios: R − 1 by step, for those steps that have a slope.
+    """
+
+    schedule: SolverSchedule
+    levels: Sequence[float]
+    ratios: dict[int, float]
+
+    @classmethod
+    def of(cls, schedule: SolverSchedule) -> Numbers:
+        """Return the numbers as they are."""
+        levels = Writer(schedule.path, schedule.times, denoises=False).levels
+        pairs = zip(schedule.choices, levels, levels[1:], strict=False)
+        ratios = {
+            i: _ratio(choice, levels[max(i + 1 + choice.start, 0)], t) - 1
+            for i, (choice, _, t) in enumerate(pairs)
+            if choice.order > 1
+        }
+        return cls(schedule, [level.log_snr for level in levels], ratios)
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(self.levels) - 2 + len(self.ratios)
+
+    def moved(self, by: np.ndarray) -> SolverSchedule | None:
+        """Return the schedule with its numbers moved; None if its times were no longer in order."""
+        inner = len(self.levels) - 2
+        levels = np.array(self.levels)
+        levels[1:-1] += by[:inner]
+        if (np.diff(levels) < 2 * NEAREST).any():
+            return None
+        path, old = self.schedule.path, self.schedule.times
+        at = path.time_of_log_snr(torch.from_numpy(levels[1:-1])).tolist()
+        times = (
+            old[0],
+            *(t if m else o for t, m, o in zip(at, by, old[1:], strict=False)),
+            old[-1],
+        )
+        choices = list(self.schedule.choices)
+        for (i, ratio), move in zip(self.ratios.items(), by[inner:], strict=True):
+            h = levels[i + 1] - levels[max(i + 1 + choices[i].start, 0)]
+            choices[i] = replace(choices[i], scale=float((ratio + move) / h))
+        try:
+            return replace(self.schedule, times=times, choices=tuple(choices))
+        except PathlineError:  # two times became one
+            return None
+
+
+def _ratio(choice: Any, s: Level, t: Level) -> float:
+    """Return R of a step: what its first derivative is scaled by."""
+    factor = slope_factor(choice, s, t)
+    if factor is None:
+        return 1.0
+    h = t.log_snr - s.log_snr
+    c, z = scale_and_argument(choice.prediction, s, t)
+    return factor / (c * h * phi(2, z))
