@@ -343,6 +343,26 @@ def test_dpm_solver_v3_holds_what_costs_little():
     assert [m for m in systems.run("dpm-solver-v3", only=quick).claims if not m.passed] == []
 
 
+def test_usf_s3_holds_what_costs_little():
+    quick = ["recipes", "descent-4", "descent-5", "descent-6", "descent-8", "estimator",
+             "estimator-order"]  # fmt: skip
+    assert [m for m in systems.run("usf-s3", only=quick).claims if not m.passed] == []
+
+
+@pytest.mark.slow
+def test_usf_s3_holds_what_its_specification_asks():
+    """Thresholds of the specification, claims 1 to 6; the descents are our own."""
+    asked = {
+        "recipes": 1e-12, "found-4": 0.5, "found-5": 0.5, "found-6": 0.5, "found-8": 0.5,
+        "found-early": 0.6, "overfit": 1.5, "ablation-choices": 1.0, "ablation-times": 1.0,
+        "estimator": 1e-12, "estimator-order": 0.2, "evaluations": 0.0, "predictor": 0.45,
+    }  # fmt: skip
+    report = systems.run("usf-s3")
+    held = {m.claim.id: m.claim.threshold for m in report.claims}
+    assert {k: v for k, v in held.items() if not k.startswith("descent")} == asked
+    assert [m for m in report.claims if not m.passed] == [] and report.passed
+
+
 @pytest.mark.slow
 def test_dpm_solver_v3_holds_what_its_specification_asks_and_measures():
     """Thresholds and numbers of the specification, claims 1 to 6; "corrected" is our own.

@@ -14,6 +14,7 @@ the network; and as a number moves only what comes after it, `Endpoint.rememberi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ FIRST, LEAST = 1e-2, 1e-4
 
 FACTOR, TRIES = 5.0, 4
 """μ grows so where a move does not help, and so often."""
+
+SIZES = 1.0, 2.0, 4.0
+"""A move that helps is tried in these sizes, until a larger one helps no more."""
 
 GAIN = 0.005
 """The descent ends when it gains no larger share of the error."""
@@ -93,7 +97,7 @@ def descend(
         file: what an interrupted descent goes on from; None keeps nothing.
         what: is going on, for the progress bar.
 
-    Cost: a round runs as many schedules as there are numbers (2n − 1 at most), and one to four.
+    Cost: a round runs as many schedules as there are numbers (2n − 2 at most), and two to twelve.
     """
     at = max(begin, _kept(file) or begin, key=lambda each: each.tries)
     bench = bench.remembering()
@@ -128,12 +132,17 @@ def _round(bench: Endpoint, at: Descent) -> Descent:
         damping = mu * (np.diag(hessian) + 1e-9 * np.trace(hessian) + 1e-300)
         move = -np.linalg.solve(hessian + np.diag(damping), gradient)
         move = move * min(1.0, MOST / max(float(np.abs(move).max()), 1e-300))
-        moved = numbers.moved(move)
-        if moved is not None:
-            tries, found = tries + 1, _size(bench.residuals(moved), n)
-            if found < score:
-                is_done = found > score * (1 - GAIN)
-                return Descent(moved, found, max(mu / FACTOR, LEAST), tries, is_done)
+        best = (score, at.schedule)
+        for size in SIZES:  # weights that follow the errors make the first move a cautious one
+            moved = numbers.moved(size * move)
+            tries += 1
+            found = math.inf if moved is None else _size(bench.residuals(moved), n)
+            if moved is None or found >= best[0]:
+                break
+            best = found, moved
+        if best[0] < score:
+            is_done = best[0] > score * (1 - GAIN)
+            return Descent(best[1], best[0], max(mu / FACTOR, LEAST), tries, is_done)
         mu *= FACTOR
     return Descent(at.schedule, score, mu, tries, is_done=True)
 

@@ -1,0 +1,479 @@
+"""The search: its mechanics on a toy space, mutations, metrics, descent, and tuning a model."""
+
+import itertools
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+from tiny_model import tiny_model
+from typer.testing import CliRunner
+
+import pathline as pl
+from pathline.cli.main import app
+from pathline.core import noise
+from pathline.fields.problems import m4
+from pathline.solvers import SolverSchedule, StepChoice, UniPC, grids
+from pathline.solvers.reference import reference
+from pathline.solvers.saved import schedule_file
+from pathline.speed import (
+    Endpoint,
+    ScheduleSpace,
+    Search,
+    Settings,
+    evolve,
+    frechet,
+    sliced_wasserstein,
+    zoo,
+)
+from pathline.speed.descent import Descent, Numbers, descend
+from pathline.speed.goal import Bench
+from pathline.speed.mutations import Draft
+from pathline.speed.predictor import Predictor, kendall
+from pathline.speed.ray_tune import _Queue
+from pathline.speed.schedules import mutants
+from pathline.speed.tune import REPORT, TuneSettings, tries_within, tune
+
+VP = pl.VPLinear()
+LAW = m4(VP)
+
+
+@pytest.fixture(scope="module")
+def goals():
+    """16 starts to search on and 32 fresh ones, with where they lead."""
+    x = noise.normal(range(48), (3,), dtype=torch.float64)
+    end = reference(LAW, x, tolerance=1e-9)
+    return Endpoint(LAW, x[:16], end[:16]), Endpoint(LAW, x[16:], end[16:])
+
+
+# --- the engine, on a space that knows nothing of solvers --------------------------------------
+
+
+@dataclass(frozen=True)
+class Points:
+    """Pairs of whole numbers; all cost the same."""
+
+    def mutated(self, parent, draw, cost):
+        return tuple(int(v + draw.integers(-3, 4)) for v in parent)
+
+    def crossed(self, one, other, draw):
+        return (one[0], other[1])
+
+    def cost(self, candidate):
+        return 1
+
+    def dump(self, candidate):
+        return list(candidate)
+
+    def load(self, content):
+        return tuple(content)
+
+
+def bowl(point):
+    return float((point[0] - 7) ** 2 + (point[1] + 4) ** 2)
+
+
+def begun(seed=0, **rest):
+    return Search(Points(), [(30, 30), (-20, 5)], (1,), seed, **rest)
+
+
+def told(search):
+    return [(each.candidate, each.score) for each in search.scored]
+
+
+def test_it_finds_the_bottom_of_a_bowl():
+    assert evolve(begun(), bowl, 400).best(1)[0].candidate == (7, -4)
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3, 57, 119])
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, killed):
+    """To the same candidates in the same order, and nothing is scored twice."""
+    whole, calls = evolve(begun(), bowl, 120), []
+
+    def mortal(point):
+        calls.append(point)
+        if len(calls) == killed:
+            raise KeyboardInterrupt
+        return bowl(point)
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(begun(), mortal, 120, file=tmp_path / "s.json")
+    again = evolve(begun(), mortal, 120, file=tmp_path / "s.json")
+    assert told(again) == told(whole)
+    assert len(calls) == 121  # the one that was cut short, and each of the others once
+
+
+def test_a_score_that_is_no_number_counts_and_is_the_worst():
+    search = evolve(begun(), lambda p: math.nan if p[0] < 0 else bowl(p), 60)
+    assert len(search.scored) == 60
+    assert next(s.score for s in search.scored if s.candidate == (-20, 5)) == math.inf
+    assert math.isfinite(search.best(1)[0].score)
+
+
+def test_what_cannot_be_searched_is_refused(tmp_path):
+    with pytest.raises(pl.UsageError, match="does not pay for the 2 candidates"):
+        evolve(begun(), bowl, 1)
+    with pytest.raises(pl.UsageError, match=r"no candidate of cost \[2\]"):
+        Search(Points(), [(1, 1)], (1, 2))
+    evolve(begun(), bowl, 5, file=tmp_path / "s.json")
+    with pytest.raises(pl.UsageError, match="of another search"):
+        evolve(begun(seed=1), bowl, 5, file=tmp_path / "s.json")
+    (tmp_path / "s.json").write_text("{")
+    with pytest.raises(pl.UsageError, match="cannot read a search"):
+        evolve(begun(), bowl, 5, file=tmp_path / "s.json")
+    with pytest.raises(pl.UsageError, match="crossover must lie"):
+        Settings(crossover=2)
+
+
+@pytest.mark.parametrize("order", ["in turn", "backwards"])
+def test_workers_that_answer_in_any_order_find_the_same(order):
+    """A queue of batches of 4, as Ray's workers see it, against one process with that batch."""
+    settings = Settings(batch=4)
+    alone = evolve(begun(settings=settings), bowl, 42)
+    search = begun(settings=settings)
+    queue = _Queue(search, 42, search.tell)
+    while not queue.is_done:
+        running = {}
+        while not queue.is_done and not queue.must_wait and len(running) < 4:
+            name = f"trial {queue.next}"
+            running[name] = queue.ask(name)
+        for name in sorted(running, reverse=order == "backwards"):
+            queue.answer(name, bowl(running[name]))
+    assert told(search) == told(alone)
+
+
+@pytest.mark.slow
+def test_ray_finds_what_one_process_finds(goals):
+    """Schedules on M4, in batches of two: what workers are sent comes from the library alone."""
+    pytest.importorskip("ray")
+
+    def search(**how):
+        begin = [zoo(VP, 4)["eps order 3 on quadratic"]]
+        empty = Search(ScheduleSpace(VP), begin, (4,), settings=Settings(batch=2))
+        return told(evolve(empty, goals[0].typical, 5, **how))
+
+    assert search(ray=True) == search()
+
+
+def test_without_ray_it_says_how_to_get_it():
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        with pytest.raises(pl.MissingExtra, match=r"pathline\[ray\]"):
+            evolve(begun(), bowl, 5, ray=True)
+
+
+# --- schedules ---------------------------------------------------------------------------------
+
+
+def test_mutants_are_schedules_of_their_cost_and_run():
+    space, x = ScheduleSpace(VP, (0.0, 0.1)), noise.normal(range(2), (3,), dtype=torch.float64)
+    some = mutants(space, 30, range(3, 9))
+    assert len(set(some)) == 30
+    for made in some:
+        assert made.nfe in range(3, 9)
+        assert made.times[0] == VP.t_max and made.times[-1] == pytest.approx(VP.t_min)
+        assert SolverSchedule.from_dict(json.loads(json.dumps(space.dump(made)))) == made
+        assert pl.solve(LAW, x, solver=made).stats.nfe == made.nfe
+
+
+@pytest.mark.parametrize("path", [pl.CondOT(), pl.EDM()], ids=["flow", "edm"])
+def test_other_paths_have_mutants_too(path):
+    law, x = m4(path), noise.normal(range(2), (3,), dtype=torch.float64) * path.sigma(1.0)
+    for made in mutants(ScheduleSpace(path), 12, (4, 5)):
+        assert torch.isfinite(pl.solve(law, x, solver=made).x).all()
+
+
+def test_a_child_of_two_takes_every_trait_from_one_of_them():
+    one = SolverSchedule.of(pl.DPMpp(order=3), VP, grids.log_snr(5))
+    other = SolverSchedule.of(UniPC(2, "eps"), VP, grids.karras(5))
+    space = ScheduleSpace(VP)
+    for seed in range(20):
+        child = space.crossed(one, other, np.random.Generator(np.random.Philox(key=seed)))
+        assert child.times in (one.times, other.times)
+        for choice, a, b in zip(child.choices, one.choices, other.choices, strict=True):
+            assert (choice.order, choice.points) in [(p.order, p.points) for p in (a, b)]
+            assert choice.prediction in (a.prediction, b.prediction)
+
+
+def test_drafts_are_repaired():
+    """Times in any order and twice, orders without points, a corrector on the last step."""
+    wild = StepChoice(order=4, corrector="pseudo")
+    draft = Draft([1.0, 0.2, 0.5, 0.5, 0.001], [wild] * 4, None)
+    made = ScheduleSpace(VP).repaired(draft)
+    assert made.times == (1.0, 0.5, 0.2, 0.001)
+    assert [c.order for c in made.choices] == [1, 2, 3]
+    assert [c.corrector for c in made.choices] == ["pseudo", "pseudo", "none"]
+
+
+def test_a_predictor_learns_which_is_better_where_it_is_plain():
+    """Schedules whose score is the mean of their orders, ranked when never seen."""
+    pool = mutants(ScheduleSpace(VP), 100, (6,))
+    scores = [1.0 + float(np.mean([c.order for c in s.choices])) for s in pool]
+    learned = Predictor(epochs=40).fitted(pool[:70], scores[:70])
+    assert kendall(learned(pool[70:]), scores[70:]) > 0.6
+    assert learned(pool[:3]) == pytest.approx(learned(pool[:30])[:3], abs=1e-5)  # padding is unseen
+
+
+def test_kendalls_tau_is_scipys():
+    a, b = np.random.default_rng(3).normal(size=(2, 40))
+    assert kendall(a, b) == pytest.approx(kendalltau(a, b).statistic)
+
+
+def test_a_predictor_needs_something_to_learn_from():
+    with pytest.raises(pl.UsageError, match="two scored schedules or more"):
+        Predictor().fitted([], [])
+    with pytest.raises(pl.UsageError, match="has not learned"):
+        Predictor()([])
+
+
+# --- metrics -----------------------------------------------------------------------------------
+
+
+def test_the_endpoint_is_the_distance_that_solve_measures(goals):
+    bench, made = goals[0], SolverSchedule.of(pl.DPMpp(), VP, grids.log_snr(5))
+    apart = pl.solve(LAW, bench.starts, solver=made).x - bench.ends
+    assert bench(made) == pytest.approx(float(apart.square().mean().sqrt()))
+    assert bench.typical(made) == pytest.approx(float(apart.square().mean(1).sqrt().mean()))
+    assert bench.residuals(made) == pytest.approx(apart.flatten().numpy())
+    parts = torch.cat([part.errors(made) for part in bench.parts(5)])
+    torch.testing.assert_close(parts, bench.errors(made))
+    assert bench.mean() == pytest.approx(bench.ends.mean(0).tolist())
+
+
+def test_memory_changes_no_bit_and_saves_what_begins_alike(goals):
+    calls = []
+
+    @dataclass(frozen=True)
+    class Counted(type(LAW)):
+        def evaluate(self, x, t, cond):
+            calls.append(float(t.flatten()[0]))
+            return super().evaluate(x, t, cond)
+
+    counted = Counted(*(getattr(LAW, name) for name in LAW.__dataclass_fields__))
+    bench = replace(goals[0], field=counted)
+    made = SolverSchedule.of(pl.DPMpp(order=3), VP, grids.log_snr(6))
+    times = list(made.times)
+    times[4] *= 1.01
+    late = replace(made, times=tuple(times))
+    memory = bench.remembering()
+    for each in (made, late, made):
+        assert torch.equal(memory.samples(each), bench.samples(each))
+    assert len(calls) == 3 * 6 + 6 + 2  # the late one differs in its last two evaluations
+
+
+def test_distances_between_sets():
+    """A shift s: Fréchet's is |s|², the sliced one the mean of (θ·s)²; order plays no role."""
+    x = noise.normal(range(400), (3,), dtype=torch.float64)
+    shift = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
+    assert frechet(x, x + shift) == pytest.approx(float(shift.square().sum()), abs=1e-9)
+    many = sliced_wasserstein(x, x + shift, directions=4000)
+    assert many**2 == pytest.approx(float(shift.square().sum()) / 3, rel=0.05)
+    assert sliced_wasserstein(x, x.flip(0)) == 0
+    scaled = 2 * x
+    exact = sum((np.sqrt(np.linalg.eigvalsh(np.cov(x.T.numpy())))) ** 2) + float(
+        (scaled.mean(0) - x.mean(0)).square().sum()
+    )
+    assert frechet(x, scaled) == pytest.approx(exact, abs=1e-9)
+    for wrong in (x[:1], x[:, :2]):
+        with pytest.raises(pl.UsageError):
+            frechet(x, wrong)
+    with pytest.raises(pl.UsageError, match="cannot be compared"):
+        sliced_wasserstein(x, x[:, :2])
+
+
+# --- descent -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.07, "bh1", "bh2", "exp+"])
+@pytest.mark.parametrize("view", ["x0", "eps"])
+def test_numbers_that_do_not_move_change_nothing(view, scale):
+    """A named slope becomes the number that it stands for; bars to 1e-12."""
+    choices = [StepChoice(view, min(i, 3), scale=scale if i == 2 else 0.0) for i in range(1, 6)]
+    made = SolverSchedule(VP, grids.karras(5).times(VP), tuple(choices))
+    numbers = Numbers.of(made)
+    same = numbers.moved(np.zeros(numbers.n))
+    assert numbers.n == 4 + 4 and same.times == made.times
+    x = noise.normal(range(4), (3,), dtype=torch.float64)
+    ends = [pl.solve(LAW, x, solver=each).x for each in (made, same)]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
+
+
+def test_times_stay_in_order():
+    made = SolverSchedule.of(pl.DPMpp(), VP, grids.log_snr(4))
+    numbers = Numbers.of(made)
+    gap = numbers.levels[1] - numbers.levels[0]
+    move = np.zeros(numbers.n)
+    for step, stays in ((-0.9 * gap, True), (-1.1 * gap, False), (1.1 * gap, False)):
+        move[0] = step
+        assert (numbers.moved(move) is not None) == stays
+
+
+def test_a_descent_finds_the_schedule_that_made_the_goal(goals):
+    """Ends that a hidden schedule reaches: its times and slopes are found again, to 1e-7."""
+    usual = zoo(VP, 5)["eps order 2 taylor on quadratic"]
+    numbers = Numbers.of(usual)
+    hidden = numbers.moved(np.array([0.1, -0.2, 0.15, -0.1, 0.2, -0.1, 0.1, 0.3]))
+    bench = replace(goals[0], ends=goals[0].samples(hidden))
+    found = descend(bench, Descent(usual), 400)
+    assert found.score == bench.typical(found.schedule) < 1e-8
+    assert found.schedule.times == pytest.approx(hidden.times, abs=1e-7)
+    slopes = [[c.scale for c in each.choices] for each in (found.schedule, hidden)]
+    assert slopes[0] == pytest.approx(slopes[1], abs=1e-7)
+
+
+def test_a_descent_only_goes_down(goals):
+    at = Descent(zoo(VP, 6)["eps order 3 on quadratic"])
+    begin, scores = goals[1](at.schedule), [goals[0].typical(at.schedule)]
+    while not at.is_done:
+        at = descend(goals[0], at, at.tries + 1)
+        scores.append(goals[0].typical(at.schedule))
+    assert all(b <= a for a, b in itertools.pairwise(scores)) and at.score == scores[-1]
+    assert goals[1](at.schedule) < 0.25 * begin
+
+
+def test_a_killed_descent_goes_on_as_if_nothing_had_happened(goals, tmp_path, monkeypatch):
+    begin = Descent(zoo(VP, 4)["eps order 3 on quadratic"])
+    whole, file = descend(goals[0], begin, 40), tmp_path / "down.json"
+    dying(monkeypatch, 27)
+    with pytest.raises(KeyboardInterrupt):
+        descend(goals[0], begin, 40, file=file)
+    assert 0 < Descent.from_dict(json.loads(file.read_text())).tries < 27
+    monkeypatch.undo()
+    assert descend(goals[0], begin, 40, file=file) == whole
+
+
+def dying(monkeypatch, after):
+    """Let `Endpoint.samples` be interrupted at its n-th call; return the count of calls."""
+    calls, samples = [], Endpoint.samples
+
+    def mortal(self, how):
+        calls.append(how)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return samples(self, how)
+
+    monkeypatch.setattr(Endpoint, "samples", mortal)
+    return calls
+
+
+# --- tuning ------------------------------------------------------------------------------------
+
+
+def test_what_is_found_is_better_on_fresh_noise_and_says_so(goals, tmp_path):
+    settings = TuneSettings(budget=250, n_train=16, n_test=32)
+    (four, five) = tune(Bench(*goals), (5, 4), settings, out=tmp_path)
+    assert (four.nfe, five.nfe) == (4, 5)
+    for found in (four, five):
+        saved = SolverSchedule.load(schedule_file(tmp_path, found.nfe))
+        assert saved == found.schedule and saved.nfe == found.nfe
+        assert goals[1](saved) == pytest.approx(found.found) == saved.about["error"]
+        assert goals[1](pl.DDIM().plan(VP, grids.log_snr(found.nfe))) == pytest.approx(found.ddim)
+        assert found.found < 0.7 * found.fixed_error < found.ddim
+    report = json.loads((tmp_path / "schedules" / REPORT).read_text())
+    assert [each["found"] for each in report["tuned"]] == [four.found, five.found]
+
+
+@pytest.mark.parametrize("left", [187, 45, 12, 3])
+def test_a_killed_tune_goes_on(goals, tmp_path, monkeypatch, left):
+    """In the race, the descent, the search, or the measurement: to the same schedule."""
+    settings, bench = TuneSettings(budget=40, n_train=16, n_test=32), Bench(*goals)
+    calls = dying(monkeypatch, 10**9)
+    (whole,) = tune(bench, [4], settings, work=tmp_path / "other")
+    total = len(calls)
+    calls.clear()
+    monkeypatch.undo()
+    dying(monkeypatch, total - left)
+    with pytest.raises(KeyboardInterrupt):
+        tune(bench, [4], settings, work=tmp_path / "work")
+    monkeypatch.undo()
+    calls = dying(monkeypatch, 10**9)
+    (again,) = tune(bench, [4], settings, work=tmp_path / "work")
+    assert again == whole
+    assert len(calls) <= total
+    calls.clear()
+    assert tune(bench, [4], settings, work=tmp_path / "work") == [whole]
+    assert not calls  # what is done is read
+
+
+def test_minutes_become_schedules_once(goals, tmp_path):
+    bench = Bench(*goals, about={"n": 1})
+    tries = tries_within(bench, (4, 5), 1000.0, work=tmp_path)
+    assert tries >= 10
+    assert tries_within(bench, (4, 5), 1000.0, spent=900.0, work=tmp_path) == tries
+    with pytest.raises(pl.UsageError, match="minutes are too few: fixed solvers and 10 schedules"):
+        tries_within(bench, (4, 5), 1e-9)
+
+
+def test_tunings_that_cannot_be_are_refused(goals):
+    with pytest.raises(pl.UsageError, match="numbers of evaluations are 2 or more"):
+        tune(Bench(*goals), (1, 4), TuneSettings())
+    with pytest.raises(pl.UsageError, match="a budget of 3 schedules is too small"):
+        TuneSettings(budget=3)
+    with pytest.raises(pl.UsageError, match="n_train must be at least 1"):
+        TuneSettings(n_train=0)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    tiny_model(tmp_path / "plain", conditional=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATHLINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+FEW = ("tune", "plain", "--budget", 10, "-n", 2, "--reference", 6)
+
+
+def test_a_model_is_tuned_and_sampled_with_what_was_found(here):
+    outcome = run(*FEW, "--nfe", "2,3", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    told = json.loads(outcome.stdout)
+    assert [each["nfe"] for each in told] == [2, 3]
+    names = {f.name for f in (here / "plain").iterdir()} | {
+        f.name for f in (here / "plain" / "schedules").iterdir()
+    }
+    assert {"ems.safetensors", "nfe-02.json", "nfe-03.json", "report.json"} <= names
+    for words in (("s3", 2), ("s3", 3), ("dpm_v3", 3)):
+        sampled = run("sample", "plain", "--solver", words[0], "--steps", words[1], "-n", 1)
+        assert sampled.exit_code == 0, sampled.output
+    again = run(*FEW, "--nfe", "2,3")
+    assert again.exit_code == 0 and "pathline sample plain --solver s3 --steps 2" in again.stdout
+
+
+def test_it_writes_where_it_is_told(here):
+    outcome = run(*FEW, "--nfe", "2", "-o", here / "found", "--no-statistics")
+    assert outcome.exit_code == 0, outcome.output
+    assert sorted(f.name for f in (here / "found").rglob("*")) == [
+        "nfe-02.json", "report.json", "schedules",
+    ]  # fmt: skip
+    assert not (here / "plain" / "schedules").exists()
+
+
+@pytest.mark.parametrize(
+    "words,says",
+    [
+        (("--budget", "much"), "write schedules, 100, or minutes, 12m"),
+        (("--budget", "5"), "a budget of 5 schedules is too small"),
+        (("--nfe", "1"), "numbers of evaluations are 2 or more"),
+        (("--nfe", "four"), "cannot be read"),
+        (("--prompts", "none.txt"), "takes no condition"),
+        (("--budget", "0.0001m", "--nfe", "2"), "minutes are too few"),
+        (("-n", "0"), "n_train must be at least 1"),
+    ],
+)
+def test_wrong_words_are_refused(here, words, says):
+    outcome = run("tune", "plain", "-n", 2, "--reference", 4, *words)
+    assert outcome.exit_code == 2, outcome.output
+    assert says in outcome.output.replace("\n", " ")
+    assert not (here / "plain" / "schedules").exists()
