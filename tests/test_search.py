@@ -319,7 +319,7 @@ def test_a_descent_finds_the_schedule_that_made_the_goal(goals):
     hidden = numbers.moved(np.array([0.1, -0.2, 0.15, -0.1, 0.2, -0.1, 0.1, 0.3]))
     bench = replace(goals[0], ends=goals[0].samples(hidden))
     found = descend(bench, Descent(usual), 400)
-    assert found.score == bench.typical(found.schedule) < 1e-8
+    assert bench.typical(found.schedule) == pytest.approx(found.score) and found.score < 1e-8
     assert found.schedule.times == pytest.approx(hidden.times, abs=1e-7)
     slopes = [[c.scale for c in each.choices] for each in (found.schedule, hidden)]
     assert slopes[0] == pytest.approx(slopes[1], abs=1e-7)
