@@ -23,7 +23,7 @@ from pathline.solvers import (
 from pathline.solvers.execute import run
 from pathline.solvers.exponential import expansion_weights
 from pathline.solvers.order import fitted_slope
-from pathline.solvers.phi import derivative_weights
+from pathline.solvers.phi import derivative_weights, phi
 from pathline.solvers.saved import saved_schedule, schedule_file
 from pathline.solvers.solver import Writer
 
@@ -158,6 +158,9 @@ def test_each_derivative_may_have_points_of_its_own():
         StepChoice("eps", order=2, scale="exp+"),
         StepChoice("eps", order=2, corrector="pseudo"),
         StepChoice(order=2, corrector="implicit"),
+        StepChoice(order=3, nudges=(0.1, 0.05)),
+        StepChoice("eps", order=2, nudges=(0.4,), corrector="pseudo"),
+        StepChoice(order=2, corrector="pseudo", corrector_nudges=(0.05,)),
         StepChoice(order=4),
     ],
     ids=repr,
@@ -167,6 +170,38 @@ def test_choices_converge_at_the_order_they_claim(choice):
     measured = Unified((choice,)).plan(VP, grids.log_snr(10)).order()
     most = 0.5 if max(choice.counts) > choice.order - 1 else 0.2
     assert choice.convergence - 0.2 < measured < choice.convergence + most
+
+
+@pytest.mark.parametrize("view", ["x0", "eps"])
+def test_a_nudge_by_the_slope_is_order_two(view):
+    """h φ_2(z)/φ_1(z) D^(1), moved by hand from the start's evaluation to the one before."""
+    times = grids.karras(4).times(VP)
+    levels = Writer(VP, times, False).levels
+    choices = [StepChoice(view, 1)]
+    for before, s, t in zip(levels, levels[1:], levels[2:], strict=False):
+        h, back = t.log_snr - s.log_snr, before.log_snr - s.log_snr
+        z = h if view == "eps" else -h
+        choices.append(StepChoice(view, 1, nudges=(h / back * phi(2, z) / phi(1, z),)))
+    nudged = SolverSchedule(VP, times, tuple(choices))
+    usual = SolverSchedule(VP, times, tuple(StepChoice(view, min(i, 2)) for i in (1, 2, 2, 2)))
+    assert SolverSchedule.from_dict(json.loads(json.dumps(nudged.to_dict()))) == nudged
+    ends = [pl.solve(problems.m4(VP), starts(), solver=each).x for each in (nudged, usual)]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
+
+
+def test_a_corrector_is_nudged_by_itself():
+    """Order 1, corrected, its trapezoid's weight moved by hand to twice the share of F_t."""
+    choice = StepChoice(order=1, corrector="pseudo", corrector_nudges=(0.25,))
+    made, field, x = schedule(choice, StepChoice(order=1)), problems.m4(VP), starts()
+    first, middle, last = Writer(VP, made.times, False).levels
+    f0 = field(x, first.t).x0
+    linear, (w0, w1) = expansion_weights("x0", first, middle, [middle], counts=(1,))
+    predicted = linear * x + (w0 + w1) * f0
+    f1 = field(predicted, middle.t).x0
+    corrected = linear * x + w0 * f0 + w1 * f1 + 0.25 * (w0 + w1) * (f1 - f0)
+    ratio, (w,) = expansion_weights("x0", middle, last, [], counts=())
+    end = ratio * corrected + w * f1
+    torch.testing.assert_close(pl.solve(field, x, solver=made).x, end, rtol=0, atol=1e-12)
 
 
 # --- the first point, correctors, and what they cost ---------------------------------------------
@@ -278,6 +313,11 @@ def test_a_model_has_schedules_of_its_own(tmp_path):
         (lambda: StepChoice(prediction="v3"), "choose 'x0', 'eps'"),
         (lambda: StepChoice(scale="bh3"), "scale='bh3'"),
         (lambda: StepChoice(scale=float("nan")), "finite number"),
+        (lambda: StepChoice(nudges=(float("inf"),)), "nudges=.* must be finite"),
+        (
+            lambda: schedule(StepChoice(order=1), StepChoice(order=1, nudges=(0.1, 0.1))),
+            "step 2 nudges 2 earlier evaluations besides its start's, and there are 1",
+        ),
         (lambda: schedule(StepChoice(order=1), StepChoice(order=3)), "step 2 of order 3 needs 2"),
         (lambda: schedule(StepChoice(order=1), StepChoice(start=-3)), "step 2 starts 3 points"),
         (

@@ -312,17 +312,20 @@ def test_times_stay_in_order():
         assert (numbers.moved(move) is not None) == stays
 
 
-def test_a_descent_finds_the_schedule_that_made_the_goal(goals):
-    """Ends that a hidden schedule reaches: its times and slopes are found again, to 1e-7."""
+@pytest.mark.parametrize("freedom,near", [("slopes", 1e-8), ("weights", 1e-5)])
+def test_a_descent_finds_the_schedule_that_made_the_goal(goals, freedom, near):
+    """Ends that a hidden schedule reaches; weights that do nearly the same are told apart late."""
     usual = zoo(VP, 5)["eps order 2 taylor on quadratic"]
-    numbers = Numbers.of(usual)
-    hidden = numbers.moved(np.array([0.1, -0.2, 0.15, -0.1, 0.2, -0.1, 0.1, 0.3]))
+    numbers = Numbers.of(usual, freedom)
+    hidden = numbers.moved(0.15 * np.cos(2 * np.arange(numbers.n)))
     bench = replace(goals[0], ends=goals[0].samples(hidden))
-    found = descend(bench, Descent(usual), 400)
-    assert bench.typical(found.schedule) == pytest.approx(found.score) and found.score < 1e-8
-    assert found.schedule.times == pytest.approx(hidden.times, abs=1e-7)
-    slopes = [[c.scale for c in each.choices] for each in (found.schedule, hidden)]
-    assert slopes[0] == pytest.approx(slopes[1], abs=1e-7)
+    found = descend(bench, Descent(usual), 800, freedom)
+    assert bench.typical(found.schedule) == pytest.approx(found.score)
+    assert found.score < near < 1e-3 * bench.typical(usual)
+    if freedom == "slopes":
+        assert found.schedule.times == pytest.approx(hidden.times, abs=1e-7)
+        slopes = [[c.scale for c in each.choices] for each in (found.schedule, hidden)]
+        assert slopes[0] == pytest.approx(slopes[1], abs=1e-7)
 
 
 def test_a_descent_only_goes_down(goals):
@@ -463,7 +466,7 @@ def test_it_writes_where_it_is_told(here):
 @pytest.mark.parametrize(
     "words,says",
     [
-        (("--budget", "much"), "write schedules, 100, or minutes, 12m"),
+        (("--budget", "much"), "write schedules, 150, or minutes, 12m"),
         (("--budget", "5"), "a budget of 5 schedules is too small"),
         (("--nfe", "1"), "numbers of evaluations are 2 or more"),
         (("--nfe", "four"), "cannot be read"),

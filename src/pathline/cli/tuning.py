@@ -54,7 +54,7 @@ def tune(  # noqa: PLR0913 - each is an option
     nfe: Counts = "4,5,6,8,10",
     guidance: Guidance = None,
     prompts: Prompts = None,
-    budget: Budget = "100",
+    budget: Budget = "150",
     n: Noises = 32,
     reference: Reference = 64,
     seed: Seed = 0,
@@ -114,13 +114,17 @@ def _minutes(budget: str) -> float | None:
     return float(match[1]) if match else None
 
 
+LEAST = 10
+"""Schedules, until it is known how many the minutes allow."""
+
+
 def _tries(budget: str) -> int:
     """Return the schedules that a budget pays for, as far as it says it itself."""
     if _minutes(budget) is not None:
-        return 100
+        return LEAST
     if not budget.strip().isdecimal():
         raise UsageError(
-            f"--budget {budget!r} cannot be read; write schedules, 100, or minutes, 12m."
+            f"--budget {budget!r} cannot be read; write schedules, 150, or minutes, 12m."
         )
     return int(budget)
 

@@ -204,6 +204,11 @@ def _check_choice(choice: StepChoice, i: int, n: int) -> None:
         raise UsageError(
             f"step {i} starts {-choice.start} points back, and {i} have been visited by then."
         )
+    if max(len(choice.nudges), len(choice.corrector_nudges) - 1) > i - 1:
+        raise UsageError(
+            f"step {i} nudges {max(len(choice.nudges), len(choice.corrector_nudges) - 1)} earlier "
+            f"evaluations besides its start's, and there are {i - 1}."
+        )
     if max(choice.counts, default=0) > i - 1:
         raise UsageError(
             f"step {i} of order {choice.order} needs {max(choice.counts)} earlier points besides "

@@ -60,6 +60,9 @@ class StepChoice:
             those of UniPC ("bh2" turns order 2 into the midpoint form), "exp±" 1 ± ½(e^z − 1).
         corrector: after F_t is known, "pseudo" repeats the step with it and keeps it (no cost);
             "implicit" also evaluates anew at the corrected state (one evaluation).
+        nudges: by how much the weights of evaluations besides the start's are raised at its cost,
+            newest first, in units of the weight that order 1 has. They cost order two and more.
+        corrector_nudges: the same for the corrector, whose newest is F_t.
     """
 
     prediction: Prediction = "x0"
@@ -68,6 +71,8 @@ class StepChoice:
     points: tuple[int, ...] = ()
     scale: float | Scaling = 0.0
     corrector: Corrector = "none"
+    nudges: tuple[float, ...] = ()
+    corrector_nudges: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("prediction", self.prediction, get_args(Prediction))
@@ -81,6 +86,11 @@ class StepChoice:
             )
         object.__setattr__(self, "points", tuple(self.points))
         self._check_points()
+        for name in ("nudges", "corrector_nudges"):
+            nudges = tuple(map(float, getattr(self, name)))
+            object.__setattr__(self, name, nudges)
+            if not all(map(math.isfinite, nudges)):
+                raise UsageError(f"{name}={list(nudges)} must be finite numbers.")
         if isinstance(self.scale, str):
             _check_name("scale", self.scale, get_args(Scaling))
         elif isinstance(self.scale, bool) or not math.isfinite(self.scale):
@@ -107,11 +117,15 @@ class StepChoice:
         order = min([self.order, *(m + 1 for m in self.counts)])
         if self.scale != 0:
             order = min(order, 2)
-        return order + (self.corrector != "none")
+        if any(self.nudges):
+            order = 1
+        corrects = self.corrector != "none"
+        return 1 if corrects and any(self.corrector_nudges) else order + corrects
 
     def needs(self) -> int:
         """How many points must have been visited before the step, its start included."""
-        return max(-self.start, 1 + max(self.counts, default=0))
+        points = len(self.nudges), len(self.corrector_nudges) - 1, *self.counts
+        return max(-self.start, 1 + max(points))
 
     def clipped(self, visited: int) -> StepChoice:
         """Return the choice as far as so many visited points allow it."""
@@ -119,7 +133,15 @@ class StepChoice:
             return self
         order = min(self.order, visited)
         points = tuple(min(m, visited - 1) for m in self.points[: order - 1])
-        return replace(self, order=order, points=points, start=max(self.start, -visited))
+        nudges, again = self.nudges[: visited - 1], self.corrector_nudges[:visited]
+        return replace(
+            self,
+            order=order,
+            points=points,
+            start=max(self.start, -visited),
+            nudges=nudges,
+            corrector_nudges=again,
+        )
 
     def uncorrected(self) -> StepChoice:
         """Return the choice without its corrector."""
@@ -127,7 +149,8 @@ class StepChoice:
 
     def describe(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
-        return asdict(self) | {"points": list(self.points)}
+        told = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in told.items() if v or not k.endswith("nudges")}
 
     @classmethod
     def of(cls, content: Any) -> StepChoice:
@@ -288,16 +311,21 @@ class _Writing:
         start = self.known[origin]
         others = [k for i, k in reversed(list(enumerate(self.known))) if i != origin]
         counts, slope = choice.counts, slope_factor(choice, start.level, t)
+        nudges = choice.nudges if predicted is None else choice.corrector_nudges
         if predicted is not None:
             others = [predicted, *others]
             counts = (choice.order,) * choice.order
             slope = slope if choice.order == 1 else None  # it would cost order three and more
-        used = others[: max(counts, default=0)]
+        used = others[: max(len(nudges), *counts, 0)]
         levels = [k.level for k in used]
         view: View = choice.prediction
         linear, weights = expansion_weights(
             view, start.level, t, levels, counts=counts, slope=slope
         )
+        unit = linear_part(view, start.level, t)[1]
+        for i, nudge in enumerate(nudges, 1):
+            weights[i] += nudge * unit
+            weights[0] -= nudge * unit
         terms = _Sums()
         terms.add_x(self.at[origin], linear)
         for each, weight in zip((start, *used), weights, strict=True):

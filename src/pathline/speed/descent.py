@@ -7,7 +7,8 @@ taken by differences,
 
     (JᵀWJ + μ diag JᵀWJ) Δ = −JᵀWr,   r = x(θ) − x*,   θ = (λ_1 … λ_{n−1}, R_2 − 1 … R_n − 1)
 
-where R scales a step's first derivative (`StepChoice.scale`, R = 1 + κh). It needs no gradient of
+where R scales a step's first derivative (`StepChoice.scale`, R = 1 + κh); for a closer fit the
+weight of every evaluation moves (`StepChoice.nudges`). It needs no gradient of
 the network; and as a number moves only what comes after it, `Endpoint.remembering` saves half.
 """
 
@@ -15,10 +16,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,19 @@ SIZES = 1.0, 2.0, 4.0
 
 GAIN = 0.005
 """The descent ends when it gains no larger share of the error."""
+
+
+NUDGED = 2
+"""Evaluations, besides the start's, whose weights move in each row."""
+
+Freedom = Literal["slopes", "weights"]
+
+
+class Where(NamedTuple):
+    """A number in a step: the name of the field, and its place there."""
+
+    name: str
+    place: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ def descend(
     bench: Endpoint,
     begin: Descent,
     tries: int,
+    freedom: Freedom = "slopes",
     *,
     file: str | Path | None = None,
     what: str = "descending",
@@ -94,17 +109,19 @@ def descend(
         bench: what measures; its noise must not change.
         begin: where to begin, `Descent(schedule)`; its choices stay.
         tries: schedules that may be run in all; a round, once begun, is ended.
+        freedom: what moves besides times: one slope a step, or the weights of `NUDGED` evaluations
+            in each row, three times as many numbers, with which one schedule fits a model closer.
         file: what an interrupted descent goes on from; None keeps nothing.
         what: is going on, for the progress bar.
 
-    Cost: a round runs as many schedules as there are numbers (2n − 2 at most), and two to twelve.
+    Cost: a round runs as many schedules as there are numbers (2n − 2, or 5n), and two to twelve.
     """
     at = max(begin, _kept(file) or begin, key=lambda each: each.tries)
     bench = bench.remembering()
     with progress() as bar:
         task = bar.add_task(what, total=tries, completed=at.tries)
         while not at.is_done and at.tries < tries:
-            at = _round(bench, at)
+            at = _round(bench, at, freedom)
             bar.update(task, completed=min(at.tries, tries))
             if file is not None:
                 write_atomically(file, json.dumps(at.to_dict()))
@@ -118,9 +135,9 @@ def _kept(file: str | Path | None) -> Descent | None:
         return None
 
 
-def _round(bench: Endpoint, at: Descent) -> Descent:
+def _round(bench: Endpoint, at: Descent, freedom: Freedom) -> Descent:
     """Return where one move leads."""
-    numbers = Numbers.of(at.schedule)
+    numbers = Numbers.of(at.schedule, freedom)
     here = bench.residuals(at.schedule)
     score, n = _size(here, len(bench.starts)), len(bench.starts)
     weight = 1 / np.maximum(_each(here, n), 1e-300)
@@ -172,34 +189,38 @@ def _slope(bench: Endpoint, numbers: Numbers, i: int, here: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of a schedule that may move: the λ of its inner times, and R − 1 of its slopes.
+    """The numbers of a schedule that may move: λ of its inner times, and what weighs evaluations.
 
     Args:
         schedule: whose.
         levels: λ at all its times.
+        weighs: for each further number, its step, and where it stands in the step.
         ratios: R − 1 by step, for those steps that have a slope.
     """
 
     schedule: SolverSchedule
     levels: Sequence[float]
+    weighs: Sequence[tuple[int, Where]]
     ratios: dict[int, float]
 
     @classmethod
-    def of(cls, schedule: SolverSchedule) -> Numbers:
+    def of(cls, schedule: SolverSchedule, freedom: Freedom = "slopes") -> Numbers:
         """Return the numbers as they are."""
         levels = Writer(schedule.path, schedule.times, denoises=False).levels
-        pairs = zip(schedule.choices, levels, levels[1:], strict=False)
         ratios = {
-            i: _ratio(choice, levels[max(i + 1 + choice.start, 0)], t) - 1
-            for i, (choice, _, t) in enumerate(pairs)
+            i: _ratio(choice, levels[i + 1 + choice.start], levels[i + 1]) - 1
+            for i, choice in enumerate(schedule.choices)
             if choice.order > 1
         }
-        return cls(schedule, [level.log_snr for level in levels], ratios)
+        weighs: list[tuple[int, Where]] = [(i, Where("scale", 0)) for i in ratios]
+        if freedom == "weights":
+            weighs = list(_nudges(schedule))
+        return cls(schedule, [level.log_snr for level in levels], weighs, ratios)
 
     @property
     def n(self) -> int:
         """How many there are."""
-        return len(self.levels) - 2 + len(self.ratios)
+        return len(self.levels) - 2 + len(self.weighs)
 
     def moved(self, by: np.ndarray) -> SolverSchedule | None:
         """Return the schedule with its numbers moved; None if its times were no longer in order."""
@@ -210,19 +231,31 @@ class Numbers:
             return None
         path, old = self.schedule.path, self.schedule.times
         at = path.time_of_log_snr(torch.from_numpy(levels[1:-1])).tolist()
-        times = (
-            old[0],
-            *(t if m else o for t, m, o in zip(at, by, old[1:], strict=False)),
-            old[-1],
-        )
+        inside = (t if m else o for t, m, o in zip(at, by, old[1:], strict=False))
         choices = list(self.schedule.choices)
-        for (i, ratio), move in zip(self.ratios.items(), by[inner:], strict=True):
-            h = levels[i + 1] - levels[max(i + 1 + choices[i].start, 0)]
-            choices[i] = replace(choices[i], scale=float((ratio + move) / h))
+        moves = dict(zip(self.weighs, by[inner:].tolist(), strict=True))
+        for i, ratio in self.ratios.items():  # R stays where h moves
+            h = levels[i + 1] - levels[i + 1 + choices[i].start]
+            ratio += moves.pop((i, Where("scale", 0)), 0.0)
+            choices[i] = replace(choices[i], scale=float(ratio / h))
+        for (i, (name, k)), move in moves.items():
+            nudges = [*getattr(choices[i], name), *[0.0] * (k + 1)]
+            nudges = nudges[: max(len(getattr(choices[i], name)), k + 1)]
+            nudges[k] += move
+            choices[i] = replace(choices[i], **{name: tuple(nudges)})
         try:
-            return replace(self.schedule, times=times, choices=tuple(choices))
+            return replace(self.schedule, times=(old[0], *inside, old[-1]), choices=tuple(choices))
         except PathlineError:  # two times became one
             return None
+
+
+def _nudges(schedule: SolverSchedule) -> Iterator[tuple[int, Where]]:
+    """Yield the steps and places of all nudges that there may be."""
+    last = len(schedule.choices) - 1
+    for i, choice in enumerate(schedule.choices):
+        yield from ((i, Where("nudges", k)) for k in range(min(NUDGED, i)))
+        if choice.corrector != "none" and i < last:
+            yield from ((i, Where("corrector_nudges", k)) for k in range(min(NUDGED, i + 1)))
 
 
 def _ratio(choice: Any, s: Level, t: Level) -> float:

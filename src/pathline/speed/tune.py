@@ -30,7 +30,7 @@ from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import LogSNR
 from pathline.solvers.saved import schedule_file
 from pathline.solvers.schedule import SolverSchedule
-from pathline.speed.descent import Descent, descend
+from pathline.speed.descent import FIRST, Descent, descend
 from pathline.speed.fixed import How, fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.schedules import ScheduleSpace
@@ -42,8 +42,9 @@ DESCENTS = 2
 """The best schedules of the race, which take a first step down; the better one goes on."""
 LEAST = 10
 """Schedules that must be tried at each number of evaluations."""
-DOWN = 2, 3
-"""What part of the budget is spent on it, before a search that begins where it ends."""
+SLOPES, WEIGHTS = 0.3, 0.6
+"""What shares of the budget are spent on times and slopes, and then on times and weights, before a
+search that begins where they end."""
 REPORT = "report.json"
 STATISTICS = 16, 80
 """Samples, and intervals, that statistics shared by all elements are measured on."""
@@ -62,7 +63,7 @@ class TuneSettings:
         workers: schedules scored at once; with Ray, by as many workers.
     """
 
-    budget: int = 100
+    budget: int = 150
     n_train: int = 32
     n_test: int = 32
     reference: int = 64
@@ -282,17 +283,22 @@ class _Task:
 
     def _down(self, begin: Sequence[SolverSchedule]) -> Descent:
         """Return where the better of several descents ends; `tries` are those of all."""
-        bench, budget = self.bench.train, self.settings.budget * DOWN[0] // DOWN[1]
-        files = [self.file(f"down-{i}") for i in range(len(begin))]
+        bench, budget = self.bench.train, self.settings.budget
+        files = [self.file(f"down-{i}") for i in range(len(begin) + 1)]
         what = f"{self.nfe} evaluations: descent"
         first = [
             descend(bench, Descent(each), 1, file=file, what=what)
-            for each, file in zip(begin, files, strict=True)
+            for each, file in zip(begin, files, strict=False)
         ]
         best = min(range(len(begin)), key=lambda i: first[i].score)
-        others = sum(each.tries for i, each in enumerate(first) if i != best)
-        down = descend(bench, first[best], budget - others, file=files[best], what=what)
-        return replace(down, tries=down.tries + others)
+        spent = sum(each.tries for i, each in enumerate(first) if i != best)
+        share = int(SLOPES * budget) - spent
+        slopes = descend(bench, first[best], share, file=files[best], what=what)
+        spent += slopes.tries
+        rest, at = min(int(WEIGHTS * budget), budget - spent), replace(slopes, tries=0, mu=FIRST)
+        at = replace(at, is_done=False)
+        down = descend(bench, at, rest, "weights", file=files[-1], what=what)
+        return replace(down, tries=down.tries + spent)
 
 
 def _mark(told: Any) -> str:
