@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any
 
 from pathline.core.errors import PathlineError, UsageError
 from pathline.core.progress import track
@@ -16,7 +19,7 @@ from pathline.speed.schedules import zoo
 
 How = Plan | SolverSchedule
 
-RACE = ((2, 5), (8, 3), (32, 1))
+RACE = ((2, 5), (8, 2), (16, 1))
 """Rounds of the race: on so many noises, and one of so many goes on."""
 
 FINALISTS = 10
@@ -26,25 +29,36 @@ FINALISTS = 10
 def fixed_solvers(bench: Endpoint, nfe: int, model: Denoiser | None = None) -> dict[str, How]:
     """Return every fixed way to spend so many evaluations: all solvers and the zoo, on all grids.
 
-    A way that is a list of exponential steps is a schedule, and can begin a search.
+    Ways that do the same are named once. One that is a list of exponential steps is a schedule,
+    and can begin a search.
     """
     path = bench.field.path
     assert path is not None
     made = {entry.name: entry.make for entry in grids if entry.make is not Times}
     ways: dict[str, How] = dict(zoo(path, nfe, made))
-    known = {way for way in ways.values() if isinstance(way, SolverSchedule)}
-    for entry in solvers:
+    for entry, (grid, make) in product(solvers, made.items()):
         solver = entry.build()
-        if solver.is_stochastic:
-            continue
-        for grid, make in made.items():
-            way = _way(solver, bench, make, nfe, model)
-            if way is None or (isinstance(way, SolverSchedule) and way in known):
-                continue
-            if isinstance(way, SolverSchedule):
-                known.add(way)
+        way = None if solver.is_stochastic else _way(solver, bench, make, nfe, model)
+        if way is not None:
             ways[f"{entry.name} on {grid}"] = way
-    return ways
+    once = {_told(way, bench): name for name, way in reversed(ways.items())}
+    kept = set(once.values())
+    return {name: way for name, way in ways.items() if name in kept}
+
+
+def _told(way: How, bench: Endpoint) -> str:
+    """Return what a way does, in words that are the same if it does the same."""
+    plan = way.plan() if isinstance(way, SolverSchedule) else way
+    rows = plan.folded(bench.field.view).to_dict()["rows"]
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: rounded(v) for k, v in value.items() if k != "lands" and v}
+        if isinstance(value, list):
+            return [rounded(v) for v in value]
+        return float(f"{value:.9g}")
+
+    return json.dumps(rounded(rows), sort_keys=True)
 
 
 def _way(

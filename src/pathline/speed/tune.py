@@ -45,6 +45,8 @@ LEAST = 10
 SLOPES, WEIGHTS = 0.3, 0.6
 """What shares of the budget are spent on times and slopes, and then on times and weights, before a
 search that begins where they end."""
+RACED = 500
+"""Samples that the race between fixed ways runs, at each number of evaluations."""
 REPORT = "report.json"
 STATISTICS = 16, 80
 """Samples, and intervals, that statistics shared by all elements are measured on."""
@@ -149,7 +151,7 @@ def tries_within(
     if isinstance(kept, int):
         return kept
     seconds, evaluations = bench.seconds(), sum(set(counts))
-    fixed = evaluations * (500 + 7 * len(bench.test.starts)) * seconds
+    fixed = evaluations * (RACED + 7 * len(bench.test.starts)) * seconds
     one = evaluations * len(bench.train.starts) * 0.6 * seconds
     tries = int((60 * (minutes - spent) - fixed) / one)
     if tries < LEAST:
