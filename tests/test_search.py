@@ -16,9 +16,10 @@ import pathline as pl
 from pathline.cli.main import app
 from pathline.core import noise
 from pathline.fields.problems import m4
-from pathline.solvers import SolverSchedule, StepChoice, UniPC, grids
+from pathline.learn.checkpoint import find_folder, load_model, model_names
+from pathline.solvers import EMSTable, SolverSchedule, StepChoice, UniPC, ems, grids
 from pathline.solvers.reference import reference
-from pathline.solvers.saved import schedule_file
+from pathline.solvers.saved import saved_counts, saved_schedule, schedule_file
 from pathline.speed import (
     Endpoint,
     ScheduleSpace,
@@ -480,3 +481,35 @@ def test_wrong_words_are_refused(here, words, says):
     assert outcome.exit_code == 2, outcome.output
     assert says in outcome.output.replace("\n", " ")
     assert not (here / "plain" / "schedules").exists()
+
+
+# --- what is shipped -----------------------------------------------------------------------------
+
+
+def tuned_models():
+    return [name for name in model_names() if saved_counts(find_folder(name))]
+
+
+@pytest.mark.parametrize("name", tuned_models())
+def test_shipped_schedules_are_of_the_shipped_weights_and_better_than_what_is_fixed(name):
+    folder, model = find_folder(name), load_model(name)
+    report = json.loads((folder / "schedules" / REPORT).read_text(encoding="utf-8"))
+    assert report["weights"] == model.details["weights"]["sha256"]
+    assert EMSTable.load(folder / ems.FILE).weights == report["weights"]
+    assert [each["nfe"] for each in report["tuned"]] == list(saved_counts(folder))
+    for each in report["tuned"]:
+        schedule = saved_schedule(model, each["nfe"])
+        assert schedule.path == model.path and schedule.about["error"] == each["found"]
+        assert each["found"] < each["fixed_error"]
+
+
+@pytest.mark.parametrize("name", tuned_models()[:1])
+def test_a_shipped_schedule_samples_and_replays(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("sample", name, "--solver", "s3", "--steps", 5, "-n", 2, "-o", "a.png"),
+        ("replay", "a.png", "-o", "b.png"),
+    ):
+        outcome = run(*words)
+        assert outcome.exit_code == 0, outcome.output
+    assert "identical" in outcome.output

@@ -47,6 +47,8 @@ SLOPES, WEIGHTS = 0.3, 0.6
 search that begins where they end."""
 RACED = 500
 """Samples that the race between fixed ways runs, at each number of evaluations."""
+ANEW = 0.3
+"""What share of the evaluations of a schedule that is tried is not in memory yet, about."""
 REPORT = "report.json"
 STATISTICS = 16, 80
 """Samples, and intervals, that statistics shared by all elements are measured on."""
@@ -152,7 +154,7 @@ def tries_within(
         return kept
     seconds, evaluations = bench.seconds(), sum(set(counts))
     fixed = evaluations * (RACED + 7 * len(bench.test.starts)) * seconds
-    one = evaluations * len(bench.train.starts) * 0.6 * seconds
+    one = evaluations * len(bench.train.starts) * ANEW * seconds
     tries = int((60 * (minutes - spent) - fixed) / one)
     if tries < LEAST:
         least = math.ceil(spent + (fixed + LEAST * one) / 60)
