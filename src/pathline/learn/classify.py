@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathline.core.errors import CheckpointError, UsageError
-from pathline.core.files import write_atomically
 from pathline.core.progress import track
 from pathline.data import fashion
 from pathline.learn.checkpoint import find_folder, read_folder, write_folder
-from pathline.learn.run import read_state, step_generator
+from pathline.learn.lessons import Curve, keep, rate_shape, restore
+from pathline.learn.run import step_generator
 from pathline.nets.classifier import Classifier
 
 __all__ = ["FORMAT", "Lesson", "accuracy", "load_classifier", "train_classifier"]
@@ -76,19 +75,12 @@ def train_classifier(
         torch.manual_seed(lesson.seed)
         network = Classifier(classes=len(fashion.CLASSES), widths=lesson.widths)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lesson.rate, weight_decay=lesson.decay)
-    first, curve = _restore(out / STATE, lesson, network, optimizer)
+    first, curve = restore(out / STATE, lesson, network, optimizer)
     for epoch in track(range(first, lesson.epochs), "training the classifier", lesson.epochs):
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
             torch.manual_seed(step_generator(lesson.seed, epoch).initial_seed())
             curve.append(_epoch(lesson, data, network, optimizer, epoch))
-        state = {
-            "lesson": repr(lesson),
-            "epochs": epoch + 1,
-            "curve": curve,
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        write_atomically(out / STATE, lambda path, state=state: torch.save(state, path))
+        keep(out / STATE, lesson, network, optimizer, curve)
     return write_folder(out / "model", network.state_dict(), _config(network, lesson, data, curve))
 
 
@@ -145,7 +137,7 @@ def _epoch(
     for i, part in enumerate(parts):
         done = (epoch + i / len(parts)) / lesson.epochs
         for group in optimizer.param_groups:
-            group["lr"] = lesson.rate * _shape(done)
+            group["lr"] = lesson.rate * rate_shape(done)
         x = network.scaled(_moved(images[part], lesson.shift, generator))
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(x)
@@ -155,13 +147,6 @@ def _epoch(
         optimizer.zero_grad()
         total += loss.item() * len(part)
     return total / len(images), time.monotonic() - start
-
-
-def _shape(done: float, peak: float = 0.2) -> float:
-    """The rate as a share of its peak: up along a line, down along a cosine."""
-    if done < peak:
-        return max(done / peak, 0.02)
-    return (1 + math.cos(math.pi * (done - peak) / (1 - peak))) / 2
 
 
 def _moved(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
@@ -180,25 +165,11 @@ def _tensors(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
 
 
-def _restore(
-    path: Path, lesson: Lesson, network: Classifier, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[tuple[float, float]]]:
-    """Take up a state, if there is one; return the epochs done, with their losses and seconds."""
-    if not path.exists():
-        return 0, []
-    state: Mapping[str, Any] = read_state(path, torch.device("cpu"))
-    if state.get("lesson") != repr(lesson):
-        raise CheckpointError(f"{path} is of another lesson; choose another folder, or remove it.")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["epochs"], [tuple(row) for row in state["curve"]]
-
-
 def _config(
     network: Classifier,
     lesson: Lesson,
     data: fashion.FashionData,
-    curve: list[tuple[float, float]],
+    curve: Curve,
 ) -> dict[str, Any]:
     """Return what the classifier's folder says of it."""
     return {
