@@ -1,4 +1,4 @@
-"""What trainings of minutes on a CPU share: a rate that rises and falls, a state after each part."""
+"""What trainings of minutes on a CPU share: a rate that rises and falls, a state of each part."""
 
 from __future__ import annotations
 

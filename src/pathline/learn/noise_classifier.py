@@ -60,10 +60,10 @@ class NoiseLesson:
     sigma_max: float = 40.0
     levels: int = 250
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    parts: int = 10
-    updates: int = 250
+    parts: int = 8
+    updates: int = 200
     batch: int = 100
-    rate: float = 2e-3
+    rate: float = 3e-3
     seed: int = 0
 
     def table(self) -> Tensor:
@@ -78,15 +78,13 @@ class NoiseClassifier(NoiseLevels):
     Args:
         network: images → logits.
         span: (σ_min, σ_max, levels) of the table.
-        rms: root mean square of the data that it was trained on.
-        data_range: what black and white were.
+        rms: root mean square of the data that it was trained on, which tells their scale.
         name: what it is called.
     """
 
     network: SmallCNN
     span: tuple[float, float, int]
     rms: float
-    data_range: tuple[float, float] = (-1.0, 1.0)
     name: str | None = None
 
     @cached_property
@@ -98,13 +96,13 @@ class NoiseClassifier(NoiseLevels):
         return self.rms
 
     def log_posterior(self, x: Tensor) -> Tensor:
-        return self.network(x.to(self.network.head.weight)).log_softmax(1)
+        return self.network(x.to(self.network.levels.weight)).log_softmax(1)
 
     def estimate(self, x: Tensor) -> Tensor:
         """Return the most likely σ of each image, (batch,) float64.
 
         Args:
-            x: images of the data's scale with noise added to them, (batch, channels, height, width).
+            x: images scaled as the data are, with noise added, (batch, channels, height, width).
         """
         return self.sigmas.to(x.device)[self.most_likely(x)]
 
@@ -140,8 +138,7 @@ def train_noise_classifier(
     table, rms = lesson.table(), float(images.square().mean().sqrt())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lesson.seed)
-        centre = (table**2 + rms**2).log() / 2
-        network = SmallCNN(images.shape[1], lesson.levels, lesson.widths, centre)
+        network = SmallCNN(table.log(), images.shape[1], lesson.widths)
     optimizer = torch.optim.Adam(network.parameters(), lr=lesson.rate)
     first, curve = restore(out / STATE, lesson, network, optimizer)
     parts = range(first, lesson.parts)
@@ -164,20 +161,16 @@ def load_noise_classifier(name: str | Path = SHIPPED) -> NoiseClassifier:
         CheckpointError: it is damaged, or not a noise-level classifier's.
     """
     folder = find_folder(name)
-    needed = {"name", "network", "levels", "data_rms", "data_range"}
+    needed = {"name", "network", "levels", "data_rms"}
     config, weights = read_folder(folder, FORMAT, needed)
-    table = config["network"]
-    network = SmallCNN(table["channels"], table["classes"], tuple(table["widths"]))
+    shape, (low, high, n) = config["network"], config["levels"]
+    network = SmallCNN(level_table(low, high, n).log(), shape["channels"], tuple(shape["widths"]))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit the network.") from error
     network.eval().requires_grad_(False)
-    low, high, n = config["levels"]
-    low_value, high_value = config["data_range"]
-    return NoiseClassifier(
-        network, (low, high, n), config["data_rms"], (low_value, high_value), config["name"]
-    )
+    return NoiseClassifier(network, (low, high, n), config["data_rms"], config["name"])
 
 
 def fashion_images(split: str) -> Tensor:
@@ -218,11 +211,7 @@ def _config(network: SmallCNN, lesson: NoiseLesson, rms: float, curve: Curve) ->
     return {
         "format": FORMAT,
         "name": SHIPPED,
-        "network": {
-            "channels": network.channels,
-            "classes": lesson.levels,
-            "widths": lesson.widths,
-        },
+        "network": {"channels": network.channels, "widths": lesson.widths},
         "levels": [lesson.sigma_min, lesson.sigma_max, lesson.levels],
         "data_rms": rms,
         "data_range": [-1.0, 1.0],

@@ -1,12 +1,15 @@
-"""A small convolutional network that reads a noise level off an image of any size of noise.
+"""A small convolutional network that reads a noise level off an image, whatever its size.
 
-    h = x/√(1 + ĉ²),   ĉ = RMS(x);   four times conv 3×3 – ReLU – average pool;   W [h̄, log ĉ] + b
+    h = x/√(1 + ĉ²),   ĉ = RMS(x);   four times conv 3×3 – ReLU – average pool
+    ℓ_k = W_k h̄ + b_k − e^a (m − log σ_k)²/2,   (m, a) = V [h̄, log ĉ] + (log ĉ, a_0)
 
-The noise may be a hundred times as large as the data or a hundred times smaller. Divided by its own
-size the input stays of size one at most; the size itself, which alone tells large levels, is handed
-to the last layer.
+The noise may be a thousand times as large as the data or a hundred times smaller. Divided by its
+own size the input stays of size one at most; the size itself, which alone tells large levels, goes
+to the last layer. That layer says a mean and a precision of log σ, which is what the posterior of a
+level comes to in many dimensions, and corrects it level by level.
 
-Paper: Kim & Ye 2022 (arXiv:2209.14593), whose network sees x as it is.
+Paper: Kim & Ye 2022 (arXiv:2209.14593), whose network sees x as it is and says ℓ = W h alone: a
+linear layer learns slowly to be as sharp as the posterior is.
 """
 
 from __future__ import annotations
@@ -21,47 +24,44 @@ __all__ = ["SmallCNN"]
 
 
 class SmallCNN(nn.Module):
-    """Convolutions and average pools, then one linear layer over what is left and log RMS(x).
+    """Convolutions and average pools, then logits of noise levels.
+
+    It begins as a normal law of log σ around log RMS(x), of standard deviation one half.
 
     Args:
+        log_sigmas: the levels, (levels,); not part of the weights.
         channels: of the images, (batch, channels, height, width).
-        classes: how many logits.
-        widths: features of each level; each level halves the image.
-        centre: where the last layer begins to look: the log RMS that each class is likely at,
-            (classes,); None begins at random.
+        widths: features after each convolution; each pool halves the image.
 
     Example:
-        >>> SmallCNN(classes=5, widths=(4, 8))(torch.zeros(2, 1, 28, 28)).shape
+        >>> SmallCNN(torch.linspace(3, -4, 5), widths=(4, 8))(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 5])
     """
 
+    log_sigmas: Tensor
+
     def __init__(
         self,
+        log_sigmas: Tensor,
         channels: int = 1,
-        classes: int = 250,
         widths: tuple[int, ...] = (32, 64, 128, 256),
-        centre: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not widths:
-            raise UsageError("a small CNN needs at least one level of widths.")
+            raise UsageError("a small CNN needs at least one width.")
         self.channels = channels
+        self.register_buffer("log_sigmas", log_sigmas.float(), persistent=False)
         pairs = zip((channels, *widths), widths, strict=False)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
-        self.head = nn.Linear(widths[-1] + 1, classes)
-        if centre is not None:
-            self._begin_at(centre)
+        self.levels = nn.Linear(widths[-1], len(log_sigmas))
+        self.normal = nn.Linear(widths[-1] + 1, 2)
+        for layer in (self.levels, self.normal):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def _begin_at(self, centre: Tensor, spread: float = 0.5) -> None:
-        """Let the logits begin as −(log ĉ − centre)²/2 spread², the square of log ĉ left out."""
-        centre = centre.to(self.head.weight)
-        with torch.no_grad():
-            self.head.weight[:, -1] = centre / spread**2
-            self.head.bias.copy_(-(centre**2) / (2 * spread**2))
-
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, (batch, classes).
+        """Return logits, (batch, levels).
 
         Args:
             x: (batch, channels, height, width), of any size.
@@ -76,5 +76,7 @@ class SmallCNN(nn.Module):
         for conv in self.convs:
             h = F.relu(conv(h))
             h = F.avg_pool2d(h, 2) if min(h.shape[2:]) > 1 else h
-        seen = torch.cat((h.mean((2, 3)), size.clamp_min(1e-12).log().flatten(1) / 2), 1)
-        return self.head(seen)
+        h, log_size = h.mean((2, 3)), size.clamp_min(1e-12).log().flatten(1) / 2
+        shift, sharpness = self.normal(torch.cat((h, log_size), 1)).split(1, 1)
+        off = log_size + shift - self.log_sigmas
+        return self.levels(h) - 2 * sharpness.exp() * off**2  # 2 = 1/(2 · 0.5²)
