@@ -17,13 +17,15 @@ import pathline as pl
 from pathline.core import noise
 from pathline.fields import VIEWS, Field, problems
 from pathline.paths import paths
-from pathline.solvers import solvers
+from pathline.solvers import Stepped, solvers
 from pathline.solvers.execute import run
 from pathline.solvers.grids import grids
 from pathline.solvers.order import fitted_slope
 from pathline.solvers.reference import moments
 
-SOLVERS = {entry.name: entry.build() for entry in solvers}
+SOLVERS = {e.name: s for e in solvers if not isinstance(s := e.build(), Stepped)}
+STEPPED = {e.name: s for e in solvers if isinstance(s := e.build(), Stepped)}
+ADAPTIVE = {name: s for name, s in STEPPED.items() if s.is_adaptive}
 FIXED = {name: s for name, s in SOLVERS.items() if not s.is_stochastic}
 STOCHASTIC = {name: s for name, s in SOLVERS.items() if s.is_stochastic}
 GRIDS = [entry.name for entry in grids if entry.name != "times"]

@@ -48,11 +48,14 @@ def _solver(entry: Entry[Solver]) -> dict[str, Any]:
 
 
 def measured(solver: Solver) -> float | None:
-    """Return the order of convergence on a mixture, VP-linear; None for a stochastic solver."""
+    """Return the order of convergence on a mixture, VP-linear.
+
+    None where it is not the slope over step counts: a stochastic solver, or one without a plan.
+    """
     from pathline.paths import VPLinear
     from pathline.solvers.solve import as_grid
 
-    if solver.is_stochastic:
+    if solver.is_stochastic or solver.is_adaptive:
         return None
     path = VPLinear()
     return round(solver.standard(path).plan(path, as_grid(None, None)).order(), 2)
@@ -65,7 +68,8 @@ def solver_table() -> str:
     for entry in all_solvers:
         solver = entry.build()
         order = measured(solver)
-        found = "in law" if order is None else f"{order:.1f}"
+        unmeasured = "by tolerance" if solver.is_adaptive else "in law"
+        found = unmeasured if order is None else f"{order:.1f}"
         cells = (
             f"`{entry.name}`",
             ", ".join(entry.aliases),

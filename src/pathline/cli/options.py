@@ -15,7 +15,7 @@ from pathline.solvers import Grid
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import Times, grids
 from pathline.solvers.saved import FOUND, saved_schedule
-from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS
+from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS, default_steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.speed import speeds
 from pathline.steer import CFG, Guide
@@ -98,7 +98,8 @@ def chosen_steps(
     """
     name = solver or defaults_of(model).get("solver", DEFAULT_SOLVER)
     if name != FOUND:
-        return chosen_solver(name, order, model), chosen_grid(grid, steps, last, model)
+        rule = chosen_solver(name, order, model)
+        return rule, chosen_grid(grid, steps, last, model, rule)
     if (order, grid, last) != (None, None, None):
         raise UsageError("--solver s3 has orders and times of its own; leave the others out.")
     schedule = saved_schedule(model, steps)
@@ -113,8 +114,16 @@ def chosen_solver(name: str | None, order: int | None, model: Denoiser) -> Solve
     )
 
 
-def chosen_grid(name: str | None, steps: int | None, last: str | None, model: Denoiser) -> Grid:
+def chosen_grid(
+    name: str | None,
+    steps: int | None,
+    last: str | None,
+    model: Denoiser,
+    solver: Solver | None = None,
+) -> Grid:
     """Return the grid of a name and a step count, or of times with commas between them.
+
+    An adaptive solver chooses its own steps, so its grid has one unless the user asks for more.
 
     Raises:
         UsageError: the times cannot be read, or are not as many as the steps.
@@ -126,7 +135,9 @@ def chosen_grid(name: str | None, steps: int | None, last: str | None, model: De
             raise UsageError(f"--steps {steps} and a grid of {grid.n} steps; leave --steps out.")
         return grid
     defaults = defaults_of(model)
-    n = defaults.get("steps", DEFAULT_STEPS) if steps is None else steps
+    adaptive = solver is not None and solver.is_adaptive
+    unasked = default_steps(solver) if adaptive else defaults.get("steps", DEFAULT_STEPS)
+    n = unasked if steps is None else steps
     return grids.build(name or defaults.get("grid", DEFAULT_GRID), n=n, **given(last=last))
 
 

@@ -6,6 +6,8 @@ from pathline.core.errors import (
     NonFiniteError,
     PathlineError,
     ReceiptError,
+    SolveError,
+    UnfinishedError,
     UsageError,
 )
 from pathline.core.registry import Entry, Registry
@@ -20,7 +22,9 @@ __all__ = [
     "ReceiptError",
     "Registry",
     "Solution",
+    "SolveError",
     "Stats",
     "Status",
+    "UnfinishedError",
     "UsageError",
 ]

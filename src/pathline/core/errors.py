@@ -45,12 +45,20 @@ class MissingExtra(PathlineError, ImportError):
         )
 
 
-class NonFiniteError(PathlineError, FloatingPointError):
-    """A solve met a NaN or an infinity; `solution` holds the samples and each one's status."""
+class SolveError(PathlineError):
+    """Not every sample of a solve ended well; `solution` holds them and each one's status."""
 
     def __init__(self, message: str, solution: Solution) -> None:
         super().__init__(message)
         self.solution = solution
+
+
+class NonFiniteError(SolveError, FloatingPointError):
+    """A solve met a NaN or an infinity."""
+
+
+class UnfinishedError(SolveError):
+    """A stepped solve gave up on a sample: too many steps, or too small ones."""
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> UsageError:

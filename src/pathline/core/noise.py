@@ -31,9 +31,11 @@ STREAMS = {
     "choice": 5,
     "derived": 6,
     "data": 7,
+    "corrector": 8,
 }
 """What a draw is for: the start of a solve, noise inside it, forward diffusion, probe vectors, the
-moves of a Markov chain and its choices, seeds made from seeds, and data of a known law."""
+moves of a Markov chain and its choices, seeds made from seeds, data of a known law, corrections
+between steps."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)

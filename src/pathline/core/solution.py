@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ _ADVICE = {
 }
 
 
+class Walked(NamedTuple):
+    """Steps that a sample of a stepped solve took, and tried in vain."""
+
+    steps: int
+    rejected: int
+
+
 @dataclass(frozen=True)
 class Stats:
     """What a solve cost.
@@ -44,7 +51,8 @@ class Stats:
         network_calls: evaluations of the network, for each sample (guidance may need two an NFE).
         steps: steps taken.
         rejected: steps tried and thrown away (adaptive solvers).
-        per_sample: evaluations of each sample, where a policy decides for each; else None.
+        per_sample: evaluations of each sample, where they may differ; else None.
+        walks: for a stepped solver, how many steps each sample took and threw away.
     """
 
     nfe: int
@@ -52,6 +60,7 @@ class Stats:
     steps: int
     rejected: int = 0
     per_sample: tuple[int, ...] | None = None
+    walks: tuple[Walked, ...] | None = None
 
 
 @dataclass(frozen=True)

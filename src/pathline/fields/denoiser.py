@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pathline.core.errors import UsageError
-from pathline.fields.field import Condition, Evaluate, Field
+from pathline.fields.field import Condition, Evaluate, Field, selected
 from pathline.fields.views import View, as_view
 from pathline.paths import GaussianPath, bshape
 
@@ -85,6 +85,9 @@ class Denoiser(Field):
         if self.encode is not None and cond:
             cond = self.encode(**cond)
         return {name: _batched(name, value, batch) for name, value in cond.items()}
+
+    def part(self, cond: Condition, rows: Tensor) -> Condition | None:
+        return selected(cond, rows)
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)

@@ -17,10 +17,19 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View, convert
-from pathline.paths import GaussianPath, Time, as_time
+from pathline.paths import GaussianPath, Time, as_time, bshape
 
 Condition = Mapping[str, Any]
 Evaluate = Callable[[int, Tensor], Tensor]
+
+
+
+def selected(cond: Condition, rows: Tensor) -> Condition:
+    """Return the condition of some samples, where every tensor but a number has the batch first."""
+    return {
+        name: value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
+        for name, value in cond.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,24 @@ class Field(ABC):
             raise UsageError(f"this field takes no condition, and was given {', '.join(cond)}.")
         return {}
 
+    def part(self, cond: Condition, rows: Tensor) -> Condition | None:
+        """Return the condition of some of the samples; None if only whole batches can be evaluated.
+
+        Samples of a stepped solve end at different times, and what is done need not be evaluated
+        again. A field that holds a value for each sample in a way only it knows says None.
+
+        Args:
+            cond: of the whole batch, as `condition` returned it.
+            rows: the numbers of the samples, (n,) int64.
+        """
+        del cond, rows
+        return None
+
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         """Return f(k, x), the field at times[k]; what depends on the data alone is left to it.
 
         Args:
-            times: (n,) float64, on the device of x.
+            times: (n,) float64, on the device of x; (n, batch) where each sample has its own.
             x: a state, for its shape, dtype and device.
             cond: as `condition` returned it.
         """
@@ -151,7 +173,8 @@ class VectorField(Field):
     """The velocity of any differential equation, dx/dt = f(x, t, **condition).
 
     Args:
-        function: f(x (batch, *state), t () float64, **condition) → (batch, *state).
+        function: f(x (batch, *state), t () float64, **condition) → (batch, *state). Under a stepped
+            solver every sample has its own time: t is (batch, 1, …), and multiplies a state as before.
 
     Example:
         >>> import torch
@@ -165,7 +188,7 @@ class VectorField(Field):
     view: View = field(default="velocity", init=False)
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.function(x, t, **cond)
+        return self.function(x, bshape(t, x) if t.ndim else t, **cond)
 
     def condition(self, cond: Condition, batch: int) -> Condition:
         """Pass the condition on as it is."""

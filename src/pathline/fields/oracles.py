@@ -22,8 +22,16 @@ from pathline.paths import GaussianPath, Time, as_time, bshape
 _LOG_2PI = math.log(2 * math.pi)
 
 
+class Oracle(Field):
+    """What exact denoisers share: they know nothing of single samples, and take no condition."""
+
+    def part(self, cond: Condition, rows: Tensor) -> Condition | None:
+        del rows
+        return cond
+
+
 @dataclass(frozen=True)
-class Gaussian(Field):
+class Gaussian(Oracle):
     """Gaussian data N(mean, covariance), with its exact flow map.
 
         x̂_0 = m + α C (α² C + σ² I)⁻¹ (x − α m)
@@ -90,7 +98,7 @@ class Gaussian(Field):
 
 
 @dataclass(frozen=True)
-class Mixture(Field):
+class Mixture(Oracle):
     """A Gaussian mixture with axis-aligned components.
 
     Args:
@@ -158,7 +166,7 @@ class Mixture(Field):
 
 
 @dataclass(frozen=True)
-class Dataset(Field):
+class Dataset(Oracle):
     """The exact denoiser of a finite data set: a softmax over its points.
 
         x̂_0 = Σ_i w_i x_i,   w ∝ exp(−‖x − α x_i‖² / 2σ²)

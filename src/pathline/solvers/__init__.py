@@ -1,24 +1,34 @@
 """Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
 
 from pathline.solvers import grids
+from pathline.solvers.adaptive_rk import AdaptiveRK
 from pathline.solvers.calibrate import calibrate
+from pathline.solvers.corrector import PredictorCorrector
 from pathline.solvers.deis import DEIS, IPNDM
+from pathline.solvers.dpm_adaptive import AdaptiveDPM
 from pathline.solvers.dpm_v3 import DPMv3
 from pathline.solvers.ems import EMSTable
 from pathline.solvers.execute import Step
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
 from pathline.solvers.plan import Plan, Row
-from pathline.solvers.runge_kutta import RK4, Euler, Heun
+from pathline.solvers.runge_kutta import RK, RK4, Euler, Heun
 from pathline.solvers.schedule import SolverSchedule
-from pathline.solvers.sde import EDMSampler, EulerMaruyama
+from pathline.solvers.sde import EDMSampler, EulerMaruyama, ReverseDiffusion
 from pathline.solvers.singlestep import DPM
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
+from pathline.solvers.stepped import Stepped
 from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
 
 __all__ = [
+    "RK",
+    "AdaptiveDPM",
+    "AdaptiveRK",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "Stepped",
     "DDIM",
     "DEIS",
     "DPM",

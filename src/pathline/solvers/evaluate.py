@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Field
+from pathline.core.solution import finite_status
+from pathline.fields import Condition, Evaluate, Field
 from pathline.solvers.plan import Plan
 
 
@@ -94,6 +95,38 @@ class Speed(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what rebuilds the policy, as plain values."""
+
+
+class Watched(Field):
+    """A field that looks at every state and output, and says what was first not finite."""
+
+    def __init__(self, inner: Field) -> None:
+        self.inner, self.path, self.view = inner, inner.path, inner.view
+        self.trouble: str | None = None
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
+
+    def part(self, cond: Condition, rows: Tensor) -> Condition | None:
+        return self.inner.part(cond, rows)
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.bind(t[None], x, cond)(0, x)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        inner = self.inner.bind(times, x, cond)
+
+        def evaluate(k: int, state: Tensor) -> Tensor:
+            f = inner(k, state)
+            bad = finite_status(state) | finite_status(f)
+            if self.trouble is None and bool(bad.any()):
+                part = "the state" if finite_status(state).any() else "the field's output"
+                at = times[k].expand(len(state))[bad.bool()][0]
+                self.trouble = f"{part} is not finite at t = {at:.6g}"
+            return f
+
+        return evaluate
 
 
 def check_output(f: Tensor, x: Tensor) -> None:

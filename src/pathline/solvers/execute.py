@@ -35,7 +35,11 @@ class Step:
     __slots__ = ("_latest", "index", "t", "x")
 
     def __init__(
-        self, index: int, t: Time, x: Tensor, latest: tuple[Plan, int, Tensor, Tensor] | None
+        self,
+        index: int,
+        t: Time,
+        x: Tensor,
+        latest: tuple[Plan, int, Tensor, Tensor] | Prediction | None,
     ) -> None:
         self.index = index
         self.t = t
@@ -47,6 +51,8 @@ class Step:
         """The latest evaluation of the field: where the step came from, in every view."""
         if self._latest is None:
             raise UsageError("the field has not been evaluated yet, so there is no prediction.")
+        if isinstance(self._latest, Prediction):
+            return self._latest
         plan, k, x, f = self._latest
         t = plan.instants[k].to(x.device)
         return Prediction(x, t, f, plan.view, plan.path)

@@ -22,28 +22,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
+
+from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
+from pathline.solvers.levels import Levels
 from pathline.solvers.phi import derivative_weights, phi
 from pathline.solvers.solver import Level, Solver, Writer, solvers
 
 Final = Literal["auto", "full", "lower"]
+Spread = Literal["posterior", "forward"]
 Expansion = Literal["midpoint", "taylor"]
 
 FEW_STEPS = 10
 """Below this many steps, "auto" lowers the order of the last ones (Lu et al. 2022b, App.)."""
 
 
-def linear_part(view: View, s: Level, t: Level, eta: float = 0.0) -> tuple[float, float]:
+@overload
+def linear_part(view: View, s: Level, t: Level, eta: float = 0.0) -> tuple[float, float]: ...
+
+
+@overload
+def linear_part(view: View, s: Levels, t: Levels) -> tuple[Tensor, Tensor]: ...
+
+
+def linear_part(
+    view: View, s: Level | Levels, t: Level | Levels, eta: float = 0.0
+) -> tuple[float | Tensor, float | Tensor]:
     """Return (L, c h φ_1(z)) of the step s → t: the exact integral for constant F.
 
     Written without λ, so it holds where σ_t = 0 (the step to data) and where α_s = 0 (from noise).
     With `eta` (in x̂_0) L has the factor e^−ηh by which fresh noise replaces old.
     """
     if view == "x0":
-        ratio = t.sigma / s.sigma * decay(s, t) ** eta
+        ratio = t.sigma / s.sigma
+        if isinstance(s, Level) and isinstance(t, Level):
+            ratio = ratio * decay(s, t) ** eta
         return ratio, t.alpha - ratio * s.alpha
     ratio = t.alpha / s.alpha
     return ratio, t.sigma - ratio * s.sigma
@@ -139,7 +155,17 @@ def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
     return linear, weights
 
 
-def scale_and_argument(view: View, s: Level, t: Level, eta: float = 0.0) -> tuple[float, float]:
+@overload
+def scale_and_argument(view: View, s: Level, t: Level, eta: float = 0.0) -> tuple[float, float]: ...
+
+
+@overload
+def scale_and_argument(view: View, s: Levels, t: Levels) -> tuple[Tensor, Tensor]: ...
+
+
+def scale_and_argument(
+    view: View, s: Level | Levels, t: Level | Levels, eta: float = 0.0
+) -> tuple[float | Tensor, float | Tensor]:
     """Return c and z of the step s → t."""
     h = t.log_snr - s.log_snr
     return (t.alpha * (1 + eta), -(1 + eta) * h) if view == "x0" else (-t.sigma, h)
@@ -154,7 +180,10 @@ def lowered(order: int, i: int, n: int, final: Final) -> int:
 @solvers.register(
     "ddim",
     paper="arXiv:2010.02502, Eq. 12",
-    variants={"ddpm": ({"eta": 1.0}, ("ancestral",))},
+    variants={
+        "ddpm": ({"eta": 1.0}, ("ancestral",)),
+        "ddpm_large": ({"eta": 1.0, "spread": "forward"}, ("ancestral_vp",)),
+    },
 )
 @dataclass(frozen=True)
 class DDIM(Solver):
@@ -164,12 +193,21 @@ class DDIM(Solver):
 
     Args:
         eta: 0 is the probability flow, 1 the ancestral sampler of DDPM.
+        spread: of the noise that is added: "posterior", s above, that of q(x_t | x_s, x_0); or
+            "forward", η σ_s √(1 − e^−2h), that of q(x_s | x_t) ("large" in DDPM, √β in score SDE).
     """
 
     eta: float = 0.0
+    spread: Spread = "posterior"
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
+        if self.spread not in ("posterior", "forward"):
+            raise UsageError(f"spread={self.spread!r}: choose 'posterior' or 'forward'.")
+
+    @property
+    def is_exact_on_points(self) -> bool:
+        return not self.eta or self.spread == "posterior"
 
     @property
     def order(self) -> int:
@@ -189,7 +227,8 @@ class DDIM(Solver):
         for i, (s, t) in enumerate(steps):
             noise = self.eta * t.sigma * math.sqrt(1 - decay(s, t) ** 2) if self.eta else 0.0
             ratio = math.sqrt(t.sigma**2 - noise**2) / s.sigma
-            z = {i: noise} if noise else {}
+            added = noise if self.spread == "posterior" else noise * s.sigma / t.sigma
+            z = {i: added} if noise else {}
             to.write(t.t, {i: ratio}, {i: t.alpha - ratio * s.alpha}, z)
 
 

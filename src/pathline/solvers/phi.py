@@ -9,19 +9,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from pathline.solvers.levels import steady
 
 _SERIES_BELOW = 1.0
 _TERMS = 24
 
 
-def phi(k: int, z: float) -> float:
-    """Return φ_k(z), to about 1e-15 relative.
+@overload
+def phi(k: int, z: float) -> float: ...
+
+
+@overload
+def phi(k: int, z: Tensor) -> Tensor: ...
+
+
+def phi(k: int, z: float | Tensor) -> float | Tensor:
+    """Return φ_k(z), to about 1e-15 relative, of a number or of one a sample, (batch,).
 
     >>> abs(phi(1, 1e-9) - 1) < 1e-8
     True
     """
+    if isinstance(z, Tensor):
+        near, far = z.abs() < _SERIES_BELOW, _recursion(k, torch.where(z == 0, 1.0, z))
+        return torch.where(near, _series(k, z), far)
     if k == 0:
         return math.exp(z)
     if abs(z) < _SERIES_BELOW:
@@ -29,6 +45,21 @@ def phi(k: int, z: float) -> float:
     if k == 1:
         return math.expm1(z) / z
     return (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
+
+
+def _series(k: int, z: Tensor) -> Tensor:
+    total = torch.zeros_like(z)
+    for j in reversed(range(_TERMS)):
+        total = total * z + 1 / math.factorial(j + k)
+    return total
+
+
+def _recursion(k: int, z: Tensor) -> Tensor:
+    if k == 0:
+        return steady(torch.exp, z)
+    if k == 1:
+        return steady(torch.expm1, z) / z
+    return (_recursion(k - 1, z) - 1 / math.factorial(k - 1)) / z
 
 
 def derivative_weights(offsets: Sequence[float], k: int) -> list[float]:

@@ -11,45 +11,24 @@ One step of any tableau is the same row in each: x_t = s_t (x_s/s_s + Δu Σ b_i
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from pathline.core.errors import UsageError
+from pathline.core.errors import UsageError, unknown
 from pathline.fields.views import View
 from pathline.solvers.solver import Level, Solver, Writer, solvers
-
-
-class Tableau(NamedTuple):
-    """A Butcher tableau: nodes c, lower-triangular rows a, weights b."""
-
-    c: tuple[float, ...]
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-    order: int
-
-    def checked(self) -> Tableau:
-        """Return the tableau, having checked Σ_j a_ij = c_i and Σ b_i = 1."""
-        rows = [*zip(self.c, self.a, strict=True), (1.0, self.b)]
-        if any(abs(sum(row) - node) > 1e-14 for node, row in rows):
-            raise ValueError(f"inconsistent tableau {self}")
-        return self
-
-
-EULER = Tableau((0.0,), ((),), (1.0,), 1).checked()
-HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5), 2).checked()
-CLASSICAL = Tableau(
-    (0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4
-).checked()
+from pathline.solvers.tableaux import ALIASES, CLASSICAL, EULER, HEUN, TABLEAUX, Tableau
 
 
 class Coordinates(NamedTuple):
-    """The scale s and the clock u of a view, and the λ at which the clock shows u."""
+    """The scale s and the clock u of a view, at a `Level` or at `Levels`."""
 
-    scale: Callable[[Level], float]
-    clock: Callable[[Level], float]
+    scale: Callable[[Any], Any]
+    clock: Callable[[Any], Any]
 
 
 COORDINATES: dict[View, Coordinates] = {
@@ -67,12 +46,16 @@ class RungeKutta(Solver):
         view: the coordinates to step in, "velocity" (path time), "eps" or "x0".
     """
 
-    tableau: ClassVar[Tableau]
     view: View = "velocity"  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         if self.view not in COORDINATES:
             raise UsageError(f"view={self.view!r}: choose from {', '.join(COORDINATES)}.")
+
+    @property
+    @abstractmethod
+    def tableau(self) -> Tableau:
+        """The method."""
 
     @property
     def order(self) -> int:
@@ -131,7 +114,9 @@ def _snapped(level: Level, s: Level, t: Level) -> Level:
 class Euler(RungeKutta):
     """Euler's method, one evaluation a step."""
 
-    tableau: ClassVar[Tableau] = EULER
+    @property
+    def tableau(self) -> Tableau:
+        return EULER
 
 
 @solvers.register("heun", paper="arXiv:2206.00364, Alg. 1", aliases=("trapezoid",))
@@ -139,7 +124,9 @@ class Euler(RungeKutta):
 class Heun(RungeKutta):
     """Heun's method: an Euler step, then the mean of both slopes."""
 
-    tableau: ClassVar[Tableau] = HEUN
+    @property
+    def tableau(self) -> Tableau:
+        return HEUN
 
 
 @solvers.register("rk4", aliases=("runge_kutta",), paper="Kutta 1901")
@@ -147,4 +134,43 @@ class Heun(RungeKutta):
 class RK4(RungeKutta):
     """The classical Runge-Kutta method of order four."""
 
-    tableau: ClassVar[Tableau] = CLASSICAL
+    @property
+    def tableau(self) -> Tableau:
+        return CLASSICAL
+
+
+@solvers.register(
+    "rk",
+    paper="arXiv:2204.13902, App. H",
+    variants={
+        "midpoint": ({"method": "midpoint"}, ("rk2",)),
+        "kutta3": ({"method": "kutta3"}, ("rk3",)),
+        "heun3": ({"method": "heun3"}, ()),
+        "ralston3": ({"method": "ralston3"}, ()),
+        "houwen3": ({"method": "houwen3"}, ("van der Houwen",)),
+        "ssprk3": ({"method": "ssprk3"}, ()),
+        "rho_rk": ({"method": "kutta3", "view": "eps"}, ("deis_rk", "rho_3kutta")),
+    },
+)
+@dataclass(frozen=True)
+class RK(RungeKutta):
+    """Any explicit Runge-Kutta method; in ε̂ it is ρRK-DEIS.
+
+    Args:
+        method: euler, heun, midpoint, ralston, kutta3, heun3, ralston3, houwen3, ssprk3, rk4 or
+            three_eighths; or the name that DEIS has for it (2heun, 2mid, 3kutta, …).
+        view: as for the others.
+    """
+
+    method: str = "kutta3"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = ALIASES.get(self.method, self.method)
+        if name not in TABLEAUX:
+            raise unknown("Runge-Kutta method", self.method, [*TABLEAUX, *ALIASES])
+        object.__setattr__(self, "method", name)
+
+    @property
+    def tableau(self) -> Tableau:
+        return TABLEAUX[self.method]

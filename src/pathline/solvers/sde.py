@@ -9,17 +9,25 @@ import torch
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
-from pathline.solvers.exponential import check_start
+from pathline.solvers.exponential import check_eta, check_start, decay
 from pathline.solvers.solver import Level, Solver, Writer, solvers
 
 
 @solvers.register("euler_maruyama", aliases=("em",), paper="arXiv:2011.13456, Eq. 6 and App. D")
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    """Euler-Maruyama on the reverse SDE, dx = (f x − g² ∇log p) dt + g dW̄.
+    """Euler-Maruyama on the reverse SDE, dx = (f x − ½(1 + η²) g² ∇log p) dt + η g dW̄.
 
     The plain discretisation, for comparison; DPMpp(eta=1) integrates the linear part exactly.
+
+    Args:
+        eta: 1 is the reverse SDE; 0 the probability flow, that is Euler's method in t.
     """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
 
     @property
     def order(self) -> int:
@@ -31,7 +39,7 @@ class EulerMaruyama(Solver):
 
     @property
     def is_stochastic(self) -> bool:
-        return True
+        return self.eta > 0
 
     @property
     def is_exact_on_points(self) -> bool:
@@ -39,7 +47,7 @@ class EulerMaruyama(Solver):
 
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
-        check_start(self.view, steps, eta=1.0)
+        check_start(self.view, steps, self.eta)
         if not steps:
             return
         assert to.path is not None
@@ -47,8 +55,58 @@ class EulerMaruyama(Solver):
         drift, squared = (c(times).tolist() for c in (to.path.drift, to.path.diffusion_squared))
         for i, (s, t) in enumerate(steps):
             h = t.t - s.t
-            score = squared[i] / s.sigma * h  # −g² h times ∇log p = −ε̂/σ
-            to.write(t.t, {i: 1 + drift[i] * h}, {i: score}, {i: math.sqrt(-squared[i] * h)})
+            score = (1 + self.eta**2) / 2 * squared[i] / s.sigma * h  # ∇log p = −ε̂/σ
+            z = {i: self.eta * math.sqrt(-squared[i] * h)} if self.eta else {}
+            to.write(t.t, {i: 1 + drift[i] * h}, {i: score}, z)
+
+
+@solvers.register(
+    "reverse_diffusion",
+    paper="arXiv:2011.13456, App. E",
+    variants={"reverse_diffusion_flow": ({"eta": 0.0}, ())},
+)
+@dataclass(frozen=True)
+class ReverseDiffusion(Solver):
+    """Reverse diffusion: the forward step of the same grid, x_s = a x_t + G z, taken backwards.
+
+        x_t = (2 − a) x_s + ½(1 + η²) G² ∇log p + η G z,   a = α_s/α_t,  G² = σ_s² − a² σ_t²
+
+    The predictor of the predictor-corrector samplers. On VE it is (σ_s² − σ_t²) of score and noise, on
+    VP that of the paper with 1 − β = a².
+
+    Args:
+        eta: 1 is the reverse SDE, 0 the probability flow.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def view(self) -> View:
+        return "eps"
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def is_exact_on_points(self) -> bool:
+        return False
+
+    def write(self, to: Writer) -> None:
+        steps = list(to.intervals())
+        check_start(self.view, steps, self.eta)
+        for i, (s, t) in enumerate(steps):
+            squared = s.sigma**2 * (1 - decay(s, t) ** 2)
+            score = -(1 + self.eta**2) / 2 * squared / s.sigma  # ∇log p = −ε̂/σ
+            z = {i: self.eta * math.sqrt(squared)} if self.eta else {}
+            to.write(t.t, {i: 2 - s.alpha / t.alpha}, {i: score}, z)
 
 
 @solvers.register("edm", aliases=("edm_heun", "heun_churn"), paper="arXiv:2206.00364, Alg. 2")

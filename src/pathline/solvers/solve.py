@@ -7,14 +7,14 @@ same as a generator, to watch or change what happens. None of them decides the g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from pathline.core import noise
-from pathline.core.errors import NonFiniteError, UsageError
+from pathline.core.errors import NonFiniteError, SolveError, UnfinishedError, UsageError
 from pathline.core.receipt import Receipt
 from pathline.core.solution import (
     Solution,
@@ -24,9 +24,9 @@ from pathline.core.solution import (
     name_samples,
     status_names,
 )
-from pathline.fields import Condition, Denoiser, Evaluate, Field, VectorField
+from pathline.fields import Condition, Denoiser, Field, VectorField
 from pathline.paths import GaussianPath, Time, as_time, bshape
-from pathline.solvers.evaluate import Call, Evaluator, Speed
+from pathline.solvers.evaluate import Call, Evaluator, Speed, Watched
 from pathline.solvers.execute import Step, execute
 from pathline.solvers.executors import Executor, as_executor
 from pathline.solvers.grids import Grid, Times, grids
@@ -34,6 +34,7 @@ from pathline.solvers.plan import Plan, plain, told_time
 from pathline.solvers.saved import FOUND, saved_schedule
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Solver, solvers
+from pathline.solvers.stepped import Course, Problem, Stepped, Tally
 
 Guide = Callable[[Field], Field]
 AnyField = Field | Callable[..., Tensor]
@@ -58,14 +59,21 @@ def as_solver(solver: Solver | str) -> Solver:
     return solvers.build(solver) if isinstance(solver, str) else solver
 
 
-def as_grid(grid: Grid | str | Sequence[float] | None, n: int | None) -> Grid:
+def default_steps(solver: Solver) -> int:
+    """Return the steps of a grid where nobody says it; an adaptive solver chooses its own."""
+    return 1 if solver.is_adaptive else DEFAULT_STEPS
+
+
+def as_grid(
+    grid: Grid | str | Sequence[float] | None, n: int | None, default: int = DEFAULT_STEPS
+) -> Grid:
     """Return a grid from a grid, a name and a step count, or the user's own times.
 
     Raises:
         UsageError: the grid has another number of steps than was asked for.
     """
     if grid is None or isinstance(grid, str):
-        return grids.build(grid or DEFAULT_GRID, n=DEFAULT_STEPS if n is None else n)
+        return grids.build(grid or DEFAULT_GRID, n=default if n is None else n)
     made = grid if isinstance(grid, Grid) else Times(tuple(grid))
     if n is not None and n != made.n:
         raise UsageError(f"steps={n} and a grid of {made.n} steps were given; leave one out.")
@@ -227,11 +235,15 @@ class _How(NamedTuple):
     start: Levels | None = None
     executor: Executor | str = "eager"
 
-    def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
+    def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         plan = self._plan(field, guided, shape)
-        return plan if self.speed is None else self.speed.thinned(plan)
+        if self.speed is None:
+            return plan
+        if isinstance(plan, Course):
+            raise UsageError("speed leaves evaluations out of a plan, and this solver has none.")
+        return self.speed.thinned(plan)
 
-    def _plan(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan:
+    def _plan(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         made, steps = self.solver, self.steps
         if made == FOUND:
             made, steps = saved_schedule(field, steps), None
@@ -239,21 +251,25 @@ class _How(NamedTuple):
             made = made.plan(field.path)
         if not isinstance(made, Plan):
             solver = as_solver(made).tuned(field, shape)
-            return solver.plan(guided.path, self.grids(guided.path)).folded(guided.view)
+            grids = self.grids(guided.path, default_steps(solver))
+            if isinstance(solver, Stepped):
+                return solver.course(guided.path, grids)
+            return solver.plan(guided.path, grids).folded(guided.view)
         given = (self.grid, self.start) != (None, None)
         if given or steps not in (None, made.steps):
             raise UsageError("a plan has its own grid; leave grid, steps and start out.")
         return made.folded(guided.view)
 
-    def grids(self, path: GaussianPath | None) -> Grid | list[Grid]:
+    def grids(self, path: GaussianPath | None, default: int) -> Grid | list[Grid]:
         """Return the grid of all samples, or each one's."""
         each = self.grid if isinstance(self.grid, list | tuple) else ()
         grids = [grid for grid in each if isinstance(grid, Grid)]
         if grids:
             if self.start is not None or len(grids) != len(each):
                 raise UsageError("with one grid a sample, give grids alone, and leave start out.")
-            return [as_grid(grid, self.steps) for grid in grids]
-        grid = as_grid(cast("Grid | str | Sequence[float] | None", self.grid), self.steps)
+            return [as_grid(grid, self.steps, default) for grid in grids]
+        whole = cast("Grid | str | Sequence[float] | None", self.grid)
+        grid = as_grid(whole, self.steps, default)
         if self.start is None:
             return grid
         levels = torch.as_tensor(self.start, dtype=torch.float64)
@@ -278,7 +294,7 @@ class _Job:
     """A solve, ready to run."""
 
     field: Field
-    plan: Plan
+    plan: Plan | Course
     given: tuple[Tensor, ...]
     cond: Condition
     seeds: tuple[int, ...] | None
@@ -286,33 +302,58 @@ class _Job:
     speed: Speed | None
     executor: Executor
 
-    @property
-    def call(self) -> Call:
-        return Call(self.field, self.plan, self.given[0], self.cond, self.seeds)
+    def _call(self, plan: Plan) -> Call:
+        return Call(self.field, plan, self.given[0], self.cond, self.seeds)
 
-    def evaluator(self) -> Evaluator:
+    def record(self) -> Evaluator | Tally:
+        """Return what evaluates a plan, or what keeps the count of a stepped solve."""
+        if isinstance(self.plan, Course):
+            return Tally(len(self.given[0]))
         if self.speed is None:
             return Evaluator(self.field, self.plan, self.given[0], self.cond)
-        return self.speed.evaluator(self.call)
+        return self.speed.evaluator(self._call(self.plan))
 
-    def steps(self, evaluate: Evaluate) -> Iterator[Step]:
-        return execute(self.plan, evaluate, self.given, self.seeds, self.executor.combined)
+    def steps(self, record: Evaluator | Tally) -> Iterator[Step]:
+        """Run, yielding at every grid point."""
+        if isinstance(self.plan, Plan):
+            assert isinstance(record, Evaluator)
+            return execute(self.plan, record, self.given, self.seeds, self.executor.combined)
+        assert isinstance(record, Tally)
+        (x,) = self.given
+        problem = Problem(self.plan, self.field, x, self.cond, self.seeds, record)
+        return self.plan.solver.march(problem)
+
+    def complete(self, record: Evaluator | Tally) -> Tensor:
+        """Run with nobody watching, and return the final state."""
+        if isinstance(self.plan, Plan) and isinstance(record, Evaluator):
+            return self.executor.complete(self._call(self.plan), self.given, record)
+        x = self.given[-1]
+        for step in self.steps(record):
+            x = step.x
+        return x
 
     def check_watched(self, is_watched: bool) -> None:
         """Refuse what would look into a loop that cannot be looked into."""
-        decides = self.speed is not None and self.speed.looks_at_data
-        if not self.executor.is_watchable and (is_watched or decides):
-            what = "observe and trajectory look" if is_watched else "this speed policy looks"
-            raise UsageError(
-                f"{what} at states inside the loop, and executor={self.executor.name!r} runs it "
-                "in one piece; use executor='compile' or 'eager'."
-            )
+        if self.executor.is_watchable:
+            return
+        if isinstance(self.plan, Course):
+            what = "a stepped solver looks"
+        elif is_watched:
+            what = "observe and trajectory look"
+        elif self.speed is not None and self.speed.looks_at_data:
+            what = "this speed policy looks"
+        else:
+            return
+        raise UsageError(
+            f"{what} at states inside the loop, and executor={self.executor.name!r} runs it "
+            "in one piece; use executor='compile' or 'eager'."
+        )
 
 
 def _job(
     field: Field,
     how: _How,
-    begin: Callable[[Plan], Tensor | Sequence[Tensor]],
+    begin: Callable[[Plan | Course], Tensor | Sequence[Tensor]],
     shape: Sequence[int],
     seeds: Sequence[int] | None,
     cond: Mapping[str, Any],
@@ -348,7 +389,7 @@ def _sampling(
         raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
     device = begin.device or model.device or "cpu"
 
-    def noise_at(plan: Plan) -> Tensor:
+    def noise_at(plan: Plan | Course) -> Tensor:
         return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
 
     return _job(model, how, noise_at, shape, seeds, cond)
@@ -382,14 +423,13 @@ def _check_state(field: Field, x: Tensor) -> None:
 
 
 def _watched(job: _Job) -> Iterator[Step]:
-    evaluator = job.evaluator()
-    for step in job.steps(evaluator):
+    record = job.record()
+    for step in job.steps(record):
         yield step
-        if bool(finite_status(step.x).any()):
+        solution = _solution(job, step.x, record)
+        if not solution.ok:
             where = f"at step {step.index + 1} of {job.plan.steps}, t = {told_time(step.t)}"
-            raise NonFiniteError(
-                f"the state is not finite {where}.", _solution(job, step.x, evaluator)
-            )
+            raise _failure(solution, f"{_failed(solution, job.seeds)} {where}.")
 
 
 def _seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
@@ -436,59 +476,84 @@ def _finish(
     job: _Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure
 ) -> Solution:
     job.check_watched(observe is not None or trajectory)
-    evaluator, kept = job.evaluator(), [job.given[-1]]
+    record, kept = job.record(), [job.given[-1]]
     if observe is None and not trajectory:
-        kept.append(job.executor.complete(job.call, job.given, evaluator))
+        kept.append(job.complete(record))
     else:
-        for step in job.steps(evaluator):
+        for step in job.steps(record):
             if observe is not None:
                 observe(step)
             if not trajectory:
                 kept.clear()
             kept.append(step.x)
-    solution = _solution(job, kept[-1], evaluator, kept if trajectory else ())
+    solution = _solution(job, kept[-1], record, kept if trajectory else ())
     if on_failure == "raise" and not solution.ok:
-        raise NonFiniteError(_diagnosis(job, solution), solution)
+        raise _failure(solution, _diagnosis(job, record, solution))
     return solution
 
 
-def _solution(job: _Job, x: Tensor, evaluator: Evaluator, kept: Sequence[Tensor] = ()) -> Solution:
+def _solution(
+    job: _Job, x: Tensor, record: Evaluator | Tally, kept: Sequence[Tensor] = ()
+) -> Solution:
     status = finite_status(x.detach())
-    seeds, nfe = job.seeds or (), evaluator.n
-    grid = tuple(plain(t) for t in job.plan.grid)
+    if isinstance(record, Tally):
+        status, stats, report = record.status_of(status), record.stats(job.field.calls), None
+    else:
+        nfe, each, report = record.n, record.per_sample, record.report()
+        stats = Stats(nfe, nfe * job.field.calls, job.plan.steps, per_sample=each)
+    seeds, grid = job.seeds or (), tuple(plain(t) for t in job.plan.grid)
     dtype = str(x.dtype).removeprefix("torch.")
-    receipt = Receipt(job.recipe, seeds, grid, nfe, status_names(status), x.device.type, dtype)
-    return Solution(
-        x,
-        job.plan.times[-1],
-        status,
-        Stats(nfe, nfe * job.field.calls, job.plan.steps, per_sample=evaluator.per_sample),
-        receipt,
-        job.plan.instants[list(job.plan.landings)] if kept else None,
-        torch.stack(list(kept)) if kept else None,
-        evaluator.report(),
-    )
+    told = status_names(status)
+    receipt = Receipt(job.recipe, seeds, grid, stats.nfe, told, x.device.type, dtype)
+    times = job.plan.instants[list(job.plan.landings)] if kept else None
+    trajectory = torch.stack(list(kept)) if kept else None
+    end = job.plan.times[-1]
+    return Solution(x, end, status, stats, receipt, times, trajectory, report)
 
 
-def _diagnosis(job: _Job, solution: Solution) -> str:
-    """Run once more, looking at everything, and say where it first went wrong, and who did it."""
-    failed = [i for i, status in enumerate(solution.statuses) if status is not Status.OK]
-    who = name_samples(failed, job.seeds)
-    found: list[str] = []
-    evaluate = job.evaluator()
+def _failure(solution: Solution, message: str) -> SolveError:
+    """Return the error of a solve that did not end well."""
+    lost = Status.NON_FINITE in solution.statuses
+    return (NonFiniteError if lost else UnfinishedError)(message, solution)
 
-    def watched(k: int, x: Tensor) -> Tensor:
-        f = evaluate(k, x)
-        part = "the state" if finite_status(x).any() else "the field's output"
-        if not found and (finite_status(x) | finite_status(f)).any():
-            found.append(f"{part} is not finite at t = {told_time(job.plan.times[k])}")
-        return f
 
+def _worst(solution: Solution, seeds: Sequence[int] | None) -> tuple[Status, list[int], str]:
+    """Return the first kind of failure, the numbers of its samples, and who they are."""
+    worst = min(status for status in solution.statuses if status is not Status.OK)
+    failed = [i for i, status in enumerate(solution.statuses) if status is worst]
+    return worst, failed, name_samples(failed, seeds)
+
+
+def _failed(solution: Solution, seeds: Sequence[int] | None) -> str:
+    """Say whose state is not finite, or who was given up."""
+    worst, _, who = _worst(solution, seeds)
+    return f"{who}: {_SAID[worst]}"
+
+
+_SAID = {
+    Status.NON_FINITE: "the state is not finite",
+    Status.MAX_STEPS: "given up after the most steps allowed",
+    Status.STEP_TOO_SMALL: "no step is small enough",
+}
+
+
+def _diagnosis(job: _Job, record: Evaluator | Tally, solution: Solution) -> str:
+    """Say what went wrong, where, and who did it."""
+    worst, failed, who = _worst(solution, job.seeds)
+    if isinstance(record, Tally) and worst is not Status.NON_FINITE:
+        t = float(record.t[failed[0]])
+        return f"{who}: {_SAID[worst]}, at t = {t:.6g}; {worst.advice}"
+    return f"{who}: {_first_trouble(job)}; {worst.advice}"
+
+
+def _first_trouble(job: _Job) -> str:
+    """Run once more, looking at everything, and say where it first went wrong."""
+    watched = Watched(job.field)
+    again = replace(job, field=watched)
     with torch.no_grad():
-        for step in job.steps(watched):
-            if not found and finite_status(step.x).any():
-                found.append(f"the state is not finite at t = {told_time(step.t)}")
-            if found:
-                at = f"step {step.index + 1} of {job.plan.steps}"
-                return f"{who}: {found[0]}, {at}; {Status.NON_FINITE.advice}"
-    return f"{who}: not finite at the end, though not when run again; {Status.NON_FINITE.advice}"
+        for step in again.steps(again.record()):
+            if watched.trouble is None and finite_status(step.x).any():
+                watched.trouble = f"the state is not finite at t = {told_time(step.t)}"
+            if watched.trouble is not None:
+                return f"{watched.trouble}, step {step.index + 1} of {job.plan.steps}"
+    return "not finite at the end, though not when run again"

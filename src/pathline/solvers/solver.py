@@ -150,6 +150,11 @@ class Solver(ABC):
         """Evaluations of the field a step."""
         return 1
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the solver chooses its own steps between the points of the grid."""
+        return False
+
     @abstractmethod
     def write(self, to: Writer) -> None:
         """Write the rows of every step of `to.intervals()`."""
@@ -188,11 +193,7 @@ class Solver(ABC):
 def _compiled(
     solver: Solver, path: GaussianPath | None, grid: Grid, *, alike: bool = False
 ) -> Plan:
-    if path is None and (solver.needs_path or grid.last == "denoise"):
-        raise UsageError(
-            f"{type(solver).__name__} with last={grid.last!r} needs a path (a Denoiser); "
-            "for a plain differential equation use Euler, Heun or RK4 with last='stop'."
-        )
+    check_has_path(solver, path, grid)
     writer = Writer(path, grid.times(path), grid.last == "denoise", alike)
     solver.write(writer)
     if writer.denoises:
@@ -200,6 +201,15 @@ def _compiled(
     known = solvers.has(solver) and grids.has(grid)
     recipe = {"solver": solvers.describe(solver), "grid": grids.describe(grid)} if known else {}
     return Plan((writer.times[0],), tuple(writer.rows), solver.view, path, recipe)
+
+
+def check_has_path(solver: Solver, path: GaussianPath | None, grid: Grid) -> None:
+    """Refuse a field without a path where one is needed."""
+    if path is None and (solver.needs_path or grid.last == "denoise"):
+        raise UsageError(
+            f"{type(solver).__name__} with last={grid.last!r} needs a path (a Denoiser); "
+            "for a plain differential equation use Euler, Heun, RK4 or dopri5 with last='stop'."
+        )
 
 
 def _write_denoising(to: Writer, view: View) -> None:

@@ -57,6 +57,9 @@ class _Guided(Guided):
             )
         return self.inner.condition(cond, batch)
 
+    def part(self, cond: Condition, rows: Tensor) -> Condition | None:
+        return self.inner.part(cond, rows)
+
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
 

@@ -1,0 +1,229 @@
+"""Stepped solvers: what a step is depends on the data while it runs.
+
+A `Solver` that writes rows knows every coefficient before it starts. One whose step size follows an
+error estimate, or whose corrector is scaled by a norm, does not: it is *stepped*. The driver is the
+same (`solve`, `sample` and `steps` take it like any other), the grid says where everybody stops
+over, and between two grid points each sample walks at its own pace: its time, step size, status and
+evaluations are its own, and none of them depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.core.solution import Stats, Status, Walked
+from pathline.fields import Condition, Field, View, change
+from pathline.paths import GaussianPath, bshape
+from pathline.solvers.evaluate import check_output
+from pathline.solvers.execute import Step
+from pathline.solvers.grids import Grid, grids
+from pathline.solvers.levels import steady
+from pathline.solvers.solver import Solver, Writer, check_has_path, solvers
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What a stepped solver has instead of a plan: a solver, a path, and where to stop over.
+
+    Args:
+        solver: the solver.
+        path: the path; None for a plain differential equation.
+        ends: the grid, from which `grid` has its times.
+        recipe: the solver and grid, as plain values.
+    """
+
+    solver: Stepped
+    path: GaussianPath | None
+    ends: Grid
+    grid: tuple[float, ...]
+    recipe: Mapping[str, Any]
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """The time of the state that is given at the start."""
+        return self.grid[:1]
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times of the states that a solve shows."""
+        return self.grid
+
+    @property
+    def instants(self) -> Tensor:
+        """The times as a tensor, float64."""
+        return torch.tensor(self.grid, dtype=torch.float64)
+
+    @property
+    def landings(self) -> range:
+        """The numbers of the grid points."""
+        return range(len(self.grid))
+
+    @property
+    def batch(self) -> None:
+        """The samples that it is for: any number."""
+        return
+
+    @property
+    def steps(self) -> int:
+        """The grid points that the solve stops over at."""
+        return len(self.grid) - 1
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the last step lands on data."""
+        return self.ends.last == "denoise"
+
+
+class Tally:
+    """What each sample of a solve has cost and how it stands, on the CPU; filled in as it runs."""
+
+    def __init__(self, batch: int) -> None:
+        self.nfe, self.steps, self.rejected, self.status = (
+            torch.zeros(batch, dtype=torch.int64) for _ in range(4)
+        )
+        self.t = torch.full((batch,), float("nan"), dtype=torch.float64)
+        """How far each sample has come, where it failed."""
+
+    def fail(self, rows: Tensor, status: Status, t: Tensor) -> None:
+        """Set down that some samples stop here."""
+        self.status[rows], self.t[rows] = int(status), t
+
+    def status_of(self, finite: Tensor) -> Tensor:
+        """Return each sample's status: what was set down, else whether its state is finite."""
+        found = self.status.to(finite)
+        return torch.where(found == 0, finite, found)
+
+    def stats(self, calls: int) -> Stats:
+        """Return what it all cost; a field's evaluation makes so many calls of the network."""
+        nfe, steps, rejected = (v.tolist() for v in (self.nfe, self.steps, self.rejected))
+        walks = tuple(map(Walked, steps, rejected))
+        most = max(nfe)
+        return Stats(most, most * calls, max(steps), max(rejected), tuple(nfe), walks)
+
+
+class Problem(NamedTuple):
+    """A stepped solve, ready to run.
+
+    Args:
+        course: where it goes.
+        field: what is integrated.
+        x: (batch, *state), the state at the start.
+        cond: as `field.condition` returned it.
+        seeds: one a sample.
+        tally: where costs and statuses are set down.
+    """
+
+    course: Course
+    field: Field
+    x: Tensor
+    cond: Condition
+    seeds: Sequence[int] | None
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Stepped(Solver):
+    """A solver without a plan: `march` takes the steps, and yields at every grid point."""
+
+    @abstractmethod
+    def march(self, problem: Problem) -> Iterator[Step]:
+        """Run a solve, yielding at every grid point; the state that is assigned there is gone on from."""
+
+    def check(self, path: GaussianPath | None, grid: Grid) -> None:
+        """Refuse a path or grid that does not suit the solver.
+
+        Raises:
+            UsageError: it does not.
+        """
+
+    def course(self, path: GaussianPath | None, grid: Grid | Sequence[Grid]) -> Course:
+        """Return where a solve on this path and grid goes.
+
+        Raises:
+            UsageError: the solver needs a path and there is none, or the grid does not suit it.
+        """
+        if not isinstance(grid, Grid):
+            raise UsageError(
+                f"{type(self).__name__} stops over where all samples do: give one grid and start."
+            )
+        check_has_path(self, path, grid)
+        self.check(path, grid)
+        known = solvers.has(self) and grids.has(grid)
+        recipe = {"solver": solvers.describe(self), "grid": grids.describe(grid)} if known else {}
+        return Course(self, path, grid, grid.times(path), recipe)
+
+    def write(self, to: Writer) -> None:
+        raise UsageError(
+            f"{type(self).__name__} decides its steps while it runs, so it has no plan; "
+            "give the solver itself to solve, sample or steps."
+        )
+
+
+class Evaluation:
+    """Evaluates the field at a time of each sample's own, in the view of the solver, and counts.
+
+    Args:
+        problem: the solve.
+        view: what is asked for.
+    """
+
+    def __init__(self, problem: Problem, view: View) -> None:
+        self._problem, self._view = problem, view
+
+    def __call__(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Return the field for some samples, (n, *state).
+
+        Args:
+            rows: which samples, (n,).
+            x: their states.
+            t: their times, float64 on the CPU.
+        """
+        field, tally = self._problem.field, self._problem.tally
+        f = self._of(rows, x, t)
+        check_output(f, x)
+        tally.nfe[rows] += 1
+        if field.view == self._view:
+            return f
+        p, q = self._change(t)
+        return bshape(p, x) * x + bshape(q, x) * f
+
+    def _of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        _, field, whole, cond, _, _ = self._problem
+        if len(rows) == len(whole):
+            return self._bound(x, t, cond)
+        part = field.part(cond, rows)
+        if part is not None:
+            return self._bound(x, t, part)
+        at = rows.to(x.device)  # only whole batches: the others are there, and not listened to
+        filled = x[:1].expand_as(whole).index_put((at,), x)
+        times = t[:1].expand(len(whole)).index_put((rows,), t)
+        return self._bound(filled, times, cond)[at]
+
+    def _bound(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self._problem.field.bind(t.to(x.device)[None], x, cond)(0, x)
+
+    def _change(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        field, path = self._problem.field, self._problem.course.path
+        if path is None:
+            raise UsageError(f"a field without a path has no {self._view}, only its {field.view}.")
+        p, q = (steady(lambda s, i=i: change(path, field.view, self._view, s)[i], t) for i in (0, 1))
+        if not bool((p + q).isfinite().all()):
+            raise UsageError(
+                f"a network that predicts {field.view} does not tell {self._view} at "
+                f"t = {t[~(p + q).isfinite()][0]:.6g}; start the grid at a smaller t."
+            )
+        return p, q
+
+
+def closing(problem: Problem, x: Tensor, rows: Tensor) -> Tensor:
+    """Return the state after the step to data, x = x̂_0, of the samples that have come so far."""
+    t = torch.full((len(rows),), problem.course.grid[-2], dtype=torch.float64)
+    at = rows.to(x.device)
+    return x.index_put((at,), Evaluation(problem, "x0")(rows, x[at], t))
