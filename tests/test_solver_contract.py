@@ -5,8 +5,10 @@ SciPy's DOP853 at a relative tolerance of 1e-12: nothing of ours but the path an
 have tests of their own.
 """
 
+import dataclasses
 import functools
 import itertools
+import json
 import math
 
 import pytest
@@ -325,9 +327,9 @@ def test_plain_differential_equations_too(name):
     solver, counts, errors = FIXED[name], (80, 160, 320), []
     x = 2 + 0.1 * starts()
     for n in counts:
-        grid = pl.grids.uniform(n, start=0.0, end=3.0)
+        grid = pl.grids.uniform(n, start=0.0, end=2.0)
         sol = pl.solve(lambda x, t: -(x**2) * torch.cos(t), x, solver=solver, grid=grid)
-        errors.append(rmse(sol.x, 1 / (1 / x + math.sin(3.0))))
+        errors.append(rmse(sol.x, 1 / (1 / x + math.sin(2.0))))
     assert fitted_slope(counts, errors) == pytest.approx(solver.convergence, abs=0.15)
 
 
@@ -335,3 +337,168 @@ def test_plain_differential_equations_too(name):
 def test_what_needs_a_path_says_so(name):
     with pytest.raises(pl.UsageError, match="needs a path"):
         pl.solve(lambda x, t: x, starts(), solver=made(name), grid=pl.grids.uniform(2, 1.0, 0.0))
+
+
+# --- stepped solvers: no plan, each sample at its own pace --------------------------------------
+
+every_stepped = pytest.mark.parametrize("name", STEPPED)
+every_adaptive = pytest.mark.parametrize("name", ADAPTIVE)
+
+
+class Rational(Field):
+    """Standard normal data on the straight path, from rounded operations only, at any times."""
+
+    view, path = "x0", pl.CondOT()
+
+    def __init__(self, splits=True):
+        self.splits, self.rows = splits, 0
+
+    def part(self, cond, rows):
+        return cond if self.splits else None
+
+    def evaluate(self, x, t, cond):
+        self.rows += len(x)
+        t = t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
+        return (x.double() * ((1 - t) / ((1 - t) ** 2 + t**2))).to(x)
+
+
+def from_here(n=1, last="stop"):
+    """A grid that every solver can start on the straight path."""
+    return pl.grids.log_snr(n, start=0.9, last=last)
+
+
+@every_adaptive
+def test_a_tighter_tolerance_makes_a_smaller_error_for_more_evaluations(name):
+    errors, spent = [], []
+    for tolerance in (1e-2, 1e-4, 1e-6):
+        solver = dataclasses.replace(ADAPTIVE[name], rtol=tolerance, atol=tolerance)
+        sol = pl.solve(problems.m4(VP), starts(), solver=solver)
+        errors.append(rmse(sol.x, reference()))
+        spent.append(sol.stats.nfe)
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[2] < 2e-5
+    assert spent == sorted(spent) and spent[0] < spent[2]
+
+
+@every_stepped
+@pytest.mark.parametrize("splits", [True, False], ids=["sub-batches", "whole batches"])
+def test_stepped_samples_are_bitwise_the_same_alone_in_any_batch_in_any_order(name, splits):
+    seeds = [5, 1, 9, 0, 3, 8]
+
+    def draw(some, shape):
+        grid = from_here(3)
+        return pl.sample(Rational(splits), solver=STEPPED[name], grid=grid, seeds=some, shape=shape)
+
+    for shape in [(3,), (7,), (2, 3, 3)]:
+        together, turned = draw(seeds, shape), draw(seeds[::-1], shape)
+        assert torch.equal(together.x, turned.x.flip(0))
+        assert together.nfes == turned.nfes[::-1]
+        for i, seed in enumerate(seeds):
+            alone = draw([seed], shape)
+            assert torch.equal(together.x[i], alone.x[0])
+            assert together.nfes[i] == alone.stats.nfe
+
+
+@every_stepped
+def test_every_sample_pays_for_its_own_evaluations_only(name):
+    field = Rational()
+    sol = pl.sample(field, 9, solver=STEPPED[name], grid=from_here(2), shape=(4,))
+    assert field.rows == sum(sol.nfes) and sol.stats.nfe == max(sol.nfes)
+    assert sol.stats.steps == max(walk.steps for walk in sol.stats.walks)
+    assert sol.stats.rejected == max(walk.rejected for walk in sol.stats.walks)
+    if name not in ADAPTIVE:
+        assert sol.nfes == (2 * STEPPED[name].nfe_per_step,) * 9
+
+
+@every_stepped
+@pytest.mark.parametrize("last", ["stop", "denoise"])
+def test_every_view_of_the_network_gives_the_same_stepped_result(name, last):
+    mixture, ends = problems.m4(VP), []
+    for view in VIEWS:
+        model = pl.Denoiser(Viewed(mixture, view), VP, view=view, shape=(3,))
+        grid = pl.grids.log_snr(6 if name not in ADAPTIVE else 2, last=last)
+        sol = pl.sample(model, 4, solver=STEPPED[name], grid=grid, dtype=torch.float64)
+        assert sol.ok and sol.t == (0 if last == "denoise" else VP.t_min)
+        ends.append(sol.x)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-7, atol=1e-7)
+
+
+@every_stepped
+def test_a_stepped_solve_ends_in_the_denoised_state_and_stops_over_at_the_grid(name):
+    grid = pl.grids.karras(5, last="denoise")
+    how = {"solver": STEPPED[name], "grid": grid, "shape": (3,), "dtype": torch.float64}
+    seen = list(pl.steps(problems.m4(VP), 2, **how))
+    assert [step.t for step in seen] == list(grid.times(VP))[1:]
+    before_last = problems.m4(VP)(seen[-2].x, VP.t_min).x0
+    if name in ADAPTIVE:
+        torch.testing.assert_close(seen[-1].x, before_last)
+    sol = pl.sample(problems.m4(VP), 2, **how, trajectory=True)
+    assert torch.equal(sol.trajectory[1:], torch.stack([step.x for step in seen]))
+    assert sol.times.tolist() == list(grid.times(VP))
+
+
+@every_stepped
+def test_a_stepped_solve_is_pure_and_its_receipt_makes_it_again(name):
+    solver, torch_state = STEPPED[name], torch.random.get_rng_state()
+    how = {"solver": solver, "grid": from_here(3), "shape": (3,)}
+    first = pl.sample(problems.m4(pl.CondOT()), 3, **how)
+    pl.sample(problems.m4(pl.CondOT()), 2, **how, seed=77)
+    told = json.loads(first.receipt.to_json())
+    again = pl.sample(
+        problems.m4(pl.CondOT()),
+        solver=solvers.rebuild(told["recipe"]["solver"]),
+        grid=grids.rebuild(told["recipe"]["grid"]),
+        seeds=told["seeds"],
+    )
+    assert torch.equal(first.x, again.x) and again.receipt == first.receipt
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+
+
+@every_stepped
+def test_any_shape_gives_the_same_numbers_stepped_too(name):
+    how = {"solver": STEPPED[name], "grid": from_here(2)}
+    flat = pl.sample(Rational(), 3, **how, shape=(24,)).x
+    for shape in [(24, 1), (2, 3, 4), (1, 2, 3, 4)]:
+        assert torch.equal(pl.sample(Rational(), 3, **how, shape=shape).x.flatten(1), flat)
+
+
+@every_adaptive
+def test_the_way_back_leads_back_within_the_tolerance(name):
+    solver = dataclasses.replace(ADAPTIVE[name], rtol=1e-5, atol=1e-5)
+    x, mixture = reference(), problems.m4(VP)
+    z = pl.solve(mixture, x, solver=solver, grid=pl.grids.log_snr(1).reverse(VP)).x
+    back = pl.solve(mixture, z, solver=solver).x
+    assert rmse(back, x) < 3e-4
+    assert rmse(z, starts()) < 3e-4
+
+
+@every_stepped
+def test_a_failing_neighbour_changes_nothing(name):
+    def network(x, t):
+        return torch.where(x[:, :1] > 50, x / 0, x)
+
+    model = pl.Denoiser(network, VP, view="v")
+    bad = torch.cat((starts(3), torch.full((1, 3), 99.0, dtype=torch.float64)))
+    how = {"solver": STEPPED[name], "steps": 3}
+    sol = pl.solve(model, bad, **how, seeds=range(4), on_failure="return")
+    assert [s.name for s in sol.statuses] == ["OK", "OK", "OK", "NON_FINITE"]
+    assert torch.equal(sol.x[:3], pl.solve(model, starts(3), **how, seeds=range(3)).x)
+    with pytest.raises(pl.NonFiniteError, match=r"sample 3 \(seed 3\): the field's output is not"):
+        pl.solve(model, bad, **how, seeds=range(4))
+
+
+@every_stepped
+def test_a_stepped_solver_has_no_plan_and_says_so(name):
+    with pytest.raises(pl.UsageError, match="has no plan"):
+        STEPPED[name].plan(VP, pl.grids.log_snr(3))
+    if STEPPED[name].needs_path:
+        with pytest.raises(pl.UsageError, match="needs a path"):
+            pl.solve(lambda x, t: x, starts(), solver=STEPPED[name], grid=[1.0, 0.0])
+
+
+@pytest.mark.parametrize("name", [n for n, s in ADAPTIVE.items() if not s.needs_path])
+def test_plain_differential_equations_to_a_tolerance(name):
+    solver = dataclasses.replace(ADAPTIVE[name], rtol=1e-8, atol=1e-8)
+    x = 2 + 0.1 * starts()
+    sol = pl.solve(lambda x, t: -(x**2) * torch.cos(t), x, solver=solver, grid=[0.0, 2.0])
+    assert rmse(sol.x, 1 / (1 / x + math.sin(2.0))) < 1e-7

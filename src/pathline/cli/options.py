@@ -135,8 +135,9 @@ def chosen_grid(
             raise UsageError(f"--steps {steps} and a grid of {grid.n} steps; leave --steps out.")
         return grid
     defaults = defaults_of(model)
-    adaptive = solver is not None and solver.is_adaptive
-    unasked = default_steps(solver) if adaptive else defaults.get("steps", DEFAULT_STEPS)
+    unasked = defaults.get("steps", DEFAULT_STEPS)
+    if solver is not None and solver.is_adaptive:
+        unasked = default_steps(solver)
     n = unasked if steps is None else steps
     return grids.build(name or defaults.get("grid", DEFAULT_GRID), n=n, **given(last=last))
 

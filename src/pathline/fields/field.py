@@ -23,7 +23,6 @@ Condition = Mapping[str, Any]
 Evaluate = Callable[[int, Tensor], Tensor]
 
 
-
 def selected(cond: Condition, rows: Tensor) -> Condition:
     """Return the condition of some samples, where every tensor but a number has the batch first."""
     return {
@@ -174,7 +173,7 @@ class VectorField(Field):
 
     Args:
         function: f(x (batch, *state), t () float64, **condition) → (batch, *state). Under a stepped
-            solver every sample has its own time: t is (batch, 1, …), and multiplies a state as before.
+            solver every sample has its own time: t is (batch, 1, …), and multiplies a state.
 
     Example:
         >>> import torch

@@ -1,12 +1,12 @@
-"""Adaptive solvers: two results of different order, whose difference decides how far the next step goes.
+"""Adaptive solvers: the difference of two results decides how far the next step goes.
 
-Each sample has its own step size. With E the root mean square of (high − low)/δ over its elements, a
-step is taken if E ≤ 1, and the next one is
+Each sample has its own step size. With E the root mean square of (high − low)/δ over its elements,
+a step is taken if E ≤ 1, and the next one is
 
     h ← h · clip(θ E^−kI (E_before/E)^kP, least, most)
 
-Between grid points a sample takes as many steps as it needs; the last one lands on the point exactly.
-A sample that is done, or has failed, is not evaluated again.
+Between grid points a sample takes as many steps as it needs; the last one lands on the point
+exactly. A sample that is done, or has failed, is not evaluated again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Adaptive(Stepped):
     Args:
         rtol: relative tolerance of one step.
         atol: absolute tolerance of one step.
-        first: the first step, on the solver's clock; None lets it be estimated, for one evaluation.
+        first: the first step, on the solver's clock; None lets the solver choose it.
         max_steps: attempts after which a sample is given up.
     """
 
@@ -162,7 +162,7 @@ class Adaptive(Stepped):
 
     @abstractmethod
     def opening(self, leg: Leg, evaluate: Evaluation) -> Tensor:
-        """Return the size of the first step of some samples, on the clock.
+        """Estimate the size of the first step of some samples, on the clock.
 
         Args:
             leg: from where they stand to the next grid point.
@@ -225,13 +225,19 @@ class _Walk:
         if bool(unsized.any()):
             which = unsized.nonzero()[:, 0]
             opened = leg if len(which) == len(rows) else self.leg(rows[which], goal.of(which))
-            self.size[rows[which]] = self.solver.opening(opened, self.evaluate)
+            self.size[rows[which]] = self.opening(opened)
         leg, lands = self.shortened(leg)
         trial = self.solver.attempt(leg, self.evaluate)
         error = self.measured(leg, trial)
         self.choose(leg, error, lands)
         self.go(leg, trial, error <= 1)
         self.give_up(rows, error, lands)
+
+    def opening(self, leg: Leg) -> Tensor:
+        first = self.solver.first
+        if first is None:
+            return self.solver.opening(leg, self.evaluate)
+        return torch.full_like(leg.s.t, first)
 
     def look(self, rows: Tensor) -> None:
         """Evaluate the field where samples stand, if that is not known."""
@@ -263,14 +269,15 @@ class _Walk:
     def choose(self, leg: Leg, error: Tensor, lands: Tensor) -> None:
         """Choose the next step sizes, and count."""
         rows, tally, clock = leg.rows, self.tally, self.solver.clock
-        used, taken_ = (clock(leg.t) - clock(leg.s)).abs(), error <= 1
+        used, accepted = (clock(leg.t) - clock(leg.s)).abs(), error <= 1
         factor = self.solver.control.factor(error, self.error[rows], self.solver.error_order)
-        size = used * torch.where(taken_, factor, factor.clamp(max=1.0))
-        cut_short = taken_ & lands  # by the grid: what the step would have been still holds
+        size = used * torch.where(accepted, factor, factor.clamp(max=1.0))
+        cut_short = accepted & lands  # by the grid: what the step would have been still holds
         self.size[rows] = torch.where(cut_short, torch.maximum(size, self.size[rows]), size)
-        self.error[rows] = torch.where(taken_, error.clamp(min=LEAST_ERROR), self.error[rows])
-        tally.steps[rows] += taken_
-        tally.rejected[rows] += ~taken_
+        before = torch.where(accepted & ~lands, error.clamp(min=LEAST_ERROR), self.error[rows])
+        self.error[rows] = before
+        tally.steps[rows] += accepted
+        tally.rejected[rows] += ~accepted
 
     def go(self, leg: Leg, trial: Trial, accepted: Tensor) -> None:
         """Move the samples whose step was accepted."""
@@ -331,7 +338,7 @@ def put(x: Tensor, rows: Tensor, new: Tensor) -> Tensor:
 
 
 def combined(linear: Tensor, x: Tensor, weights: Sequence[Tensor], f: Sequence[Tensor]) -> Tensor:
-    """Return L x + Σ w_i F_i with a coefficient for each sample, every operation rounded by itself."""
+    """Return L x + Σ w_i F_i, coefficients for each sample, every operation rounded by itself."""
     total = bshape(linear, x) * x
     for w, value in zip(weights, f, strict=True):
         total = total + bshape(w, x) * value
@@ -344,4 +351,6 @@ def _lowest(course: Course) -> float:
         return LOWEST_LOG_SNR
     levels = course.path.log_snr(torch.tensor(course.grid, dtype=torch.float64))
     finite = levels[levels.isfinite()] - 1
-    return min([LOWEST_LOG_SNR, *finite.tolist()]) if bool(levels.isneginf().any()) else LOWEST_LOG_SNR
+    return (
+        min([LOWEST_LOG_SNR, *finite.tolist()]) if bool(levels.isneginf().any()) else LOWEST_LOG_SNR
+    )

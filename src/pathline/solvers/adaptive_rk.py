@@ -29,7 +29,7 @@ from pathline.solvers.tableaux import PAIRS, Tableau
 @solvers.register(
     "dopri5",
     aliases=("rk45", "dormand_prince"),
-    paper="Dormand & Prince 1980",
+    paper="Dormand & Prince 1980; Bogacki & Shampine 1989",
     variants={"bosh3": ({"method": "bosh3"}, ("rk23", "bogacki_shampine"))},
 )
 @dataclass(frozen=True)

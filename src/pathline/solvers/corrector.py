@@ -1,17 +1,17 @@
 """Predictor-corrector samplers: Langevin steps between the steps of any solver with a plan.
 
-At a grid point the score g = ∇log p_t(x) is known, so Langevin dynamics at fixed t pulls the state back
-to its marginal:
+At a grid point the score g = ∇log p_t(x) is known, so Langevin dynamics at fixed t pulls the state
+back to its marginal:
 
     x ← x + e g + √(2e) z
     langevin   e = 2a (r ‖z‖/‖g‖)²       a signal-to-noise ratio of r
     annealed   e = 2a (r σ_t)²           the same for the norms that are expected
 
-with a = (α_s/α_t)² over the coming step s → t (1 − β of VP, 1 on VE). The last step is taken without its
-noise, and is not corrected.
+with a = (α_s/α_t)² over the coming step s → t (1 − β of VP, 1 on VE). The last step is taken
+without its noise, and is not corrected.
 
-Paper: Song et al. 2021 (arXiv:2011.13456, Alg. 2-5); Song & Ermon 2019 (arXiv:1907.05600) for annealed
-Langevin dynamics, which is this with a predictor that stays where it is.
+Paper: Song et al. 2021 (arXiv:2011.13456, Alg. 2-5); Song & Ermon 2019 (arXiv:1907.05600) for
+annealed Langevin dynamics, which is this with a predictor that stays where it is.
 """
 
 from __future__ import annotations
@@ -76,17 +76,18 @@ class Stay(Solver):
 class PredictorCorrector(Stepped):
     """A step of any solver, and Langevin corrections at each grid point.
 
-    Choose it where a network's score is better than the steps that you can afford are exact: corrections
-    cost one evaluation each. On VE `reverse_diffusion` is the usual predictor, on VP `euler_maruyama`.
+    Choose it where a network's score is better than the steps that you can afford are exact:
+    corrections cost one evaluation each. On VE `reverse_diffusion` is the usual predictor, on VP
+    `euler_maruyama`.
 
     Args:
         predictor: the name of any solver with a plan, or "none" (annealed Langevin dynamics).
         corrector: "langevin" scales each step by norms; "annealed" by σ_t alone.
         snr: r, the signal-to-noise ratio of a correction.
         n: corrections at each grid point; 0 is the predictor alone.
-        norms: "sample" for each sample's own; "batch" for their mean, as in public code: then a sample
-            depends on the others of its batch. In few dimensions single norms are no guide: use
-            "annealed" there.
+        norms: "sample" for each sample's own; "batch" for their mean, as in public code: then a
+            sample depends on the others of its batch. In few dimensions the norm of one sample
+            is no guide: use "annealed" there.
         first: whether the first thing that happens is a correction or a step.
     """
 

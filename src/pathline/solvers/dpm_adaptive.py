@@ -29,7 +29,7 @@ from pathline.solvers.solver import Writer, solvers
 from pathline.solvers.stepped import Evaluation
 
 FIRST = 0.05
-"""The first step in λ, as in public code."""
+"""The first step in λ."""
 
 
 @solvers.register(
@@ -52,13 +52,13 @@ class AdaptiveDPM(Adaptive):
         order: 2 (DPM-Solver-12) or 3 (-23), of the result that is kept.
         view: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
         rtol, atol, max_steps: as for every adaptive solver; 0.0078 is 2/256, for data in [−1, 1].
-        first: the first step in λ.
+        first: the first step in λ; None is 0.05, as in public code.
     """
 
     control: ClassVar[Control] = Control()
     rtol: float = 0.05
     atol: float = 0.0078
-    first: float | None = FIRST
+    first: float | None = None
     order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride]
     view: View = "eps"  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -90,7 +90,7 @@ class AdaptiveDPM(Adaptive):
 
     def opening(self, leg: Leg, evaluate: Evaluation) -> Tensor:
         del evaluate
-        return torch.full_like(leg.s.t, FIRST if self.first is None else self.first)
+        return torch.full_like(leg.s.t, FIRST)
 
     def scale(self, trial: Trial, x: Tensor, before: Tensor) -> Tensor:
         del x

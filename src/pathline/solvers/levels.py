@@ -1,8 +1,9 @@
 """Levels of a path at a time of each sample's own, for solvers whose samples do not walk in step.
 
-A sample's result must not depend on its neighbours, to the last bit. Vectorised logarithms may round
-a tensor's tail differently from its body, so transcendental functions are taken of tensors that are
-filled up to whole vectors, and sums are folded in halves; everything else is +, −, ×, ÷ and √.
+A sample's result must not depend on its neighbours, to the last bit. Vectorised logarithms may
+round a tensor's tail differently from its body, so transcendental functions are taken of tensors
+that are filled up to whole vectors, and sums are folded in halves; everything else is +, −, ×, ÷
+and √.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ class Levels(NamedTuple):
     log_snr: Tensor
 
     @classmethod
-    def at(
-        cls, path: GaussianPath | None, t: Tensor, lowest: float = LOWEST_LOG_SNR
-    ) -> Levels:
+    def at(cls, path: GaussianPath | None, t: Tensor, lowest: float = LOWEST_LOG_SNR) -> Levels:
         """Return the levels at these times; `lowest` stands for λ = −∞."""
         if path is None:
             nan = torch.full_like(t, float("nan"))

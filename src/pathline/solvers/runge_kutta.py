@@ -20,6 +20,7 @@ import torch
 
 from pathline.core.errors import UsageError, unknown
 from pathline.fields.views import View
+from pathline.solvers.exponential import check_start
 from pathline.solvers.solver import Level, Solver, Writer, solvers
 from pathline.solvers.tableaux import ALIASES, CLASSICAL, EULER, HEUN, TABLEAUX, Tableau
 
@@ -66,6 +67,8 @@ class RungeKutta(Solver):
         return len(self.tableau.b)
 
     def write(self, to: Writer) -> None:
+        if self.view != "velocity":
+            check_start(self.view, list(to.intervals()))
         stages = self._stage_levels(to)
         for (s, t), levels in zip(to.intervals(), stages, strict=True):
             self._write_step(to, s, t, levels)

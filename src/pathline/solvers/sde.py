@@ -16,7 +16,9 @@ from pathline.solvers.solver import Level, Solver, Writer, solvers
 @solvers.register("euler_maruyama", aliases=("em",), paper="arXiv:2011.13456, Eq. 6 and App. D")
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    """Euler-Maruyama on the reverse SDE, dx = (f x − ½(1 + η²) g² ∇log p) dt + η g dW̄.
+    """Euler-Maruyama on the reverse SDE, or with less of its noise.
+
+        dx = (f x − ½(1 + η²) g² ∇log p) dt + η g dW̄
 
     The plain discretisation, for comparison; DPMpp(eta=1) integrates the linear part exactly.
 
@@ -60,19 +62,15 @@ class EulerMaruyama(Solver):
             to.write(t.t, {i: 1 + drift[i] * h}, {i: score}, z)
 
 
-@solvers.register(
-    "reverse_diffusion",
-    paper="arXiv:2011.13456, App. E",
-    variants={"reverse_diffusion_flow": ({"eta": 0.0}, ())},
-)
+@solvers.register("reverse_diffusion", paper="arXiv:2011.13456, App. E")
 @dataclass(frozen=True)
 class ReverseDiffusion(Solver):
     """Reverse diffusion: the forward step of the same grid, x_s = a x_t + G z, taken backwards.
 
         x_t = (2 − a) x_s + ½(1 + η²) G² ∇log p + η G z,   a = α_s/α_t,  G² = σ_s² − a² σ_t²
 
-    The predictor of the predictor-corrector samplers. On VE it is (σ_s² − σ_t²) of score and noise, on
-    VP that of the paper with 1 − β = a².
+    The predictor of the predictor-corrector samplers. On VE it is (σ_s² − σ_t²) of score and noise,
+    on VP that of the paper with 1 − β = a².
 
     Args:
         eta: 1 is the reverse SDE, 0 the probability flow.

@@ -134,7 +134,7 @@ class Stepped(Solver):
 
     @abstractmethod
     def march(self, problem: Problem) -> Iterator[Step]:
-        """Run a solve, yielding at every grid point; the state that is assigned there is gone on from."""
+        """Run a solve, yielding at every grid point; go on from the state that is there then."""
 
     def check(self, path: GaussianPath | None, grid: Grid) -> None:
         """Refuse a path or grid that does not suit the solver.
@@ -175,7 +175,8 @@ class Evaluation:
     """
 
     def __init__(self, problem: Problem, view: View) -> None:
-        self._problem, self._view = problem, view
+        self._problem: Problem = problem
+        self._view: View = view
 
     def __call__(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return the field for some samples, (n, *state).
@@ -191,7 +192,10 @@ class Evaluation:
         tally.nfe[rows] += 1
         if field.view == self._view:
             return f
-        p, q = self._change(t)
+        path = self._problem.course.path
+        if path is None:
+            raise UsageError(f"a field without a path has no {self._view}, only its {field.view}.")
+        p, q = self._change(path, t)
         return bshape(p, x) * x + bshape(q, x) * f
 
     def _of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -209,15 +213,16 @@ class Evaluation:
     def _bound(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self._problem.field.bind(t.to(x.device)[None], x, cond)(0, x)
 
-    def _change(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        field, path = self._problem.field, self._problem.course.path
-        if path is None:
-            raise UsageError(f"a field without a path has no {self._view}, only its {field.view}.")
-        p, q = (steady(lambda s, i=i: change(path, field.view, self._view, s)[i], t) for i in (0, 1))
-        if not bool((p + q).isfinite().all()):
+    def _change(self, path: GaussianPath, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (p, q) with the solver's view = p x + q F, each (n,)."""
+        source, goal = self._problem.field.view, self._view
+        p = steady(lambda s: change(path, source, goal, s)[0], t)
+        q = steady(lambda s: change(path, source, goal, s)[1], t)
+        known = (p + q).isfinite()
+        if not bool(known.all()):
             raise UsageError(
-                f"a network that predicts {field.view} does not tell {self._view} at "
-                f"t = {t[~(p + q).isfinite()][0]:.6g}; start the grid at a smaller t."
+                f"a network that predicts {source} does not tell {goal} at "
+                f"t = {t[~known][0]:.6g}; start the grid at a smaller t."
             )
         return p, q
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tableau:
-    """A Butcher tableau: nodes c, lower-triangular rows a, weights b, and weights that estimate b's error.
+    """A Butcher tableau: nodes c, lower-triangular rows a, weights b, and those of a second result.
 
     Args:
         c: (stages,).
