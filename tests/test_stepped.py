@@ -93,14 +93,14 @@ class TestAdaptive:
     def test_guidance_and_conditions_follow_the_samples_that_are_left(self):
         """Each sample's own condition decides when it is done: the others must not see it."""
 
-        def network(x, t, speed):
-            return -speed[:, None] * x
+        def network(x, t, rate):
+            return -rate[:, None] * x
 
-        model = pl.Denoiser(network, pl.CondOT(), view="velocity", null={"speed": torch.zeros(1)})
-        speed = torch.tensor([0.1, 3.0, 30.0, 1.0], **FLOAT)
+        model = pl.Denoiser(network, pl.CondOT(), view="velocity", null={"rate": torch.zeros(1)})
+        rate = torch.tensor([0.1, 3.0, 30.0, 1.0], **FLOAT)
         how = {"solver": AdaptiveRK(rtol=1e-8, atol=1e-8), "grid": [0.0, 1.0], "guide": pl.CFG(1.5)}
-        sol = pl.solve(model, torch.ones(4, 2, **FLOAT), **how, speed=speed)
-        exact = torch.exp(-1.5 * speed)[:, None].expand(4, 2)
+        sol = pl.solve(model, torch.ones(4, 2, **FLOAT), **how, rate=rate)
+        exact = torch.exp(-1.5 * rate)[:, None].expand(4, 2)
         torch.testing.assert_close(sol.x, exact, rtol=0, atol=1e-6)
         assert len(set(sol.nfes)) == 4
         assert sol.stats.network_calls == 2 * sol.stats.nfe
