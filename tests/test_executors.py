@@ -160,7 +160,7 @@ def test_a_graph_needs_a_gpu_and_nobody_looking():
     law = model()
     with pytest.raises(pl.UsageError, match="the state is on cpu"):
         pl.sample(law, 2, steps=10, executor="graph")
-    for rest in ({"trajectory": True}, {"observe": print}, {"speed": SADA()}):
+    for rest in ({"trajectory": True}, {"observe": print}, {"speed": SADA()}, {"solver": "dopri5"}):
         with pytest.raises(pl.UsageError, match="inside the loop"):
             pl.sample(law, 2, steps=10, executor="graph", **rest)
     with pytest.raises(pl.UsageError, match="did you mean graph"):

@@ -30,7 +30,7 @@ from pathline.core.errors import UsageError, unknown
 from pathline.fields import Evaluate, View, change
 from pathline.paths import GaussianPath, bshape
 from pathline.solvers.evaluate import Evaluator
-from pathline.solvers.execute import Execution, Step
+from pathline.solvers.execute import Execution, Step, combined, drawing
 from pathline.solvers.exponential import check_start
 from pathline.solvers.grids import Grid
 from pathline.solvers.levels import norms
@@ -156,7 +156,7 @@ class PredictorCorrector(Stepped):
         correct = _Correct(self, plan, course.grid, evaluate, tuple(seeds))
         if self.first == "corrector":
             x = correct(0, 0, x)
-        execution, index = Execution(plan, evaluate, [x], seeds), 0
+        execution, index = Execution(plan, evaluate, [x], combined, drawing(plan, seeds, x)), 0
         for row in execution.program:
             x = execution.advance(row)
             if not row.lands:
