@@ -172,8 +172,9 @@ class VectorField(Field):
     """The velocity of any differential equation, dx/dt = f(x, t, **condition).
 
     Args:
-        function: f(x (batch, *state), t () float64, **condition) → (batch, *state). Under a stepped
-            solver every sample has its own time: t is (batch, 1, …), and multiplies a state.
+        function: f(x (batch, *state), t () float64, **condition) → (batch, *state). Where
+            samples have times of their own (stepped solvers, a grid a sample) t is (batch, 1, …),
+            so that what is written for one time stays right.
 
     Example:
         >>> import torch

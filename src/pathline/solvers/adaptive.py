@@ -23,11 +23,11 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import Status
 from pathline.fields import Prediction
-from pathline.paths import GaussianPath, bshape
+from pathline.paths import GaussianPath, Time, bshape
 from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.execute import Step
 from pathline.solvers.levels import Levels, steady, totals
-from pathline.solvers.stepped import Course, Evaluation, Problem, Stepped, closing
+from pathline.solvers.stepped import Course, Evaluation, Problem, Stepped, closing, each
 
 
 class Control(NamedTuple):
@@ -189,21 +189,22 @@ class _Walk:
         course, batch = problem.course, len(problem.x)
         self.solver, self.tally, self.path = solver, problem.tally, course.path
         self.evaluate = Evaluation(problem, solver.view)
-        self.lowest = _lowest(course)
+        self.lowest = _lowest(course).expand(batch)
         self.x = self.low = problem.x  # where each sample stands, and the low result there
-        self.at = self.levels(torch.full((batch,), course.start[0], dtype=torch.float64))
+        self.at = self.levels(course.start[0])
         self.first = problem.x  # the field there, of the samples of which it is known
         self.known = torch.zeros(batch, dtype=torch.bool)
         self.size = torch.full((batch,), math.nan, dtype=torch.float64)
         self.error = torch.ones(batch, dtype=torch.float64)
         self.seen: Prediction | None = None  # the evaluation that each sample's last step is from
 
-    def levels(self, t: Tensor) -> Levels:
-        return Levels.at(self.path, t, self.lowest)
+    def levels(self, t: Time) -> Levels:
+        """Return the levels of a grid point."""
+        return Levels.at(self.path, each(t, len(self.x)).contiguous(), self.lowest)
 
-    def to(self, end: float) -> None:
+    def to(self, end: Time) -> None:
         """Walk to a grid point."""
-        goal = self.levels(torch.full_like(self.at.t, end))
+        goal = self.levels(end)
         while True:
             away = (self.at.t != goal.t) & (self.tally.status == int(Status.OK))
             if not bool(away.any()):
@@ -257,7 +258,7 @@ class _Walk:
         here, end = clock(leg.s), clock(leg.t)
         lands = size >= (end - here).abs() * (1 - 1e-12)
         reach = torch.where(lands, end, here + torch.copysign(size, end - here))
-        between = self.levels(self.solver.time(self.path, reach))
+        between = Levels.at(self.path, self.solver.time(self.path, reach), self.lowest[leg.rows])
         return leg._replace(t=leg.t.or_else(lands, between)), lands
 
     @torch.no_grad()
@@ -345,12 +346,11 @@ def combined(linear: Tensor, x: Tensor, weights: Sequence[Tensor], f: Sequence[T
     return total
 
 
-def _lowest(course: Course) -> float:
-    """Return what stands for λ = −∞: below every other level of the grid."""
+def _lowest(course: Course) -> Tensor:
+    """Return what stands for λ = −∞, () or (batch,): below every other level of the grid."""
+    lowest = torch.tensor(LOWEST_LOG_SNR, dtype=torch.float64)
     if course.path is None:
-        return LOWEST_LOG_SNR
-    levels = course.path.log_snr(torch.tensor(course.grid, dtype=torch.float64))
-    finite = levels[levels.isfinite()] - 1
-    return (
-        min([LOWEST_LOG_SNR, *finite.tolist()]) if bool(levels.isneginf().any()) else LOWEST_LOG_SNR
-    )
+        return lowest
+    levels = course.tabulated(course.path.log_snr)
+    known = torch.where(levels.isneginf(), math.inf, levels - 1)
+    return torch.where(levels.isneginf().any(0), known.amin(0).clamp(max=lowest), lowest)

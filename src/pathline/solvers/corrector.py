@@ -17,7 +17,7 @@ annealed Langevin dynamics, which is this with a predictor that stays where it i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
@@ -36,7 +36,7 @@ from pathline.solvers.grids import Grid
 from pathline.solvers.levels import norms
 from pathline.solvers.plan import Plan
 from pathline.solvers.solver import Solver, Writer, solvers
-from pathline.solvers.stepped import Problem, Stepped
+from pathline.solvers.stepped import Course, Problem, Stepped
 
 Corrector = Literal["langevin", "annealed"]
 Norms = Literal["sample", "batch"]
@@ -139,7 +139,7 @@ class PredictorCorrector(Stepped):
         check_start("eps", list(Writer(path, grid.times(path), False).intervals())[:1], eta=1.0)
         self._plan(path, grid)
 
-    def _plan(self, path: GaussianPath | None, grid: Grid) -> Plan:
+    def _plan(self, path: GaussianPath | None, grid: Grid | Sequence[Grid]) -> Plan:
         return _without_last_noise(self._predictor.plan(path, grid))
 
     def march(self, problem: Problem) -> Iterator[Step]:
@@ -153,7 +153,7 @@ class PredictorCorrector(Stepped):
             tally.nfe += 1
             return called(k, state)
 
-        correct = _Correct(self, plan, course.grid, evaluate, tuple(seeds))
+        correct = _Correct(self, plan, course, x.device, evaluate, tuple(seeds))
         if self.first == "corrector":
             x = correct(0, 0, x)
         execution, index = Execution(plan, evaluate, [x], combined, drawing(plan, seeds, x)), 0
@@ -178,16 +178,19 @@ class _Correct:
         self,
         solver: PredictorCorrector,
         plan: Plan,
-        grid: tuple[float, ...],
+        course: Course,
+        device: torch.device,
         evaluate: Evaluate,
         seeds: tuple[int, ...],
     ) -> None:
-        assert plan.path is not None
-        at = torch.tensor(grid, dtype=torch.float64)
-        alpha, sigma = plan.path.alpha(at), plan.path.sigma(at)
-        self.factors = (2 * (alpha[:-1] / alpha[1:]) ** 2).tolist()  # 2a of each step
-        self.sigmas = sigma.tolist()
-        self.changes = [c.tolist() for c in change(plan.path, plan.view, "score", at[:-1])]
+        path, view = plan.path, plan.view
+        assert path is not None
+        alpha, sigma = course.tabulated(path.alpha), course.tabulated(path.sigma)
+        unit = 2 * (alpha[:-1] / alpha[1:]) ** 2  # 2a of each step
+        p, q = (
+            course.tabulated(lambda t, k=k: change(path, view, "score", t)[k])[:-1] for k in (0, 1)
+        )
+        self.table = torch.stack((p, q, unit, sigma[:-1]), 1).to(device)
         self.solver, self.evaluate, self.seeds = solver, evaluate, seeds
         self.idle: Tensor | None = None
 
@@ -199,10 +202,10 @@ class _Correct:
             number: of the state in the plan.
             x: the state.
         """
-        p, q = (c[index] for c in self.changes)
+        p, q = (bshape(c, x) for c in self.table[index, :2])
         for k in range(index * self.solver.n, (index + 1) * self.solver.n):
             f = self.evaluate(number, x)
-            score = q * f if p == 0 else p * x + q * f
+            score = p * x + q * f
             z = noise.normal(
                 self.seeds, x.shape[1:], stream="corrector", index=k, dtype=x.dtype, device=x.device
             )
@@ -212,10 +215,9 @@ class _Correct:
 
     def _size(self, index: int, score: Tensor, z: Tensor) -> Tensor:
         """Return e, (batch,); 0 where there is no score to follow."""
-        solver, factor = self.solver, self.factors[index]
+        solver, (_, _, factor, sigma) = self.solver, self.table[index]
         if solver.corrector == "annealed":
-            size = factor * (solver.snr * self.sigmas[index]) ** 2
-            return torch.full((len(z),), size, dtype=torch.float64, device=z.device)
+            return (factor * (solver.snr * sigma) ** 2).expand(len(z))
         signal, noisy = norms(score), norms(z)
         if solver.norms == "batch":
             signal, noisy = (v.mean().expand(len(z)) for v in (signal, noisy))

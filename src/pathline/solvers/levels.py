@@ -32,13 +32,15 @@ class Levels(NamedTuple):
     log_snr: Tensor
 
     @classmethod
-    def at(cls, path: GaussianPath | None, t: Tensor, lowest: float = LOWEST_LOG_SNR) -> Levels:
-        """Return the levels at these times; `lowest` stands for λ = −∞."""
+    def at(
+        cls, path: GaussianPath | None, t: Tensor, lowest: Tensor | float = LOWEST_LOG_SNR
+    ) -> Levels:
+        """Return the levels at these times; `lowest`, () or (batch,), stands for λ = −∞."""
         if path is None:
             nan = torch.full_like(t, float("nan"))
             return cls(t, nan, nan, nan)
         log_snr = steady(path.log_snr, t)
-        log_snr = log_snr.masked_fill(log_snr.isneginf(), lowest)
+        log_snr = torch.where(log_snr.isneginf(), lowest, log_snr)
         return cls(t, steady(path.alpha, t), steady(path.sigma, t), log_snr)
 
     def of(self, rows: Tensor) -> Levels:

@@ -10,7 +10,7 @@ evaluations are its own, and none of them depends on its neighbours.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import Stats, Status, Walked
 from pathline.fields import Condition, Field, View, change
-from pathline.paths import GaussianPath, bshape
+from pathline.paths import GaussianPath, Time, bshape
 from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Step
 from pathline.solvers.grids import Grid, grids
@@ -35,30 +35,40 @@ class Course:
     Args:
         solver: the solver.
         path: the path; None for a plain differential equation.
-        ends: the grid, from which `grid` has its times.
+        ends: the grid, or each sample's.
+        grid: the times of the grid points, each () or (batch,).
         recipe: the solver and grid, as plain values.
     """
 
     solver: Stepped
     path: GaussianPath | None
-    ends: Grid
-    grid: tuple[float, ...]
+    ends: Grid | tuple[Grid, ...]
+    grid: tuple[Time, ...]
     recipe: Mapping[str, Any]
 
     @property
-    def start(self) -> tuple[float, ...]:
+    def start(self) -> tuple[Time, ...]:
         """The time of the state that is given at the start."""
         return self.grid[:1]
 
     @property
-    def times(self) -> tuple[float, ...]:
+    def times(self) -> tuple[Time, ...]:
         """The times of the states that a solve shows."""
         return self.grid
 
     @property
     def instants(self) -> Tensor:
-        """The times as a tensor, float64."""
-        return torch.tensor(self.grid, dtype=torch.float64)
+        """The times as a tensor, float64: (n,), or (n, batch) where samples have their own."""
+        if self.batch is None:
+            return torch.tensor(self.grid, dtype=torch.float64)
+        return torch.stack([each(t, self.batch) for t in self.grid])
+
+    def tabulated(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return function(t) of the grid's times: (n,), or (n, batch) with each sample's alone."""
+        if self.batch is None:
+            return function(self.instants)
+        columns = self.instants.unbind(1)
+        return torch.stack([function(column.contiguous()) for column in columns], 1)
 
     @property
     def landings(self) -> range:
@@ -66,9 +76,9 @@ class Course:
         return range(len(self.grid))
 
     @property
-    def batch(self) -> None:
-        """The samples that it is for: any number."""
-        return
+    def batch(self) -> int | None:
+        """How many samples it is for, where each has its own grid; None serves any number."""
+        return None if isinstance(self.ends, Grid) else len(self.ends)
 
     @property
     def steps(self) -> int:
@@ -78,7 +88,13 @@ class Course:
     @property
     def denoises(self) -> bool:
         """Whether the last step lands on data."""
-        return self.ends.last == "denoise"
+        first = self.ends if isinstance(self.ends, Grid) else self.ends[0]
+        return first.last == "denoise"
+
+
+def each(t: Time, batch: int) -> Tensor:
+    """Return a time for each sample, (batch,) float64 on the CPU."""
+    return torch.as_tensor(t, dtype=torch.float64).expand(batch)
 
 
 class Tally:
@@ -149,21 +165,36 @@ class Stepped(Solver):
         Raises:
             UsageError: the solver needs a path and there is none, or the grid does not suit it.
         """
-        if not isinstance(grid, Grid):
-            raise UsageError(
-                f"{type(self).__name__} stops over where all samples do: give one grid and start."
-            )
+        if isinstance(grid, Grid):
+            return Course(self, path, grid, self._times(path, grid), self._recipe(grid))
+        made = {g: self._times(path, g) for g in dict.fromkeys(grid)}
+        if len({(len(times), g.last) for g, times in made.items()}) != 1:
+            raise UsageError("grids of one batch must have one number of steps and one last step.")
+        points = zip(*(made[g] for g in grid), strict=True)
+        ends, told = tuple(grid), self._recipe(grid[0])
+        if told:
+            told = {**told, "grid": [grids.describe(g) for g in ends]}
+        return Course(self, path, ends, tuple(map(_common, points)), told)
+
+    def _times(self, path: GaussianPath | None, grid: Grid) -> tuple[float, ...]:
         check_has_path(self, path, grid)
         self.check(path, grid)
+        return grid.times(path)
+
+    def _recipe(self, grid: Grid) -> Mapping[str, Any]:
         known = solvers.has(self) and grids.has(grid)
-        recipe = {"solver": solvers.describe(self), "grid": grids.describe(grid)} if known else {}
-        return Course(self, path, grid, grid.times(path), recipe)
+        return {"solver": solvers.describe(self), "grid": grids.describe(grid)} if known else {}
 
     def write(self, to: Writer) -> None:
         raise UsageError(
             f"{type(self).__name__} decides its steps while it runs, so it has no plan; "
             "give the solver itself to solve, sample or steps."
         )
+
+
+def _common(times: Sequence[float]) -> Time:
+    """Return the time of all samples, or each one's."""
+    return times[0] if len(set(times)) == 1 else torch.tensor(times, dtype=torch.float64)
 
 
 class Evaluation:
@@ -229,6 +260,6 @@ class Evaluation:
 
 def closing(problem: Problem, x: Tensor, rows: Tensor) -> Tensor:
     """Return the state after the step to data, x = x̂_0, of the samples that have come so far."""
-    t = torch.full((len(rows),), problem.course.grid[-2], dtype=torch.float64)
+    t = each(problem.course.grid[-2], len(x))[rows]
     at = rows.to(x.device)
     return x.index_put((at,), Evaluation(problem, "x0")(rows, x[at], t))
