@@ -1,5 +1,6 @@
 """Adaptive Runge-Kutta: embedded pairs, in the three coordinates of `runge_kutta`.
 
+The pairs are those of Dormand & Prince (1980) and of Bogacki & Shampine (1989).
 The step control is proportional-integral, with the exponents of Hairer, Nørsett & Wanner, Solving
 Ordinary Differential Equations I, Sec. II.4; the first step is theirs too.
 """
@@ -29,7 +30,7 @@ from pathline.solvers.tableaux import PAIRS, Tableau
 @solvers.register(
     "dopri5",
     aliases=("rk45", "dormand_prince"),
-    paper="Dormand & Prince 1980; Bogacki & Shampine 1989",
+    paper="Hairer et al. 1993, II.4-5",
     variants={"bosh3": ({"method": "bosh3"}, ("rk23", "bogacki_shampine"))},
 )
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -187,9 +187,8 @@ class _Correct:
         assert path is not None
         alpha, sigma = course.tabulated(path.alpha), course.tabulated(path.sigma)
         unit = 2 * (alpha[:-1] / alpha[1:]) ** 2  # 2a of each step
-        p, q = (
-            course.tabulated(lambda t, k=k: change(path, view, "score", t)[k])[:-1] for k in (0, 1)
-        )
+        to_score = partial(change, path, view, "score")
+        p, q = (course.tabulated(lambda t, k=k: to_score(t)[k])[:-1] for k in (0, 1))
         self.table = torch.stack((p, q, unit, sigma[:-1]), 1).to(device)
         self.solver, self.evaluate, self.seeds = solver, evaluate, seeds
         self.idle: Tensor | None = None
