@@ -356,6 +356,7 @@ def test_usf_s3_holds_what_its_specification_asks():
         "recipes": 1e-12, "found-4": 0.5, "found-5": 0.5, "found-6": 0.5, "found-8": 0.5,
         "found-early": 0.6, "overfit": 1.5, "ablation-choices": 1.0, "ablation-times": 1.0,
         "estimator": 1e-12, "estimator-order": 0.2, "evaluations": 0.0, "predictor": 0.45,
+        "real-model": 0.8,
     }  # fmt: skip
     report = systems.run("usf-s3")
     held = {m.claim.id: m.claim.threshold for m in report.claims}
