@@ -8,10 +8,12 @@ Paper: Lu et al. 2022 (arXiv:2206.00927, Alg. 1 and 2); in x̂_0 the "S" variant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
+
+import torch
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
@@ -42,8 +44,9 @@ class DPM(Solver):
     Args:
         order: 1, 2 or 3.
         view: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
-        schedule: "fixed" takes every step of the grid with `order` evaluations; "fast" joins grid
-            steps into steps of order 3, closed by lower ones, one evaluation for each grid step.
+        schedule: "fixed" takes every step of the grid with `order` evaluations; "fast" takes
+            steps of order 3, closed by lower ones, with one evaluation for each grid step; even in
+            λ as the grid is, or over as many grid steps as evaluations where it is not.
         expansion: "midpoint" or "taylor", how the last stage weighs the derivatives.
     """
 
@@ -74,7 +77,7 @@ class DPM(Solver):
         points = to.levels[: len(steps) + 1]
         orders = self.orders(len(steps))
         if self.schedule == "fast":
-            points = [points[i] for i in (0, *accumulate(orders))]
+            points = _joined(to, points, orders)
         for (s, t), order in zip(pairwise(points), orders, strict=True):
             self._write_step(to, s, t, order)
 
@@ -92,6 +95,23 @@ class DPM(Solver):
         linear, weights = polynomial_weights(self.view, s, t, [p for _, p in known], expansion)
         f = dict(zip((first, *(n for n, _ in known)), weights, strict=True))
         to.write(t.t, {first: linear}, f)
+
+
+def _joined(to: Writer, points: Sequence[Level], orders: Sequence[int]) -> list[Level]:
+    """Return the ends of the steps of a fast schedule.
+
+    On a grid even in λ they are even in λ again; on another one they are those of its points that
+    have spent as many evaluations.
+    """
+    log_snr = torch.tensor([p.log_snr for p in points], dtype=torch.float64)
+    even = torch.linspace(float(log_snr[0]), float(log_snr[-1]), len(points), dtype=torch.float64)
+    spread = abs(float(even[-1] - even[0]))
+    if not orders or not torch.allclose(log_snr, even, rtol=0, atol=1e-6 * spread):
+        return [points[i] for i in (0, *accumulate(orders))]
+    assert to.path is not None
+    ends = torch.linspace(float(even[0]), float(even[-1]), len(orders) + 1, dtype=torch.float64)
+    inner = to.path.time_of_log_snr(ends[1:-1]).tolist()
+    return [points[0], *(to.at(inner) if inner else ()), points[-1]]
 
 
 def _stages(to: Writer, s: Level, t: Level, order: int) -> Iterator[Level]:
