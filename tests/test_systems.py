@@ -316,9 +316,22 @@ def test_dpm_solver_holds_what_its_specification_asks(dpm):
         "first-order": (1e-12, "lower", 0.0, False),
         "point-mass": (1e-12, "lower", 0.0, False),
         "point-mass-sde": (1e-12, "lower", 0.0, False),
-        "weak-order-sde": (1.0, "equal", 0.2, False),
+        "weak-order-sde-1": (1.0, "equal", 0.2, False),
+        "weak-order-sde-2": (2.0, "equal", 0.2, False),
+        "weak-order-sde-3": (2.0, "equal", 0.2, False),
+        "order-2": (0.2, "lower", 0.0, True),
+        "order-3s": (0.2, "lower", 0.0, True),
+        "order-3m-noise": (3.0, "equal", 0.35, True),
         "efficiency-2m": (0.25, "lower", 0.0, False),
+        "efficiency-fast": (0.2, "lower", 0.0, False),
+        "efficiency-fast-24": (0.1, "lower", 0.0, False),
+        "fast-of-few": (1.0, "higher", 0.0, False),
+        "2m-of-few": (1.0, "lower", 0.0, False),
         "evaluations": (0.0, "equal", 0.0, False),
+        "adaptive": (1.0, "lower", 0.0, False),
+        "adaptive-12": (1.5, "higher", 0.0, False),
+        "adaptive-error": (1e-3, "lower", 0.0, False),
+        "adaptive-evaluations": (60.0, "lower", 0.0, False),
     }
     claims = [m.claim for m in dpm.claims]
     assert {c.id: (c.threshold, c.better, c.tolerance, c.headline) for c in claims} == asked
@@ -336,6 +349,22 @@ def test_dpm_solver_measures_what_its_specification_measured(dpm):
     assert value["order-3m"] == pytest.approx((2.89 + 2.95) / 2, abs=0.005)
     assert value["order-3m-legacy"] == pytest.approx((2.00 + 2.00) / 2, abs=0.005)
     assert value["efficiency-2m"] == pytest.approx(0.14, abs=0.005)
+    assert value["efficiency-fast-24"] == pytest.approx(0.04, abs=0.005)
+    assert value["fast-of-few"] == pytest.approx(0.28 / 0.17, abs=0.1)
+
+
+def test_deis_holds_what_its_specification_asks():
+    """Thresholds: the specification's, claims 1 to 6."""
+    asked = {
+        "tab3-10": 0.15, "order-tab0": 0.9, "order-tab1": 1.8, "order-tab2": 2.7,
+        "order-tab3": 3.0, "sum": 1e-14, "first-order": 1e-13, "lambda": 1e-12,
+        "polynomials": 1e-12, "polynomials-ipndm": 1e-4, "order-rk": 0.1, "heun-edm": 1e-12,
+        "order-rhoab1": 2.0, "order-rhoab2": 3.0, "order-rhoab3": 4.0, "order-ipndm": 2.0,
+        "t-or-rho": 1.0,
+    }  # fmt: skip
+    report = systems.run("deis")
+    assert {m.claim.id: m.claim.threshold for m in report.claims} == asked
+    assert [m for m in report.claims if not m.passed] == [] and report.passed
 
 
 def test_dpm_solver_v3_holds_what_costs_little():

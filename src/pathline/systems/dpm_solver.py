@@ -196,8 +196,8 @@ CLAIMS = (
           "to 640 steps",
           lambda e: max(e.sde_error(*at) for at in product((1, 2, 3), (0.0,), (10, 40, 160, 640))),
           1e-12),
-    *(Claim(f"weak-order-sde-{order}", f"SDE-DPM-Solver++ {order}M has weak order {weak} ± 0.2 on "
-            "Gaussian data", lambda e, order=order: e.weak_order(order), weak, "equal", 0.2)
+    *(Claim(f"weak-order-sde-{order}", f"SDE-DPM-Solver++ {order}M has weak order {weak:g} ± 0.2 "
+            "on Gaussian data", lambda e, order=order: e.weak_order(order), weak, "equal", 0.2)
       for order, weak in ((1, 1.0), (2, 2.0), (3, 2.0))),
     Claim("efficiency-2m", "at 20 evaluations ++2M makes at most a quarter of DDIM's error",
           lambda e: e.on_m4.ratio("++2M", "DDIM", 20), 0.25),

@@ -94,7 +94,7 @@ def _card(
         f"*{EACH} samples a row, seeds in order and none left out: {call['steps']} evaluations "
         f"with {call['solver']}, guidance {call['guidance']:g}.*\n"
     )
-    yield from _use(model)
+    yield from _use(model, report)
     yield from _data(report)
     yield from _architecture(model, size)
     yield from _training(model, training, links)
@@ -111,9 +111,10 @@ def _about(model: Denoiser) -> str:
     return f"A small model that draws {of}. `pathline evaluate` wrote this card."
 
 
-def _use(model: Denoiser) -> Iterator[str]:
+def _use(model: Denoiser, report: Report) -> Iterator[str]:
     told, prompt = str(model.details["condition"]), subject_of(model).showcase[0]
-    guided = ", guide=pl.CFG(3.0)" if model.is_conditional else ""
+    weight = report.call["guidance"]
+    guided = "" if weight == 1 else f", guide=pl.CFG({weight:g})"
     yield "```python\nimport pathline as pl\n"
     yield f'model = pl.load("{model.name}")'
     yield f'sol = pl.sample(model, n=16, {told}="{prompt}", steps=20{guided})\n```\n'
