@@ -71,6 +71,14 @@ class Lite0(nn.Module):
         Args:
             pictures: (n, 3, height, width) in [0, 1].
         """
+        return torch.cat([seen.mean((2, 3)) for seen in self.maps(pictures)], 1)
+
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Return what it sees, place by place: five resolutions, then the last features.
+
+        Args:
+            pictures: (n, 3, height, width) in [0, 1].
+        """
         net: Any = self.network
         x = (pictures - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)
@@ -79,9 +87,8 @@ class Lite0(nn.Module):
         for i, block in enumerate(net._blocks):
             x = block(x)
             if i in self.LEVELS:
-                seen.append(x.mean((2, 3)))
-        x = net._swish(net._bn1(net._conv_head(x)))
-        return torch.cat([*seen, x.mean((2, 3))], 1)
+                seen.append(x)
+        return [*seen, net._swish(net._bn1(net._conv_head(x)))]
 
 
 class Precomputed(nn.Module):
