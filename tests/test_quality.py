@@ -38,8 +38,9 @@ from pathline.learn.quality.features import Lite0, embed
 from pathline.learn.quality.judge import among
 from pathline.learn.quality.judge_training import reading
 from pathline.learn.quality.neighbours import nearest_features, nearest_pixels
+from pathline.learn.quality.perceptual import perceptual_distance
 from pathline.learn.quality.pictures import as_png, rows_sheet
-from pathline.learn.quality.reference import FILE, gaussian, load_reference
+from pathline.learn.quality.reference import FILE, gaussian, load_reference, to_uint8
 from pathline.learn.quality.report import Memory
 from pathline.learn.quality.subjects import EmojiSubject, FashionSubject, Wishes
 from pathline.paths import CondOT
@@ -248,6 +249,21 @@ def test_lite0_sees_what_its_package_sees(sight):
     torch.testing.assert_close(sight(pixels), package, rtol=1e-4, atol=1e-5)  # another layout
     grey = pixels[:, :1]
     assert torch.equal(sight(grey), sight(grey.expand(-1, 3, -1, -1)))
+
+
+def test_the_perceptual_distance_is_one_of_directions(sight):
+    """0 for equal pictures, symmetric, more for more noise, and at most 4."""
+    noise = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    base = torch.zeros(4, 3, 32, 32) + torch.linspace(-0.5, 0.5, 32)
+    a, *others = (to_uint8(base + s * noise) for s in (0.0, 0.05, 0.2, 0.8))
+    distances = [perceptual_distance(sight, a, b) for b in (a, *others)]
+    assert torch.equal(distances[0], torch.zeros(4))
+    assert all((more > less).all() for less, more in itertools.pairwise(distances))
+    assert distances[-1].max() < 4
+    torch.testing.assert_close(perceptual_distance(sight, others[1], a), distances[2])
+    grey = a[:, :1].expand(-1, 3, -1, -1)
+    assert torch.equal(perceptual_distance(sight, a[:, :1], others[1]),
+                       perceptual_distance(sight, grey, others[1]))  # fmt: skip
 
 
 def test_torchmetrics_takes_lite0(sight, torchmetrics):

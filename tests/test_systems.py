@@ -367,6 +367,20 @@ def test_deis_holds_what_its_specification_asks():
     assert [m for m in report.claims if not m.passed] == [] and report.passed
 
 
+@pytest.mark.filterwarnings("ignore:SADA's criterion")
+def test_sada_holds_what_its_specification_asks():
+    """Thresholds: the specification's, claims 1 to 5; "step-wise" and "lagrange" attribute."""
+    asked = {
+        "plain": 0.4, "cadence": 0.5, "evaluations": 25.0, "step-wise": 2.0, "lagrange": 1.2,
+        "identity": 1e-14, "always-stable": 0.95, "extrapolant": 3.0,
+        "extrapolant-released": 2.0, "constant": 0.05, "telling": 0.6, "telling-within": 0.5,
+        "flow": 0.35, "chained": 10.0,
+    }  # fmt: skip
+    report = systems.run("sada")
+    assert {m.claim.id: m.claim.threshold for m in report.claims} == asked
+    assert [m for m in report.claims if not m.passed] == [] and report.passed
+
+
 def test_dpm_solver_v3_holds_what_costs_little():
     quick = ["degenerate-x0", "degenerate-eps", "flow-derivative"]
     assert [m for m in systems.run("dpm-solver-v3", only=quick).claims if not m.passed] == []

@@ -76,10 +76,11 @@ def sample(  # noqa: PLR0913 - each is an option
     where = destination(output, each, model, prompt)
     place = options.chosen_device(device)
     denoiser = load_model(model).to(place)
+    suited = "uniform" if speed == "sada" else None  # it extrapolates over even steps
     request = Request(
         denoiser,
         model,
-        *options.chosen_steps(solver, order, grid, steps, last, denoiser),
+        *options.chosen_steps(solver, order, grid or suited, steps, last, denoiser),
         options.chosen_guide(guidance, prompt, denoiser),
         options.chosen_condition(prompt, denoiser),
         drawn,

@@ -15,8 +15,10 @@ over two nodes in place of the step-wise rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 from pathline.core.errors import UsageError
@@ -28,6 +30,9 @@ from pathline.speed.policy import span_of, speeds, times_of
 
 Granularity = Literal["per_sample", "batch"]
 Carried = Literal["auto", "x0", "velocity"]
+
+UNEVEN = 4.0
+"""Steps that differ more than this many times are not extrapolated over without a warning."""
 
 FEWEST = 8
 """Evaluations below which there is nothing to predict from."""
@@ -184,7 +189,7 @@ class SADA(Speed):
                 "SADA's criterion assumes an ODE, and this solver adds noise: use eta=0 (or "
                 "churn=0), or SADA(force=True) to try it all the same."
             )
-        times_of(plan)
+        _warn_if_uneven(times_of(plan))
         return plan
 
     def evaluator(self, call: Call) -> Evaluator:
@@ -194,6 +199,18 @@ class SADA(Speed):
 
     def describe(self) -> dict[str, Any]:
         return speeds.describe(self)
+
+
+def _warn_if_uneven(times: Sequence[float]) -> None:
+    """Say it where steps grow or shrink so much that nothing follows from the last ones."""
+    steps = [h for h in (abs(b - a) for a, b in pairwise(times)) if h > 0][1:-1]
+    uneven = max(steps, default=1.0) / min(steps, default=1.0)
+    if uneven > UNEVEN:
+        warnings.warn(
+            f"SADA extrapolates in time, and the steps of this grid differ {uneven:.0f}-fold: "
+            "there it is worse than fewer plain steps. Use grid='uniform'.",
+            stacklevel=2,
+        )
 
 
 _CHOICES = {"criterion": Criterion, "weights": Rule, "granularity": Granularity, "carry": Carried}

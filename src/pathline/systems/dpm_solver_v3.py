@@ -176,7 +176,10 @@ class Experiment:
         model = load_model("fashion")
         with torch.no_grad():
             data = sample(model, 512, steps=50, seed=1000).x
-        ours, theirs = DPMv3(table=calibrate(model, data, 120)), (DPMpp(2), DPMpp(3))
+        ours, theirs = (
+            DPMv3(table=calibrate(model, data, 120, method="difference")),
+            (DPMpp(2), DPMpp(3)),
+        )
         end, few = Endpoint(model), [grids.log_snr(n) for n in (5, 6)]
         return max(end.error(ours, g) / min(end.error(o, g) for o in theirs) for g in few)
 
