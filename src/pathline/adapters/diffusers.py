@@ -8,7 +8,9 @@ solver of ours. What a scheduler's config says of the training, in our words:
     FlowMatch…, flow_prediction    x_t = (1 − t) x_0 + t ε: `CondOT`, velocity ε − x_0, label N t
     EDM…, sigma_data               x_t = x_0 + σ ε: `EDM`, x̂_0 of the preconditioned network
 
-The library is not imported: a network is known by its `forward` and `config` alone.
+The library is not imported: a network is known by its `forward` and `config` alone. The other way
+round, `Scheduler` puts a solver of ours into a pipeline of theirs; that one is made of the library's
+own classes, and imports it when it is first asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,19 @@ from pathline.core.errors import UsageError, unknown
 from pathline.fields import Denoiser
 from pathline.fields.denoiser import Encode, Label
 
-__all__ = ["denoiser", "grid"]
+if TYPE_CHECKING:
+    from pathline.adapters.diffusers_scheduler import Scheduler
+
+__all__ = ["Scheduler", "denoiser", "grid"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Scheduler":
+        from pathline.adapters.diffusers_scheduler import Scheduler
+
+        return Scheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 ADDED = ("text_embeds", "time_ids", "image_embeds", "hint", "resolution", "aspect_ratio")
 """Conditions that diffusers wants inside `added_cond_kwargs`."""

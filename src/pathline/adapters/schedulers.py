@@ -24,6 +24,18 @@ from pathline.solvers import Grid, grids
 PREDICTIONS: dict[str, View] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """What the network of a tabulated model returns, by `prediction_type`."""
 
+KEYS = (
+    *("beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps"),
+    *("prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset"),
+    *("set_alpha_to_one", "final_sigmas_type", "use_karras_sigmas", "use_exponential_sigmas"),
+    *("use_lu_lambdas", "shift", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
+    *("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "timestep_type"),
+)
+"""What is read of a config."""
+
+UNNAMED = "this config"
+"""The kind of a config that does not say whose it is."""
+
 LOWEST_LEVEL = 2.0**-24
 """ᾱ at the last label after rescaling to zero terminal SNR: the library's own, so that λ exists.
 
@@ -64,6 +76,14 @@ class Scheduler:
         return "sigma_data" in self.config or self.says("timestep_type") == "continuous"
 
     @property
+    def counts_the_end(self) -> bool:
+        """Whether its labels are spaced with the end among them, as multistep families do."""
+        if self.kind == UNNAMED:  # else keys of earlier owners of the config may be left in it
+            return bool({"solver_order", "predictor_order"} & self.config.keys())
+        families = "DPMSolverMulti", "DPMSolverSingle", "DEIS", "UniPC", "SASolver"
+        return self.kind.startswith(families)
+
+    @property
     def ends_at_data(self) -> bool:
         """Whether its last step lands on data, and not on the least noisy level."""
         lands = self.says("final_sigmas_type", "zero") == "zero"
@@ -89,15 +109,17 @@ class Training:
 
 def read(scheduler: Any) -> Scheduler:
     """Return the class name and config of a scheduler, or of its config."""
-    if isinstance(scheduler, Mapping):
-        return Scheduler(str(scheduler.get("_class_name", "this config")), scheduler)
-    config = getattr(scheduler, "config", None)
+    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         raise UsageError(
             "a scheduler of diffusers or its config (a dict) is needed, and this is of type "
             f"{type(scheduler).__name__}."
         )
-    return Scheduler(type(scheduler).__name__, config)
+    named = config.get("_class_name", UNNAMED)
+    kind = str(named if config is scheduler else type(scheduler).__name__)
+    if kind in (UNNAMED, "Scheduler"):  # the latter is ours, and says whose place it took
+        kind = str(config.get("trained_as", kind))
+    return Scheduler(kind, config)
 
 
 def training(scheduler: Scheduler) -> Training:
@@ -131,7 +153,7 @@ def _view(scheduler: Scheduler, known: Mapping[str, View]) -> View:
 
 def _preconditioned(scheduler: Scheduler) -> Training:
     """EDM's schedulers, and the continuous Euler one, which has σ_data = 1."""
-    if not scheduler.kind.startswith(("EDM", "Euler", "this config")):
+    if not scheduler.kind.startswith(("EDM", "Euler", UNNAMED)):
         raise UsageError(f"{scheduler.kind} scales its network in a way that is not known here.")
     view = _view(scheduler, {"epsilon": "eps", "v_prediction": "v"})
     path = EDM(*scheduler.need("sigma_min", "sigma_max"))
@@ -247,7 +269,20 @@ _FLAGS = {
 
 
 def _shifted(scheduler: Scheduler, n: int, mu: float | None) -> Grid:
-    """t ← s t/(1 + (s − 1) t), the shift of arXiv:2403.03206, Eq. 23."""
+    uniform = [1 - k / n for k in range(n)]
+    return grids.times(shifted(scheduler, uniform, mu), last="denoise")
+
+
+def shifted(scheduler: Scheduler, ladder: Sequence[float], mu: float | None) -> list[float]:
+    """Return the times of a flow scheduler, shifted once: t ← s t/(1 + (s − 1) t).
+
+    Args:
+        scheduler: of a flow model.
+        ladder: the times before the shift.
+        mu: as for `grid`.
+
+    Paper: arXiv:2403.03206, Eq. 23.
+    """
     shift = scheduler.says("shift", scheduler.says("flow_shift", 1.0))
     if scheduler.says("use_dynamic_shifting"):
         if mu is None:
@@ -255,8 +290,7 @@ def _shifted(scheduler: Scheduler, n: int, mu: float | None) -> Grid:
         shift = mu if scheduler.says("time_shift_type") == "linear" else math.exp(mu)
     elif mu is not None:
         raise UsageError(f"{scheduler.kind} shifts by {shift}, whatever the image; leave mu out.")
-    uniform = [1 - k / n for k in range(n)]
-    return grids.times([shift * t / (1 + (shift - 1) * t) for t in uniform], last="denoise")
+    return [shift * t / (1 + (shift - 1) * t) for t in ladder]
 
 
 def _spaced(scheduler: Scheduler, n: int, spacing: str) -> Grid:
@@ -269,7 +303,10 @@ def _spaced(scheduler: Scheduler, n: int, spacing: str) -> Grid:
 
 
 def _labelled(scheduler: Scheduler, n: int) -> Grid:
-    (spacing,) = scheduler.need("timestep_spacing")
+    if scheduler.kind == "DPMSolverSinglestepScheduler":  # has no choice, and no key for it
+        spacing = "linspace"
+    else:
+        (spacing,) = scheduler.need("timestep_spacing")
     total = len(_levels(scheduler))
     labels = _labels(scheduler, spacing, total, n)
     if spacing == "leading":
@@ -284,7 +321,7 @@ def _labelled(scheduler: Scheduler, n: int) -> Grid:
 
 def _labels(scheduler: Scheduler, spacing: str, total: int, n: int) -> Sequence[float]:
     """Return the n labels of a spacing, rounded; the multistep family counts the end as well."""
-    points = n + scheduler.kind.startswith(("DPMSolver", "DEIS", "UniPC", "SASolver"))
+    points = n + scheduler.counts_the_end
     match spacing:
         case "linspace":
             labels = np.linspace(0, total - 1, points)[::-1][:n]

@@ -1,0 +1,271 @@
+"""Our solvers under the call signature of k-diffusion, for the front ends that are built on it.
+
+    sample_dpmpp_3m(model, x, sigmas, extra_args=None, callback=None, disable=None, **options)
+
+The model is a denoiser in σ: model(x, σ) → x̂_0 for x = x_0 + σ ε, with σ of shape (batch,). There is
+one such function for every registered solver, `SAMPLERS["sample_dpmpp_3m"]` or `sample_dpmpp_3m` of
+this module, and `sampler` makes one of a solver with settings of your own. None of them decides the
+gradient mode: call them under `torch.no_grad()` unless you want gradients.
+
+Paper: Karras et al. 2022 (arXiv:2206.00364), for the coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pathline.adapters.driven import Draw, Driven, suffix
+from pathline.core.errors import UsageError
+from pathline.core.progress import progress
+from pathline.paths import EDM
+from pathline.solvers import Plan, Solver, grids, solvers
+from pathline.solvers.execute import draw
+
+Model = Callable[..., Tensor]
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+class Sampler(Protocol):
+    """A sampler of k-diffusion: integrates x from noise level sigmas[0] to sigmas[-1]."""
+
+    def __call__(  # noqa: PLR0913 - the signature is k-diffusion's
+        self,
+        model: Model,
+        x: Tensor,
+        sigmas: Tensor | Sequence[float],
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        disable: bool | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        noise_sampler: NoiseSampler | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Return the state at sigmas[-1], (batch, *state), in the dtype of x.
+
+        Args:
+            model: model(x, sigma, **extra_args) → x̂_0, with sigma of shape (batch,).
+            x: (batch, *state), x_0 + sigmas[0] ε. In half precision the state is kept in float32,
+                and the model sees it in half.
+            sigmas: noise levels, falling (rising inverts); a closing 0 ends on data, x = x̂_0.
+            extra_args: passed on to the model.
+            callback: called at every step with a dict of x, i, sigma, sigma_hat and denoised.
+            disable: True for no progress bar; off a terminal there is none.
+            seeds: one a sample, of the noise of stochastic solvers: counter-based, the same in
+                every batch. If None they are drawn from torch's generator, so `torch.manual_seed`
+                rules.
+            generator: from which the seeds are drawn, in place of torch's own.
+            noise_sampler: noise_sampler(sigma, sigma_next) → normal noise of a step, in their place.
+            options: arguments of the solver.
+
+        Raises:
+            UsageError: levels that do not fall, a state that is none, an option that nobody takes.
+        """
+        ...
+
+
+def sampler(solver: Solver | str) -> Sampler:
+    """Return a solver as a sampler of k-diffusion.
+
+    Args:
+        solver: a solver, or the name of one. Under a name the solver's arguments are options of the
+            sampler: `sampler("dpmpp")(model, x, sigmas, order=3)`.
+
+    Raises:
+        UsageError: no solver has this name.
+
+    Example: data that are one point are reached in one step.
+        >>> import torch
+        >>> x = torch.full((1, 2), 10.0)
+        >>> sampler("ddim")(lambda x, sigma: torch.ones_like(x), x, [10.0, 1.0])
+        tensor([[1.9000, 1.9000]])
+    """
+    if isinstance(solver, str):
+        name = solvers.entry(solver).name
+        build = partial(solvers.build, name)
+    elif isinstance(solver, Solver):
+        name, build = type(solver).__name__.lower(), partial(_as_it_is, solver)
+    else:
+        raise UsageError(
+            "a sampler needs a solver that compiles to a plan, or its name, and was given a "
+            f"{type(solver).__name__}."
+        )
+
+    def sample(  # noqa: PLR0913 - the signature is k-diffusion's
+        model: Model,
+        x: Tensor,
+        sigmas: Tensor | Sequence[float],
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        disable: bool | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        noise_sampler: NoiseSampler | None = None,
+        **options: Any,
+    ) -> Tensor:
+        _check_state(x)
+        course = _Course.compiled(build(**options), sigmas)
+        noise = course.noise(x, seeds, generator, noise_sampler)
+        call = partial(_called, model, x.dtype, extra_args or {})
+        return _walk(course, x, call, noise, callback, hides=bool(disable))
+
+    sample.__name__ = sample.__qualname__ = f"sample_{name}"
+    sample.__doc__ = f"{solvers.entry(name).about}\n\nSee `Sampler`." if name in solvers else None
+    return sample
+
+
+def _as_it_is(solver: Solver, **options: Any) -> Solver:
+    if options:
+        raise UsageError(f"this solver has its settings already; leave {', '.join(options)} out.")
+    return solver
+
+
+def _check_state(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+        raise UsageError("x must be a floating tensor (batch, *state).")
+
+
+def _called(
+    model: Model, dtype: torch.dtype, extra: Mapping[str, Any], x: Tensor, sigma: Tensor
+) -> Tensor:
+    """Call the model in its dtype, and return x̂_0 in the state's."""
+    return model(x.to(dtype), sigma.to(dtype).expand(len(x)), **extra).to(x.dtype)
+
+
+def _walk(
+    course: _Course,
+    x: Tensor,
+    call: Callable[[Tensor, Tensor], Tensor],
+    noise: Draw,
+    callback: Callable[[dict[str, Any]], Any] | None,
+    *,
+    hides: bool,
+) -> Tensor:
+    state = x.to(torch.promote_types(x.dtype, torch.float32))
+    run, levels = Driven(course.plan, state), course.levels.to(state)
+    with progress() as bar:
+        task = bar.add_task("sampling", total=len(levels), visible=not hides)
+        for turn, sigma in enumerate(levels):
+            denoised = call(state, sigma)
+            if callback is not None and turn in course.begun:
+                i = course.begun[turn]
+                begun = {"i": i, "sigma": course.stops[i].to(x), "sigma_hat": sigma.to(x)}
+                callback({"x": state.to(x), **begun, "denoised": denoised.to(x)})
+            state = run.push(denoised, state, noise)
+            bar.advance(task)
+    return state.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """A plan on noise levels.
+
+    Args:
+        plan: in x̂_0.
+        levels: σ of each evaluation, float64.
+        stops: σ at the grid points, float64.
+        begun: number of an evaluation → the step that it begins.
+    """
+
+    plan: Plan
+    levels: Tensor
+    stops: Tensor
+    begun: Mapping[int, int]
+
+    @classmethod
+    def compiled(cls, solver: Solver, sigmas: Tensor | Sequence[float]) -> _Course:
+        """Compile a solver for these levels, on the path σ_t = σ_max t."""
+        values = torch.as_tensor(sigmas, dtype=torch.float64).tolist()
+        _check_levels(values)
+        highest = max(values)
+        lowest = min((s for s in values if 0 < s < highest), default=highest / 2)
+        path = EDM(lowest, highest)
+        times = [s / highest for s in values]
+        ends = not times[-1]
+        grid = grids.times(times[:-1], "denoise") if ends else grids.times(times)
+        plan = suffix(solver.plan(path, grid), 0).folded("x0")
+        if len(plan.start) != 1:
+            raise UsageError("this solver starts from several states; a sampler is given one.")
+        levels = plan.instants[list(plan.evaluated)] * highest
+        stops = torch.tensor(plan.grid, dtype=torch.float64) * highest
+        return cls(plan, levels, stops, _beginnings(plan))
+
+    def noise(
+        self,
+        x: Tensor,
+        seeds: Sequence[int] | None,
+        generator: torch.Generator | None,
+        noise_sampler: NoiseSampler | None,
+    ) -> Draw:
+        """Return where the noise comes from; nothing is drawn for a solver that needs none."""
+        if noise_sampler is not None:
+            return lambda d, like: noise_sampler(*self._around(d, x)).to(like)
+        if seeds is None and self.plan.is_stochastic:
+            device = "cpu" if generator is None else generator.device
+            drawn = torch.randint(2**63 - 1, (len(x),), generator=generator, device=device)
+            seeds = drawn.tolist()
+        elif seeds is not None and len(seeds) != len(x):
+            raise UsageError(f"{len(seeds)} seeds were given for {len(x)} samples.")
+        return lambda d, like: draw(seeds, d, like)
+
+    def _around(self, d: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the levels of the step in which draw d falls."""
+        step = 0
+        for row in self.plan.rows:
+            if d in row.z:
+                break
+            step += row.lands
+        return self.stops[step].to(x), self.stops[step + 1].to(x)
+
+
+def _check_levels(values: object) -> None:
+    if not isinstance(values, list) or len(values) < 2:
+        raise UsageError(f"sigmas has at least two noise levels, one after the other, not {values}.")
+    rises = values[-1] > values[0]
+    for i, (a, b) in enumerate(zip(values, values[1:], strict=False)):
+        if not (b > a if rises else 0 <= b < a):
+            raise UsageError(
+                f"sigmas must fall (or rise) at every step, and may end at 0; step {i + 1} goes "
+                f"from {a:g} to {b:g}."
+            )
+
+
+def _beginnings(plan: Plan) -> dict[int, int]:
+    """Return which evaluation begins which step: at the grid point, or the first one after it.
+
+    A corrector (UniPC) has no evaluation at the corrected state: the one at its prediction counts.
+    """
+    evaluated, found = plan.evaluated, dict[int, int]()
+    for i, landing in enumerate(plan.landings[:-1]):
+        same = [k for k in evaluated if k <= landing and plan.times[k] == plan.times[landing]]
+        later = [k for k in evaluated if k > landing]
+        for k in (*reversed(same), *later):
+            if k == landing or evaluated.index(k) not in found:
+                found[evaluated.index(k)] = i
+                break
+    return found
+
+
+def _samplers() -> dict[str, Sampler]:
+    return {f"sample_{entry.name}": sampler(entry.name) for entry in solvers}
+
+
+def __getattr__(name: str) -> Any:
+    """Return `SAMPLERS`, every solver's by name, or `sample_…` of a solver's name or alias."""
+    if name == "SAMPLERS":
+        return _samplers()
+    if name.startswith("sample_") and name.removeprefix("sample_") in solvers:
+        return sampler(name.removeprefix("sample_"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "SAMPLERS", *_samplers()]
