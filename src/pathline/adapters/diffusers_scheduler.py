@@ -125,7 +125,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """
         told = schedulers.read(config)
         content = {k: v for k, v in told.config.items() if not k.startswith("_")}
-        content["trained_as"] = told.kind
+        if told.kind != schedulers.UNNAMED:
+            content["trained_as"] = told.kind
         for name in changes:
             if name not in OWN and name not in content and name not in schedulers.KEYS:
                 raise unknown("key of a scheduler", name, [*OWN, *schedulers.KEYS])
