@@ -100,7 +100,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             )
         told = {"solver": plain_solver(solver), "grid": plain_grid(grid)}
         self.register_to_config(**told, labels=labels, seed=seed, **training)
-        self._solver = as_solver(told["solver"])
+        is_made = isinstance(solver, Solver | Plan)  # and may hold more than a config tells
+        self._solver = solver if is_made else as_solver(solver)
         self._training = schedulers.training(schedulers.read(self))
         self.order = self._solver.nfe_per_step if isinstance(self._solver, Solver) else 1
         self.timesteps = torch.empty(0)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.solvers import Plan
-from pathline.solvers.execute import Execution, check_output
+from pathline.solvers.evaluate import check_output
+from pathline.solvers.execute import Execution
 from pathline.solvers.plan import Terms
 
 Draw = Callable[[int, Tensor], Tensor]
