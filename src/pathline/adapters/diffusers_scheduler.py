@@ -24,13 +24,13 @@ from torch import Tensor
 from pathline.adapters import schedulers
 from pathline.adapters.choice import Choice, Levels, as_solver, plain_grid, plain_solver
 from pathline.adapters.course import Course, noised, velocity
-from pathline.adapters.driven import Draw, Driven
+from pathline.adapters.driven import Driven
 from pathline.core.errors import MissingExtra, UsageError, unknown
 from pathline.core.noise import check_seeds
 from pathline.paths import Tabulated
 from pathline.paths.flow import Exploding
 from pathline.solvers import Grid, Plan, Solver
-from pathline.solvers.execute import draw
+from pathline.solvers.execute import Draw, drawing
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin
@@ -248,7 +248,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             f = a * x + b * f
         if self._run is None:
             self._run = Driven(course.starting(i).plan, x)
-        state = self._run.push(f, x, self._noise(generator, len(x))).to(sample.dtype)
+        state = self._run.push(f, x, self._draw(generator, x)).to(sample.dtype)
         self._step_index = i + 1
         if not return_dict:
             return (state,)
@@ -316,13 +316,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 "one scheduler serves one request at a time; use a copy of it for each."
             )
 
-    def _noise(self, generator: Generators, batch: int) -> Draw:
-        if generator is None:
-            seeds = range(self.config.seed, self.config.seed + batch)
-            return lambda d, like: draw(seeds, d, like)
-        return lambda _, like: randn_tensor(
-            like.shape, generator=generator, device=like.device, dtype=like.dtype
-        )
+    def _draw(self, generator: Generators, x: Tensor) -> Draw:
+        if generator is not None:
+            like = {"device": x.device, "dtype": x.dtype}
+            return lambda _: randn_tensor(x.shape, generator=generator, **like)
+        assert self._run is not None
+        return drawing(self._run.plan, range(self.config.seed, self.config.seed + len(x)), x)
 
     def __copy__(self) -> Self:
         other = type(self).__new__(type(self))

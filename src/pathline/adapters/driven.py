@@ -13,19 +13,16 @@ nothing of their own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Self
 
 from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.solvers import Plan
 from pathline.solvers.evaluate import check_output
-from pathline.solvers.execute import Execution
+from pathline.solvers.execute import Draw, Execution, combined
 from pathline.solvers.plan import Terms
-
-Draw = Callable[[int, Tensor], Tensor]
-"""Noise for draw number d, shaped like the state."""
 
 
 class Driven(Execution):
@@ -36,15 +33,12 @@ class Driven(Execution):
         like: a state, for its shape, dtype and device.
     """
 
-    __slots__ = ("_at", "_draw", "_drawn", "_outputs", "_shared", "_turn")
+    __slots__ = ("_at", "_draws", "_outputs", "_turn")
 
     def __init__(self, plan: Plan, like: Tensor) -> None:
-        self._outputs: dict[int, Tensor] = {}
-        super().__init__(plan, lambda k, _: self._outputs.pop(k), [like], None)
-        counts = Counter(d for row in plan.rows for d in row.z)
-        self._shared = {d for d, n in counts.items() if n > 1}
-        self._drawn: dict[int, Tensor] = {}
-        self._draw: Draw | None = None
+        outputs: dict[int, Tensor] = {}
+        self._outputs, self._draws = outputs, _Draws(plan)
+        super().__init__(plan, lambda k, _: outputs.pop(k), [like], combined, self._draws)
         self._at = self._turn = 0
 
     @property
@@ -61,7 +55,7 @@ class Driven(Execution):
             draw: the noise for rows that need it.
         """
         check_output(f, x)
-        evaluated, self._draw = self.plan.evaluated, draw
+        evaluated, self._draws.source = self.plan.evaluated, draw
         k = evaluated[self._turn]
         self._known["x"][k], self._outputs[k] = x, f
         self._turn += 1
@@ -69,20 +63,13 @@ class Driven(Execution):
             return self._advance_to(len(self.plan.times) - 1)
         return self._advance_to(evaluated[self._turn])
 
-    def draw(self, d: int) -> Tensor:
-        if d in self._drawn:
-            return self._drawn[d]
-        assert self._draw is not None
-        z = self._draw(d, self._like)
-        if d in self._shared:
-            self._drawn[d] = z
-        return z
-
-    def copy(self) -> Driven:
+    def copy(self) -> Self:
         """Return another run from here on that this one does not disturb, nor it this one."""
-        other = Driven(self.plan, self._like)
+        states = self._known["x"]
+        other = type(self)(self.plan, next(iter(states.values())))
         other._known = {letter: dict(values) for letter, values in self._known.items()}
-        other._outputs, other._drawn = dict(self._outputs), dict(self._drawn)
+        other._outputs.update(self._outputs)
+        other._draws.kept.update(self._draws.kept)
         other._at, other._turn, other.latest = self._at, self._turn, self.latest
         return other
 
@@ -92,6 +79,25 @@ class Driven(Execution):
             self.advance(self.program[self._at])
             self._at += 1
         return self._known["x"][number]
+
+
+class _Draws:
+    """The draws of a plan, from whoever hands in the evaluation; kept if several rows share one."""
+
+    def __init__(self, plan: Plan) -> None:
+        counts = Counter(d for row in plan.rows for d in row.z)
+        self.shared = {d for d, n in counts.items() if n > 1}
+        self.kept: dict[int, Tensor] = {}
+        self.source: Draw | None = None
+
+    def __call__(self, d: int) -> Tensor:
+        if d in self.kept:
+            return self.kept[d]
+        assert self.source is not None
+        z = self.source(d)
+        if d in self.shared:
+            self.kept[d] = z
+        return z
 
 
 def suffix(plan: Plan, turn: int) -> Plan:
@@ -113,4 +119,3 @@ def suffix(plan: Plan, turn: int) -> Plan:
 
     rows = tuple(replace(row, x=moved(row.x), f=moved(row.f)) for row in rows)
     return replace(plan, start=(plan.times[first],), rows=rows)
-

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pathline.adapters.driven import Draw, Driven, suffix
+from pathline.adapters.driven import Driven, suffix
 from pathline.core.errors import UsageError
 from pathline.core.progress import progress
 from pathline.paths import EDM
 from pathline.solvers import Plan, Solver, grids, solvers
-from pathline.solvers.execute import draw
+from pathline.solvers.execute import Draw, drawing
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -113,9 +113,11 @@ def sampler(solver: Solver | str) -> Sampler:
     ) -> Tensor:
         _check_state(x)
         course = _Course.compiled(build(**options), sigmas)
-        noise = course.noise(x, seeds, generator, noise_sampler)
+        state = x.to(torch.promote_types(x.dtype, torch.float32))
+        noise = course.noise(state, seeds, generator, noise_sampler)
         call = partial(_called, model, x.dtype, extra_args or {})
-        return _walk(course, x, call, noise, callback, hides=bool(disable))
+        told = None if callback is None else partial(_told, callback, x.dtype, course)
+        return _walk(course, state, call, noise, told, hides=bool(disable)).to(x.dtype)
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     sample.__doc__ = f"{solvers.entry(name).about}\n\nSee `Sampler`." if name in solvers else None
@@ -140,28 +142,42 @@ def _called(
     return model(x.to(dtype), sigma.to(dtype).expand(len(x)), **extra).to(x.dtype)
 
 
+def _told(
+    callback: Callable[[dict[str, Any]], Any],
+    dtype: torch.dtype,
+    course: _Course,
+    turn: int,
+    x: Tensor,
+    denoised: Tensor,
+) -> None:
+    """Call back in k-diffusion's words at the evaluations that begin a step."""
+    if turn in course.begun:
+        i = course.begun[turn]
+        stop, level = course.stops[i].to(x.device, dtype), course.levels[turn].to(x.device, dtype)
+        told = {"x": x.to(dtype), "denoised": denoised.to(dtype)}
+        callback({"i": i, "sigma": stop, "sigma_hat": level, **told})
+
+
 def _walk(
     course: _Course,
     x: Tensor,
     call: Callable[[Tensor, Tensor], Tensor],
     noise: Draw,
-    callback: Callable[[dict[str, Any]], Any] | None,
+    told: Callable[[int, Tensor, Tensor], None] | None,
     *,
     hides: bool,
 ) -> Tensor:
-    state = x.to(torch.promote_types(x.dtype, torch.float32))
-    run, levels = Driven(course.plan, state), course.levels.to(state)
+    """Return the state at the end of a course, the model called at each of its levels."""
+    run, levels = Driven(course.plan, x), course.levels.to(x)
     with progress() as bar:
         task = bar.add_task("sampling", total=len(levels), visible=not hides)
         for turn, sigma in enumerate(levels):
-            denoised = call(state, sigma)
-            if callback is not None and turn in course.begun:
-                i = course.begun[turn]
-                begun = {"i": i, "sigma": course.stops[i].to(x), "sigma_hat": sigma.to(x)}
-                callback({"x": state.to(x), **begun, "denoised": denoised.to(x)})
-            state = run.push(denoised, state, noise)
+            denoised = call(x, sigma)
+            if told is not None:
+                told(turn, x, denoised)
+            x = run.push(denoised, x, noise)
             bar.advance(task)
-    return state.to(x.dtype)
+    return x
 
 
 @dataclass(frozen=True)
@@ -207,14 +223,14 @@ class _Course:
     ) -> Draw:
         """Return where the noise comes from; nothing is drawn for a solver that needs none."""
         if noise_sampler is not None:
-            return lambda d, like: noise_sampler(*self._around(d, x)).to(like)
+            return lambda d: noise_sampler(*self._around(d, x)).to(x)
         if seeds is None and self.plan.is_stochastic:
             device = "cpu" if generator is None else generator.device
             drawn = torch.randint(2**63 - 1, (len(x),), generator=generator, device=device)
             seeds = drawn.tolist()
         elif seeds is not None and len(seeds) != len(x):
             raise UsageError(f"{len(seeds)} seeds were given for {len(x)} samples.")
-        return lambda d, like: draw(seeds, d, like)
+        return drawing(self.plan, seeds, x)
 
     def _around(self, d: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the levels of the step in which draw d falls."""
