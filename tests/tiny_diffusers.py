@@ -12,7 +12,6 @@ SINGLE = 2.0**-20
 about ten times here, and the network amplifies what they have rounded off by no more than a few."""
 
 
-
 def unet(**changes):
     config = dict(
         sample_size=8,

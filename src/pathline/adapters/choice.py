@@ -14,6 +14,7 @@ import torch
 
 from pathline.adapters import schedulers
 from pathline.adapters.course import Course, is_even, time_of, whole
+from pathline.adapters.driven import with_plan
 from pathline.adapters.schedulers import Training
 from pathline.core.errors import UsageError
 from pathline.paths import Tabulated
@@ -30,7 +31,7 @@ def plain_solver(solver: Any) -> Any:
         UsageError: it is none of these, or its name is not known.
     """
     if isinstance(solver, Solver):
-        return solvers.describe(solver)
+        return solvers.describe(with_plan(solver))
     if isinstance(solver, Plan):
         return solver.to_dict()
     as_solver(solver)
@@ -40,9 +41,11 @@ def plain_solver(solver: Any) -> Any:
 def as_solver(told: Any) -> Solver | Plan:
     """Return the solver or plan that `plain_solver` told."""
     if isinstance(told, str):
-        return solvers.build(told)
+        return with_plan(solvers.build(told))
     if isinstance(told, Mapping):
-        return Plan.from_dict(told) if "plan" in told else solvers.rebuild(_named("solver", told))
+        if "plan" in told:
+            return Plan.from_dict(told)
+        return with_plan(solvers.rebuild(_named("solver", told)))
     raise UsageError(
         "a pipeline steps on a fixed grid: solver= takes a name of `pathline solvers`, a Solver "
         f"that compiles to a plan, or a Plan, and was given {_kind(told)}."

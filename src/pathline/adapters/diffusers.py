@@ -9,8 +9,8 @@ solver of ours. What a scheduler's config says of the training, in our words:
     EDM…, sigma_data               x_t = x_0 + σ ε: `EDM`, x̂_0 of the preconditioned network
 
 The library is not imported: a network is known by its `forward` and `config` alone. The other way
-round, `Scheduler` puts a solver of ours into a pipeline of theirs; that one is made of the library's
-own classes, and imports it when it is first asked for.
+round, `Scheduler` puts a solver of ours into a pipeline of theirs; that one is made of its own
+classes, and imports it when it is first asked for.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Self
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.solvers import Plan
+from pathline.solvers import Plan, Solver, Stepped
 from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Draw, Execution, combined
 from pathline.solvers.plan import Terms
@@ -98,6 +98,20 @@ class _Draws:
         if d in self.shared:
             self.kept[d] = z
         return z
+
+
+def with_plan(solver: Solver) -> Solver:
+    """Return a solver that can be driven.
+
+    Raises:
+        UsageError: it has no plan.
+    """
+    if isinstance(solver, Stepped):
+        raise UsageError(
+            f"{type(solver).__name__} chooses its steps while it runs, and here somebody else owns "
+            "the loop; take a solver with a plan (dpmpp_2m, unipc, …), or pl.sample."
+        )
+    return solver
 
 
 def suffix(plan: Plan, turn: int) -> Plan:

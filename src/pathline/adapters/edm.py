@@ -40,8 +40,7 @@ def denoiser(
     Args:
         network: network(x, sigma, …) → x̂_0, with sigma of shape (batch,).
         sigma_min: the lowest noise level; the network's own, but not below 0.002, if None.
-        sigma_max: the highest; the network's own, but not above 80, if None. (The code of EDM bounds
-            a network's range in the same way.)
+        sigma_max: the highest; the network's own, but not above 80, if None, as EDM's code has it.
         shape: of one sample; what the network says if None.
         name: what receipts call the model; the network's class if None.
 

@@ -2,8 +2,8 @@
 
     sample_dpmpp_3m(model, x, sigmas, extra_args=None, callback=None, disable=None, **options)
 
-The model is a denoiser in σ: model(x, σ) → x̂_0 for x = x_0 + σ ε, with σ of shape (batch,). There is
-one such function for every registered solver, `SAMPLERS["sample_dpmpp_3m"]` or `sample_dpmpp_3m` of
+The model is a denoiser in σ: model(x, σ) → x̂_0 for x = x_0 + σ ε, with σ of shape (batch,). There
+is one such function for every registered solver, `SAMPLERS["sample_dpmpp_3m"]` or `sample_dpmpp_3m` of
 this module, and `sampler` makes one of a solver with settings of your own. None of them decides the
 gradient mode: call them under `torch.no_grad()` unless you want gradients.
 
@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pathline.adapters.driven import Driven, suffix
+from pathline.adapters.driven import Driven, suffix, with_plan
 from pathline.core.errors import UsageError
 from pathline.core.progress import progress
 from pathline.paths import EDM
-from pathline.solvers import Plan, Solver, grids, solvers
+from pathline.solvers import Plan, Solver, Stepped, grids, solvers
 from pathline.solvers.execute import Draw, drawing
 
 Model = Callable[..., Tensor]
@@ -62,7 +62,7 @@ class Sampler(Protocol):
                 every batch. If None they are drawn from torch's generator, so `torch.manual_seed`
                 rules.
             generator: from which the seeds are drawn, in place of torch's own.
-            noise_sampler: noise_sampler(sigma, sigma_next) → normal noise of a step, in their place.
+            noise_sampler: noise_sampler(sigma, sigma_next) → normal noise of a step, instead.
             options: arguments of the solver.
 
         Raises:
@@ -79,7 +79,7 @@ def sampler(solver: Solver | str) -> Sampler:
             sampler: `sampler("dpmpp")(model, x, sigmas, order=3)`.
 
     Raises:
-        UsageError: no solver has this name.
+        UsageError: no solver has this name, or it has no plan.
 
     Example: data that are one point are reached in one step.
         >>> import torch
@@ -89,9 +89,10 @@ def sampler(solver: Solver | str) -> Sampler:
     """
     if isinstance(solver, str):
         name = solvers.entry(solver).name
+        with_plan(solvers.build(name))
         build = partial(solvers.build, name)
     elif isinstance(solver, Solver):
-        name, build = type(solver).__name__.lower(), partial(_as_it_is, solver)
+        name, build = type(solver).__name__.lower(), partial(_as_it_is, with_plan(solver))
     else:
         raise UsageError(
             "a sampler needs a solver that compiles to a plan, or its name, and was given a "
@@ -244,7 +245,7 @@ class _Course:
 
 def _check_levels(values: object) -> None:
     if not isinstance(values, list) or len(values) < 2:
-        raise UsageError(f"sigmas has at least two noise levels, one after the other, not {values}.")
+        raise UsageError(f"sigmas has at least two noise levels in a row, not {values}.")
     rises = values[-1] > values[0]
     for i, (a, b) in enumerate(zip(values, values[1:], strict=False)):
         if not (b > a if rises else 0 <= b < a):
@@ -271,7 +272,8 @@ def _beginnings(plan: Plan) -> dict[int, int]:
 
 
 def _samplers() -> dict[str, Sampler]:
-    return {f"sample_{entry.name}": sampler(entry.name) for entry in solvers}
+    fixed = [entry.name for entry in solvers if not isinstance(entry.build(), Stepped)]
+    return {f"sample_{name}": sampler(name) for name in fixed}
 
 
 def __getattr__(name: str) -> Any:

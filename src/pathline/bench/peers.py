@@ -114,7 +114,7 @@ def k_diffusion(name: str) -> Peer:
     """Return a sampler of k-diffusion on the noise levels that azula's schedule has."""
 
     def build(case: Case) -> Run:
-        sampler = getattr(_k_diffusion_sampling(), name)
+        sampler = getattr(k_diffusion_sampling(), name)
         times = torch.linspace(1, 0, case.steps + 1, dtype=torch.float64)
         sigmas = PATH.sigma(times).to(case.x)
         return Run(lambda: sampler(lambda x, sigma: case.network(x), case.x, sigmas, disable=True))
@@ -122,7 +122,7 @@ def k_diffusion(name: str) -> Peer:
     return build
 
 
-def _k_diffusion_sampling() -> Any:
+def k_diffusion_sampling() -> Any:
     """Import the samplers alone: their package also wants CLIP, scikit-image and torchvision."""
     package = find_spec("k_diffusion")
     if package is None:
