@@ -11,6 +11,9 @@ The state is the network's own: variance-preserving for tables of β (initial no
 as DDIM has it), x_t = (1 − t) x_0 + t ε for flows, x_0 + σ ε for EDM's networks.
 """
 
+# The library's exports and its config, a dict with attributes, are not typed:
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import math
@@ -318,8 +321,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _draw(self, generator: Generators, x: Tensor) -> Draw:
         if generator is not None:
-            like = {"device": x.device, "dtype": x.dtype}
-            return lambda _: randn_tensor(x.shape, generator=generator, **like)
+            return lambda _: randn_tensor(
+                x.shape, generator=generator, device=x.device, dtype=x.dtype
+            )
         assert self._run is not None
         return drawing(self._run.plan, range(self.config.seed, self.config.seed + len(x)), x)
 
