@@ -94,16 +94,16 @@ class Report:
     def table(self) -> str:
         """Return the report as text: who by what, then the ratios."""
         ratios = [[bar.text, f"{bar.measured:.2f}", bar.verdict] for bar in self.bars]
-        lines = [self.about, "", *_aligned(self._cells()), "", *_aligned(ratios)]
+        lines = [self.about, "", *aligned(self._cells()), "", *aligned(ratios)]
         return "\n".join([*lines, "", *self.notes, *self._absences()]).rstrip()
 
     def markdown(self) -> str:
         """Return the report as a page of Markdown."""
         head, *body = self._cells()
         facts = [f"- {key}: {value}" for key, value in {**self.place, **self.settings}.items()]
-        table = [_piped(head), "|" + " --- |" * len(head), *map(_piped, body)]
-        ratios = [_piped([bar.text, f"{bar.measured:.2f}", bar.verdict]) for bar in self.bars]
-        ratios = [_piped(["ratio", "measured", ""]), "| --- | --- | --- |", *ratios]
+        table = [piped(head), "|" + " --- |" * len(head), *map(piped, body)]
+        ratios = [piped([bar.text, f"{bar.measured:.2f}", bar.verdict]) for bar in self.bars]
+        ratios = [piped(["ratio", "measured", ""]), "| --- | --- | --- |", *ratios]
         notes = [line for note in (*self.notes, *self._absences()) for line in ("", note)]
         title = f"# pathline bench {self.name}"
         return "\n".join([title, "", self.about, "", *facts, "", *table, "", *ratios, *notes, ""])
@@ -132,7 +132,7 @@ class Report:
         return [f"Left out: {by}, {reason}." for by, reason in reasons.items()]
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -143,7 +143,7 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _piped(cells: Sequence[str]) -> str:
+def piped(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pathline.cli.listing import Json, show
+from pathline.cli.options import given
 from pathline.cli.output import check_writable
 from pathline.core.errors import UsageError, unknown
 
@@ -24,6 +25,14 @@ Configs = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 DataName = Annotated[str | None, typer.Argument(help="Which one to make; a list if left out.")]
 
+Problems = Annotated[
+    list[str] | None,
+    typer.Option("--problem", help="Of bench solvers: an oracle, a model or a folder; repeatable."),
+]
+Counts = Annotated[
+    list[int] | None, typer.Option("--nfe", help="Of bench solvers: evaluations; repeatable.")
+]
+Noises = Annotated[int | None, typer.Option("-n", help="Of bench solvers: how many noises.")]
 BenchName = Annotated[str | None, typer.Argument(help="Which one; a list if left out.")]
 
 
@@ -105,8 +114,15 @@ def data(name: DataName = None, json: Json = False) -> None:
     show([row] if json else [{"what": k, "is": v} for k, v in row.items()], json)
 
 
-def bench(name: BenchName = None, json: Json = False, output: Out = None) -> None:
-    """Measure speed beside other libraries; exit code 0 only if every bar is kept."""
+def bench(  # noqa: PLR0913 - options of the command line
+    name: BenchName = None,
+    json: Json = False,
+    output: Out = None,
+    problem: Problems = None,
+    nfe: Counts = None,
+    n: Noises = None,
+) -> None:
+    """Measure speed or error beside other libraries; exit code 0 only if every bar is kept."""
     from pathline.bench import BENCHES
 
     if name is None:
@@ -114,9 +130,14 @@ def bench(name: BenchName = None, json: Json = False, output: Out = None) -> Non
         return
     if name not in BENCHES:
         raise unknown("benchmark", name, BENCHES)
+    asked = given(problems=problem, nfe=nfe, n=n)
+    if name == "solvers":
+        asked["output"] = output
+    elif asked:
+        raise UsageError(f"bench {name} takes no --problem, --nfe or -n; bench solvers does.")
     if output is not None:
         check_writable(Path(output) / f"{name}.json")
-    report = BENCHES[name]()
+    report = BENCHES[name](**asked)
     text = jsonlib.dumps(report.to_dict(), ensure_ascii=False, indent=1)
     typer.echo(text if json else report.table())
     if output is not None:

@@ -1,6 +1,7 @@
 """Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
 
 from pathline.solvers import grids
+from pathline.solvers.adams import Adams
 from pathline.solvers.adaptive_rk import AdaptiveRK
 from pathline.solvers.calibrate import calibrate
 from pathline.solvers.corrector import PredictorCorrector
@@ -29,6 +30,7 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "Stepped",
+    "Adams",
     "DDIM",
     "DEIS",
     "DPM",

@@ -252,6 +252,26 @@ class Focused(Spaced):
         return path.time_of_log_snr(levels).tolist()
 
 
+@grids.register("straight", aliases=("rectified", "flow_time"))
+@dataclass(frozen=True)
+class Straight(Spaced):
+    """Uniform in σ/(α + σ): in the time of the straight path, whatever the model's own."""
+
+    def _between(
+        self, path: GaussianPath | None, start: float, end: float, n: int
+    ) -> Sequence[float]:
+        if path is None:
+            return _linspace((start, end), n).tolist()
+        ends = [float(_share(path, t)) for t in (start, end)]
+        u = _linspace((ends[0], ends[1]), n)
+        return path.time_of_log_snr((1 - u).log() - u.log()).tolist()
+
+
+def _share(path: GaussianPath, t: float) -> Tensor:
+    """Return σ/(α + σ)."""
+    return path.sigma(t) / (path.alpha(t) + path.sigma(t))
+
+
 @grids.register("karras", aliases=("edm_grid",), paper="arXiv:2206.00364, Eq. 5")
 @dataclass(frozen=True)
 class Karras(Spaced):
@@ -337,6 +357,13 @@ def focused(
 ) -> Grid:
     """Return the grid for few evaluations: even in λ in the middle, one step to each end."""
     return Focused(n, start, end, last, margin=margin)
+
+
+def straight(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid that is uniform in the time of the straight path, σ/(α + σ)."""
+    return Straight(n, start, end, last)
 
 
 def karras(

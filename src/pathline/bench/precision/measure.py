@@ -1,0 +1,166 @@
+"""Measuring: everybody on a problem, at each number of evaluations that is asked for."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from pathline.bench.peers import Absent
+from pathline.bench.precision import ours, peers_azula, peers_diffusers, peers_k_diffusion
+from pathline.bench.precision.problems import Converged, Problem, rms
+from pathline.bench.precision.query import Contestant, Ended, Query, Rehearsal
+from pathline.bench.precision.store import Key, Store, code_stamp, version_stamp
+from pathline.core.progress import track
+
+ALL_UP_TO = 12
+"""On a network every grid is measured up to here; beyond, each sampler's `BEST` grids at the last
+count before: what is costly there is known to be of one order, and its grids keep their ranks."""
+
+BEST = 2
+
+TOLERANCE = 0.2
+"""A sampler's end may differ from t_min by this share: libraries keep their tables in float32."""
+
+
+def everybody(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
+    """Return who takes part, and why others do not."""
+    found, absent = ours.contestants(problem)
+    found += peers_diffusers.contestants(problem.path)
+    found += peers_k_diffusion.contestants(problem.path)
+    found += peers_azula.contestants()
+    return found, absent
+
+
+def stamps() -> dict[str, str]:
+    """Return what each library's numbers depend on."""
+    home = "bench/precision/"
+    own = ("paths", "fields", "solvers", "steer", "nets", f"{home}ours.py", f"{home}problems.py")
+    files = {
+        name: (f"{home}{module.__name__.rpartition('.')[2]}.py", f"{home}query.py")
+        for name, module in (
+            (peers_diffusers.NAME, peers_diffusers),
+            (peers_k_diffusion.NAME, peers_k_diffusion),
+            (peers_azula.NAME, peers_azula),
+        )
+    }
+    peers = {name: version_stamp(name, parts) for name, parts in files.items()}
+    return {ours.NAME: code_stamp(*own), **peers}
+
+
+def measure(
+    problem: Problem, counts: Sequence[int], folder: Path | None
+) -> tuple[Store, Converged]:
+    """Measure everybody, or what is still missing.
+
+    Args:
+        problem: what is integrated.
+        counts: evaluations.
+        folder: where the results are kept; None for nowhere.
+    """
+    file = None if folder is None else folder / f"solvers-{problem.name}.json"
+    store = Store(file, problem.settings, stamps())
+    with torch.inference_mode(), _quiet():
+        converged = problem.converged()
+        contestants, store.absent = everybody(problem)
+        try:
+            _Measuring(problem, converged, store).all(contestants, sorted(counts))
+        finally:
+            store.save()
+    return store, converged
+
+
+class _Measuring:
+    """A problem under measurement."""
+
+    def __init__(self, problem: Problem, converged: Converged, store: Store) -> None:
+        self.problem, self.converged, self.store = problem, converged, store
+        self.rehearsal = Rehearsal(problem)
+        self.known: dict[tuple[str, int], float] = {}
+
+    def all(self, contestants: Sequence[Contestant], counts: Sequence[int]) -> None:
+        """Measure everybody at few evaluations, then those who still matter at many."""
+        few = [n for n in counts if n <= ALL_UP_TO or self.problem.is_cheap]
+        many = [n for n in counts if n not in few]
+        name = self.problem.name
+        for contestant in track(contestants, f"{name}, all", len(contestants)):
+            self.each(contestant, few)
+        if many:
+            chosen = self.best(contestants, few[-1]) if few else contestants
+            for contestant in track(chosen, f"{name}, the best grids", len(chosen)):
+                self.each(contestant, many)
+
+    def each(self, contestant: Contestant, counts: Sequence[int]) -> None:
+        """Measure one, at the counts that it has not been measured at."""
+        for nfe in counts:
+            if self.store.get(contestant.key, nfe) is not None:
+                continue
+            try:
+                n = self.rehearsal.steps_for(contestant, nfe)
+                if n is not None:
+                    self.store.put(contestant.key, nfe, self.error(contestant, n, nfe))
+            except Absent as reason:
+                self.store.absent[_words(contestant.key)] = str(reason)
+                return
+            except Exception as error:  # theirs: it is told, and the others go on
+                if contestant.by == ours.NAME:
+                    raise
+                said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                self.store.absent[_words(contestant.key)] = f"{said} ({nfe} evaluations)"
+
+    def error(self, contestant: Contestant, n: int, nfe: int) -> float:
+        """Return the RMS error of n steps; NaN if the result is not finite."""
+        same = None if contestant.same is None else (contestant.same(n), nfe)
+        if same is not None and same in self.known:
+            return self.known[same]
+        query = Query(self.problem)
+        end = contestant.run(query, n)
+        if query.calls != nfe:
+            raise Absent(f"took {query.calls} evaluations, and {nfe} in rehearsal")
+        error = rms(end.x - self.goal(end))
+        error = error if math.isfinite(error) else math.nan
+        if same is not None:
+            self.known[same] = error
+        return error
+
+    def goal(self, end: Ended) -> torch.Tensor:
+        """Return the converged solution where a sampler ended."""
+        t_min = self.problem.path.t_min
+        if end.t == 0:
+            return self.converged.data
+        if abs(end.t - t_min) > TOLERANCE * t_min:
+            raise Absent(f"ends at t = {end.t:.3g}, neither at data nor at t_min = {t_min:.3g}")
+        return self.converged.stop
+
+    def best(self, contestants: Sequence[Contestant], nfe: int) -> list[Contestant]:
+        """Return the contestants on the best grids of each sampler."""
+        chosen: list[Contestant] = []
+        samplers: dict[tuple[str, str], list[Contestant]] = {}
+        for contestant in contestants:
+            samplers.setdefault(contestant.key[:2], []).append(contestant)
+        for those in samplers.values():
+            chosen += sorted(those, key=lambda c: self.rank(c, nfe))[:BEST]
+        return chosen
+
+    def rank(self, contestant: Contestant, nfe: int) -> float:
+        """Return the error at the nearest count that was measured; infinity for none."""
+        errors = self.store.errors.get(contestant.key, {})
+        finite = {n: e for n, e in errors.items() if math.isfinite(e) and n <= ALL_UP_TO}
+        return finite[min(finite, key=lambda n: abs(n - nfe))] if finite else math.inf
+
+
+def _words(key: Key) -> str:
+    by, sampler, grid = key
+    return f"{by}, {sampler}, {grid}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep other libraries from talking in between."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,115 @@
+"""Ours: every registered deterministic solver, in each of its named options, on every grid.
+
+There is no list here. A solver's options are those fields of its class whose type names the
+choices; a grid is one that needs nothing but a number of steps. Two that compile to the same plan
+are measured once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pathline.bench.precision.problems import Problem
+from pathline.bench.precision.query import Contestant, Ended, Query
+from pathline.core.errors import PathlineError, UsageError
+from pathline.solvers import Grid, Plan, Solver, solvers
+from pathline.solvers.execute import Evaluator, complete
+from pathline.solvers.grids import grids as every_grid
+
+NAME = "pathline"
+
+
+def contestants(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
+    """Return who takes part, and why the others do not."""
+    absent: dict[str, str] = {}
+    found: list[Contestant] = []
+    for label, solver in _deterministic(absent):
+        try:
+            tuned = solver.tuned(problem.model, problem.x.shape[1:])
+        except UsageError as reason:
+            absent[label] = str(reason)
+            continue
+        found += [_contestant(problem, label, tuned, *grid) for grid in _grids(problem.is_cheap)]
+    return found, absent
+
+
+def _deterministic(absent: dict[str, str]) -> Iterator[tuple[str, Solver]]:
+    """Yield every solver that draws no noise, with its label; each value once, by its last name."""
+    labels: dict[Solver, str] = {}
+    for entry in solvers:
+        try:
+            solver = entry.build()
+        except UsageError as reason:
+            absent[entry.name] = str(reason)
+            continue
+        if solver.is_stochastic:
+            absent[entry.name] = "stochastic: it has no converged solution"
+            continue
+        labels[solver] = entry.name
+        for changes, variant in _variants(solver):
+            told = " ".join(f"{name}={value}" for name, value in changes.items())
+            labels.setdefault(variant, f"{entry.name} {told}")
+    yield from ((label, solver) for solver, label in labels.items())
+
+
+def _variants(solver: Solver) -> Iterator[tuple[dict[str, Any], Solver]]:
+    """Yield a solver as it is, and with each of its named options changed, one at a time."""
+    yield {}, solver
+    hints = get_type_hints(type(solver))
+    for name in (f.name for f in fields(solver) if get_origin(hints[f.name]) is Literal):
+        for value in get_args(hints[name]):
+            if value != getattr(solver, name):
+                with suppress(UsageError):
+                    yield {name: value}, replace(solver, **{name: value})
+
+
+def _grids(to_data: bool) -> Iterator[tuple[str, Grid]]:
+    """Yield every grid that needs a number of steps alone, with and without a step to data.
+
+    That step costs an evaluation at t_min, where nothing is left to decide: it has never paid on
+    the oracles, and networks are spared it.
+    """
+    known: set[Grid] = set()
+    for entry in every_grid:
+        for last in ("stop", "denoise") if to_data else ("stop",):
+            try:
+                grid = entry.build(n=2, last=last)
+            except UsageError:
+                continue
+            if grid not in known:
+                known.add(grid)
+                yield entry.name + (", then data" if last == "denoise" else ""), grid
+
+
+def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: Grid) -> Contestant:
+    path, view = problem.path, problem.field.view
+
+    def plan(n: int) -> Plan | None:
+        try:
+            return solver.plan(path, grid.resized(n)).folded(view)
+        except PathlineError:
+            return None
+
+    def run(query: Query, n: int) -> Ended:
+        made, x = plan(n), query.problem.x
+        assert made is not None
+        evaluate = Evaluator(query.problem.field, made.times, x, {})
+        end = complete(made, evaluate, [x])
+        query.calls += evaluate.n
+        return Ended(end, made.times[-1])
+
+    def calls(n: int) -> int:
+        made = plan(n)
+        return 0 if made is None else made.nfe
+
+    def same(n: int) -> str:
+        made = plan(n)
+        rows = [] if made is None else made.to_dict()["rows"]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    return Contestant(NAME, label, name, run, calls, same)

@@ -1,0 +1,298 @@
+"""Problems: what all samplers are given alike, and where a perfect one would end.
+
+A problem is a field, conditioned and guided, and noise at t_max. A sampler ends where its library
+ends: at the path's `t_min`, where the network is evaluated last, or at data, one step x = x̂_0
+farther. Each is held to the converged solution there; the two are σ(t_min) ε̂ apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pathline.core import noise
+from pathline.core.errors import UsageError, unknown
+from pathline.core.files import write_atomically
+from pathline.data.fetch import cache_folder
+from pathline.fields import Condition, Denoiser, Evaluate, Field
+from pathline.fields.problems import m4
+from pathline.learn.checkpoint import load_model, model_names
+from pathline.paths import CondOT, GaussianPath, VPLinear
+from pathline.solvers import Grid, Solver, grids, solve, solvers
+from pathline.solvers.reference import reference
+from pathline.steer import CFG, Guided
+
+FIRST_SEED = 1_000_000
+"""Noises from here on are held out: nothing is tuned on them."""
+
+ORACLE_SAMPLES, MODEL_SAMPLES = 256, 4
+
+PROMPTS = (
+    "red apple", "smiling face", "blue car", "dog", "rocket", "green heart", "cup of coffee",
+    "house with garden", "yellow flower", "fish", "crescent moon", "musical note", "pizza",
+    "umbrella with rain drops", "tiger face", "wrapped gift",
+)  # fmt: skip
+"""What a model that is told a text is asked for, in turn."""
+
+GUIDANCE = {"text": 3.0, "label": 2.0}
+"""Weights for models whose configuration recommends none."""
+
+
+@dataclass(frozen=True)
+class Converged:
+    """Where a perfect sampler ends.
+
+    Args:
+        stop: at t_min.
+        data: at data, x̂_0 there.
+        difference: RMS difference between the two methods that found `stop`.
+        methods: what they are.
+    """
+
+    stop: Tensor
+    data: Tensor
+    difference: float
+    methods: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A field and noises.
+
+    Args:
+        name: of the problem.
+        model: the field before guidance: what tuned solvers were tuned to.
+        field: what is integrated; its condition is bound already.
+        x: noise at t_max, (batch, *state).
+        settings: what else decides the result, as plain values.
+        is_cheap: whether evaluations cost next to nothing.
+        starts: states of the converged flow near t_max, by time; filled as they are needed.
+    """
+
+    name: str
+    model: Field
+    field: Field
+    x: Tensor
+    settings: Mapping[str, Any]
+    is_cheap: bool
+    starts: dict[float, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def path(self) -> GaussianPath:
+        """The path of the model."""
+        assert self.field.path is not None
+        return self.field.path
+
+    def converged(self) -> Converged:
+        """Return where a perfect sampler ends; from the cache, where it was found before."""
+        if self.is_cheap:
+            return _converged_oracle(self)
+        told = repr(sorted(self.settings.items())).encode()
+        file = cache_folder() / "bench" / f"{hashlib.sha256(told).hexdigest()[:24]}.safetensors"
+        if not file.is_file():
+            found = _converged_network(self)
+            tensors = {"stop": found.stop, "data": found.data}
+            tensors["difference"] = torch.tensor(found.difference)
+            write_atomically(file, lambda temporary: save_file(tensors, temporary))
+        kept = load_file(file)
+        return Converged(kept["stop"], kept["data"], float(kept["difference"]), _METHODS)
+
+
+def _denoised(problem: Problem, x: Tensor) -> Tensor:
+    return problem.field(x, problem.path.t_min).x0
+
+
+def _converged_oracle(problem: Problem) -> Converged:
+    """RK4 in float64 until Richardson's estimate is 1e-11; UniPC of order four beside it."""
+    stop = reference(problem.field, problem.x, tolerance=1e-11)
+    other = solve(problem.field, problem.x, solver="unipc_3", grid=grids.log_snr(4000)).x
+    methods = "RK4, doubled until converged", "unipc_3, 4000 steps"
+    return Converged(stop, _denoised(problem, stop), rms(stop - other), methods)
+
+
+_STEPS = 160
+_METHODS = f"rk4, log_snr, {4 * _STEPS} evaluations", f"dpmpp_3m, log_snr, {4 * _STEPS} evaluations"
+
+
+def _converged_network(problem: Problem) -> Converged:
+    """RK4, and a multistep method of another family at the same cost."""
+    with torch.inference_mode():
+        stop, other = (
+            _quietly(problem, solver, grids.log_snr(n))
+            for solver, n in (
+                (solvers.build("rk4"), _STEPS),
+                (solvers.build("dpmpp_3m"), 4 * _STEPS),
+            )
+        )
+        return Converged(stop, _denoised(problem, stop), rms(stop - other), _METHODS)
+
+
+def _quietly(problem: Problem, solver: Solver, grid: Grid) -> Tensor:
+    return solve(problem.field, problem.x, solver=solver, grid=grid).x
+
+
+def rms(x: Tensor) -> float:
+    """Return the root mean square over everything."""
+    return float(x.double().square().mean().sqrt())
+
+
+# Fields that are asked often
+
+
+@dataclass(frozen=True)
+class Asked(Guided):
+    """A field with its condition bound: it takes none any more."""
+
+    prepared: Condition
+
+    def condition(self, cond: Condition, batch: int) -> Condition:
+        return self.prepared
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.inner.evaluate(x, t, self.prepared)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        return self.inner.bind(times, x, self.prepared)
+
+
+NEAR = 1e-5
+"""States nearer than this, in units of the largest element, are one for `Remembering`."""
+
+MOST_REMEMBERED = 48
+
+
+@dataclass(frozen=True)
+class Remembering(Guided):
+    """A field that does not work out twice what it has just said.
+
+    All samplers begin alike: every one evaluates at the start, and all multistep methods take the
+    same first step. States that differ by roundings count as one, so that those who scale theirs
+    are served too. An evaluation from memory is counted like any other.
+    """
+
+    said: dict[float, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, repr=False)
+
+    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        keys, inner = [round(t, 9) for t in times.tolist()], self.inner.bind(times, x, cond)
+
+        def evaluate(k: int, state: Tensor) -> Tensor:
+            known = self.said.setdefault(keys[k], [])
+            for before, answer in known:
+                if before.shape == state.shape and _is_near(before, state):
+                    return answer
+            answer = inner(k, state)
+            known.append((state.clone(), answer))
+            self._forget()
+            return answer
+
+        return evaluate
+
+    def _forget(self) -> None:
+        """Drop what was asked longest ago; what was asked of the start is dropped last."""
+        while sum(map(len, self.said.values())) > MOST_REMEMBERED:
+            _, *others = self.said
+            oldest = others[0] if others else next(iter(self.said))
+            self.said[oldest].pop(0)
+            if not self.said[oldest]:
+                del self.said[oldest]
+
+
+def _is_near(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= NEAR * b.abs().max())
+
+
+# The problems there are
+
+
+def oracle(name: str, path: GaussianPath, n: int | None = None) -> Problem:
+    """Return M4 on a path, with its exact denoiser, in float64."""
+    n = ORACLE_SAMPLES if n is None else n
+    law = m4(path)
+    seeds = range(FIRST_SEED, FIRST_SEED + n)
+    x = noise.normal(seeds, (3,), dtype=torch.float64) * path.sigma(path.t_max)
+    settings = {"problem": name, "samples": n, "first seed": FIRST_SEED, "dtype": "float64"}
+    return Problem(name, law, law, x, settings, is_cheap=True)
+
+
+def learned(name: str, n: int | None = None) -> Problem:
+    """Return a shipped model, or one in a folder, asked and guided as it recommends."""
+    n, model = MODEL_SAMPLES if n is None else n, load_model(name)
+    if model.shape is None:
+        raise UsageError(f"{name} does not say the shape of a sample.")
+    cond, weight = _wishes(model, n), _guidance(model)
+    guided = CFG(weight)(model) if cond else model
+    prepared = guided.condition(cond, n)
+    asked = Remembering(Asked(guided, prepared))
+    seeds = range(FIRST_SEED, FIRST_SEED + n)
+    x = noise.normal(seeds, model.shape) * float(model.path.sigma(model.path.t_max))
+    settings = {
+        "problem": model.name,
+        "weights": model.details["weights"]["sha256"],
+        "samples": n,
+        "first seed": FIRST_SEED,
+        "guidance": weight if cond else 1.0,
+        **{kind: ", ".join(values) for kind, values in cond.items()},
+        "dtype": "float32",
+    }
+    return Problem(str(model.name), model, asked, x, settings, is_cheap=False)
+
+
+def _wishes(model: Denoiser, n: int) -> dict[str, list[str]]:
+    told = model.details.get("condition")
+    if told is None or not model.is_conditional:
+        return {}
+    words = PROMPTS if told == "text" else model.details["classes"]
+    return {told: [words[i % len(words)] for i in range(n)]}
+
+
+def _guidance(model: Denoiser) -> float:
+    recommended = model.details.get("defaults") or {}
+    return float(recommended.get("guidance", GUIDANCE.get(model.details.get("condition"), 1.0)))
+
+
+ORACLES: Mapping[str, Callable[[], GaussianPath]] = {"m4-vp": VPLinear, "m4-flow": CondOT}
+
+
+def problem_names() -> Sequence[str]:
+    """Return the problems that need no argument: the oracles and the shipped models."""
+    return [*ORACLES, *model_names()]
+
+
+def problem_of(name: str, n: int | None = None) -> Problem:
+    """Return a problem by name: an oracle, a shipped model, or a model folder.
+
+    Args:
+        name: of it.
+        n: noises; 256 for an oracle, 4 for a network if None.
+
+    Raises:
+        UsageError: no such problem, or no noises.
+    """
+    if n is not None and n < 1:
+        raise UsageError(f"at least 1 sample is needed, and {n} were asked for.")
+    if name in ORACLES:
+        return oracle(name, ORACLES[name](), n)
+    if name not in model_names() and not Path(name).is_dir():
+        raise unknown("problem", name, problem_names())
+    return learned(name, n)
+
+
+def rehearsal(problem: Problem) -> Problem:
+    """Return a problem on the same path that costs nothing: to see how often a sampler asks."""
+    law = m4(problem.path)
+    return replace(
+        oracle("rehearsal", problem.path, 1),
+        model=law,
+        field=law,
+        x=problem.x.new_ones(1, 3).double(),
+    )

@@ -1,0 +1,278 @@
+"""What a comparison found: the best of each library at each cost, the bars, and who loses where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pathline.bench.precision import ours
+from pathline.bench.precision.plot import Curve, draw_png, svg
+from pathline.bench.precision.store import Key
+from pathline.bench.report import Bar, aligned, piped
+from pathline.core.files import write_atomically
+from pathline.core.page import page, table
+
+HALF_AT = 5, 6, 8, 10
+"""At these evaluations the best of ours is to have at most half of the best peer's error."""
+
+FIRST_ORDER = "ddim"
+"""What loses to it is not worth its name."""
+
+ABOUT = (
+    "RMS error to the converged solution, each on its best grid; evaluations are counted calls of "
+    "the guided network. The same noises, held out, for everybody."
+)
+
+
+class Best(NamedTuple):
+    """The least error, and who had it."""
+
+    error: float
+    sampler: str
+    grid: str
+
+    def __str__(self) -> str:
+        return f"{self.error:.3g} ({self.sampler}; {self.grid})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found on a problem.
+
+    Args:
+        problem: its name.
+        settings: samples, seeds, guidance, weights.
+        errors: contestant → evaluations → error.
+        absent: who could not take part, and why.
+        converged: how well the goal is known, in words.
+        held: whether the bars hold for it; on an oracle they are only told.
+        counts: the evaluations that were asked for.
+        place: machine, versions and date.
+    """
+
+    problem: str
+    settings: Mapping[str, Any]
+    errors: Mapping[Key, Mapping[int, float]]
+    absent: Mapping[str, str]
+    converged: str
+    held: bool
+    counts: Sequence[int]
+    place: Mapping[str, str]
+
+    @cached_property
+    def libraries(self) -> list[str]:
+        """Ours, and the peers that have numbers."""
+        return list(dict.fromkeys(by for by, _, _ in self.errors))
+
+    def best(self, nfe: int, by: Iterable[str]) -> Best | None:
+        """Return the least error of these libraries at so many evaluations."""
+        whose = set(by)
+        found = [
+            Best(errors[nfe], sampler, grid)
+            for (library, sampler, grid), errors in self.errors.items()
+            if library in whose and math.isfinite(errors.get(nfe, math.nan))
+        ]
+        return min(found, default=None)
+
+    @property
+    def peers(self) -> list[str]:
+        """The libraries that are not ours."""
+        return [by for by in self.libraries if by != ours.NAME]
+
+    @cached_property
+    def bars(self) -> list[Bar]:
+        """Our best beside the best peer, at every number of evaluations where both have one."""
+        bars: list[Bar] = []
+        for nfe in self.counts:
+            mine, theirs = self.best(nfe, [ours.NAME]), self.best(nfe, self.peers)
+            if mine is not None and theirs is not None:
+                limit = (0.5 if nfe in HALF_AT else 1.0) if self.held else None
+                text = f"{self.problem}, {nfe} evaluations: best of ours / best peer"
+                bars.append(Bar(text, mine.error / theirs.error, limit))
+        return bars
+
+    def cells(self) -> list[list[str]]:
+        """The main table: a line for each number of evaluations."""
+        lines = [["evaluations", *self.libraries, "ours / best peer"]]
+        ratios = {bar.text: bar for bar in self.bars}
+        for nfe in self.counts:
+            bests = [self.best(nfe, [by]) for by in self.libraries]
+            bar = ratios.get(f"{self.problem}, {nfe} evaluations: best of ours / best peer")
+            told = "" if bar is None else f"{bar.measured:.2f} {bar.verdict}".strip()
+            lines.append([str(nfe), *("" if b is None else str(b) for b in bests), told])
+        return lines
+
+    def samplers(self) -> dict[tuple[str, str], dict[int, float]]:
+        """Return each sampler's error on its best grid, by evaluations."""
+        found: dict[tuple[str, str], dict[int, float]] = {}
+        for (by, sampler, _), errors in self.errors.items():
+            mine = found.setdefault((by, sampler), {})
+            for nfe, error in errors.items():
+                if math.isfinite(error):
+                    mine[nfe] = min(error, mine.get(nfe, math.inf))
+        return found
+
+    def sampler_cells(self) -> list[list[str]]:
+        """Every sampler on its best grid; the best of all first."""
+        lines = [["", "sampler", *map(str, self.counts)]]
+        found = self.samplers()
+
+        def rank(item: tuple[tuple[str, str], dict[int, float]]) -> float:
+            logs = [math.log(e / self._least[n]) for n, e in item[1].items() if n in self._least]
+            return sum(logs) / len(logs) if logs else math.inf
+
+        for (by, sampler), errors in sorted(found.items(), key=rank):
+            numbers = (f"{errors[n]:.2g}" if n in errors else "" for n in self.counts)
+            lines.append([by, sampler, *numbers])
+        return lines
+
+    @cached_property
+    def _least(self) -> dict[int, float]:
+        bests = {n: self.best(n, self.libraries) for n in self.counts}
+        return {n: best.error for n, best in bests.items() if best is not None}
+
+    def recommended(self) -> dict[int, Best]:
+        """Return what to take of ours, by evaluations."""
+        bests = {n: self.best(n, [ours.NAME]) for n in self.counts}
+        return {n: best for n, best in bests.items() if best is not None}
+
+    def losing(self) -> Iterator[str]:
+        """Say which of ours lose to first order, and where."""
+        found = {name: e for (by, name), e in self.samplers().items() if by == ours.NAME}
+        plain = found.get(FIRST_ORDER, {})
+        for name, errors in found.items():
+            lost = [n for n, e in sorted(errors.items()) if n in plain and e > 1.0001 * plain[n]]
+            if lost:
+                yield f"{name}: at {', '.join(map(str, lost))}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what matters as plain JSON values."""
+        best = {
+            str(n): {by: b._asdict() for by in self.libraries if (b := self.best(n, [by]))}
+            for n in self.counts
+        }
+        bars = [
+            {"text": b.text, "measured": b.measured, "limit": b.limit, "passed": b.passed}
+            for b in self.bars
+        ]
+        recommended = {str(n): f"{b.sampler}; {b.grid}" for n, b in self.recommended().items()}
+        return {
+            "problem": self.problem,
+            "place": dict(self.place),
+            "converged": self.converged,
+            "passed": all(bar.passed for bar in self.bars),
+            "recommended": recommended,
+            "bars": bars,
+            "best": best,
+        }
+
+    # Files
+
+    def markdown(self) -> str:
+        """Return the outcome as a page of Markdown."""
+        facts = {**self.place, **self.settings, "converged": self.converged}
+        parts = [
+            f"# pathline bench solvers: {self.problem}",
+            ABOUT,
+            "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+            f"![error against evaluations](solvers-{self.problem}.png)",
+            "\n".join(_markdown(self.cells())),
+            "## Of ours, take",
+            "\n".join(f"- {n} evaluations: {best}" for n, best in self.recommended().items()),
+            "## Every sampler on its best grid",
+            "The best on average first.",
+            "\n".join(_markdown(self.sampler_cells())),
+            "## Where ours lose to DDIM",
+            "Each on its best grid.",
+            "\n".join(f"- {line}" for line in self.losing()) or "Nowhere.",
+            "## Left out",
+            "\n".join(f"- {who}: {why}" for who, why in self.absent.items()) or "Nobody.",
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def html(self) -> str:
+        """Return the outcome as a page with everything inside; points tell who they are."""
+        head, *body = self.cells()
+        rows = [dict(zip(head, line, strict=True)) for line in body]
+        first, *others = self.sampler_cells()
+        first = ["library", *first[1:]]
+        everybody = [dict(zip(first, line, strict=True)) for line in others]
+        facts = {**self.place, **self.settings, "converged": self.converged}
+        told = "; ".join(f"{key}: {value}" for key, value in facts.items())
+        parts = [
+            f"<p>{escape(ABOUT)}</p>",
+            svg(self.curves()),
+            *table(rows),
+            "<h2>Every sampler on its best grid</h2>",
+            *table(everybody),
+            "<h2>Where ours lose to DDIM</h2>",
+            f"<p>{escape('; '.join(self.losing()) or 'Nowhere.')}</p>",
+            f'<p class="small">{escape(told)}</p>',
+        ]
+        return page(f"pathline bench solvers: {self.problem}", parts, "body { max-width: 80rem }")
+
+    def curves(self) -> list[Curve]:
+        """Return every sampler on its best grid at each cost, and each library's best."""
+        curves: list[Curve] = []
+        for (by, sampler), errors in self.samplers().items():
+            points = {n: (errors[n], sampler) for n in self.counts if n in errors}
+            curves.append(Curve(by, sampler, points, is_best=False))
+        for by in self.libraries:
+            bests = ((n, self.best(n, [by])) for n in self.counts)
+            points = {n: (b.error, f"{b.sampler}; {b.grid}") for n, b in bests if b is not None}
+            curves.append(Curve(by, "best", points, is_best=True))
+        return curves
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write Markdown, page and picture, and return their paths."""
+        stem = folder / f"solvers-{self.problem}"
+        paths = [
+            write_atomically(stem.with_suffix(".md"), self.markdown()),
+            write_atomically(stem.with_suffix(".html"), self.html()),
+        ]
+        picture = draw_png(self.curves(), f"{self.problem}: error to the converged solution")
+        return paths + (
+            [] if picture is None else [write_atomically(stem.with_suffix(".png"), picture)]
+        )
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = cells
+    return [piped(head), "|" + " --- |" * len(head), *map(piped, body)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found on every problem.
+
+    Args:
+        outcomes: one a problem.
+    """
+
+    outcomes: Sequence[Outcome]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bar that is held is kept."""
+        return all(bar.passed for outcome in self.outcomes for bar in outcome.bars)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what matters as plain JSON values; the files have every number."""
+        return {"passed": self.passed, "problems": [o.summary() for o in self.outcomes]}
+
+    def table(self) -> str:
+        """Return the main tables as text."""
+        parts = [ABOUT]
+        for outcome in self.outcomes:
+            parts += ["", f"{outcome.problem} (converged to {outcome.converged})", ""]
+            parts += aligned(outcome.cells())
+        return "\n".join(parts)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write the files of every problem."""
+        return [path for outcome in self.outcomes for path in outcome.save(Path(folder))]
