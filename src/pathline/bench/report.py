@@ -133,6 +133,7 @@ class Report:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return cells as lines of text with columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -144,6 +145,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def piped(cells: Sequence[str]) -> str:
+    """Return cells as a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -114,7 +114,7 @@ def data(name: DataName = None, json: Json = False) -> None:
     show([row] if json else [{"what": k, "is": v} for k, v in row.items()], json)
 
 
-def bench(  # noqa: PLR0913 - options of the command line
+def bench(
     name: BenchName = None,
     json: Json = False,
     output: Out = None,

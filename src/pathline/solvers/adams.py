@@ -1,4 +1,4 @@
-"""Adams methods: a polynomial through the last slopes, in coordinates where the flow is an integral.
+"""Adams methods: a polynomial through the last slopes, where the flow is a plain integral.
 
 Scaled to x/(α + σ), every Gaussian path is the straight one of flow matching, on the clock
 u = σ/(α + σ) from 0 (data) to 1 (noise), and the probability flow is a plain integral of the

@@ -17,11 +17,14 @@ from pathline.bench.precision.query import Contestant, Ended, Query, Rehearsal
 from pathline.bench.precision.store import Key, Store, code_stamp, version_stamp
 from pathline.core.progress import track
 
-ALL_UP_TO = 12
-"""On a network every grid is measured up to here; beyond, each sampler's `BEST` grids at the last
-count before: what is costly there is known to be of one order, and its grids keep their ranks."""
+SCREEN = 6
+"""On a network everybody is measured at this many evaluations, or next to it, and the others go on:"""
 
-BEST = 2
+KEPT = 16
+"""each library's best ones up to `FEW` evaluations, and beyond that as many of its samplers, each
+on the grid that was its best at few. Nothing is screened on an oracle."""
+
+FEW = 12
 
 TOLERANCE = 0.2
 """A sampler's end may differ from t_min by this share: libraries keep their tables in float32."""
@@ -83,16 +86,28 @@ class _Measuring:
         self.known: dict[tuple[str, int], float] = {}
 
     def all(self, contestants: Sequence[Contestant], counts: Sequence[int]) -> None:
-        """Measure everybody at few evaluations, then those who still matter at many."""
-        few = [n for n in counts if n <= ALL_UP_TO or self.problem.is_cheap]
+        """Measure everybody; on a network, screen them first, and again for many evaluations."""
+        few = [n for n in counts if n <= FEW or self.problem.is_cheap]
         many = [n for n in counts if n not in few]
         name = self.problem.name
-        for contestant in track(contestants, f"{name}, all", len(contestants)):
+        if not self.problem.is_cheap:
+            near = sorted(few or many, key=lambda n: (abs(n - SCREEN), n))
+            for contestant in track(contestants, f"{name}, screening", len(contestants)):
+                self.screen(contestant, near)
+        kept = contestants if self.problem.is_cheap else self.best(contestants, SCREEN)
+        for contestant in track(kept, f"{name}, few", len(kept)):
             self.each(contestant, few)
         if many:
-            chosen = self.best(contestants, few[-1]) if few else contestants
-            for contestant in track(chosen, f"{name}, the best grids", len(chosen)):
+            chosen = self.best(contestants, FEW, once=True)
+            for contestant in track(chosen, f"{name}, many", len(chosen)):
                 self.each(contestant, many)
+
+    def screen(self, contestant: Contestant, near: Sequence[int]) -> None:
+        """Measure one at the first of these counts that it can take."""
+        for nfe in near:
+            self.each(contestant, [nfe])
+            if self.store.get(contestant.key, nfe) is not None:
+                return
 
     def each(self, contestant: Contestant, counts: Sequence[int]) -> None:
         """Measure one, at the counts that it has not been measured at."""
@@ -136,20 +151,35 @@ class _Measuring:
             raise Absent(f"ends at t = {end.t:.3g}, neither at data nor at t_min = {t_min:.3g}")
         return self.converged.stop
 
-    def best(self, contestants: Sequence[Contestant], nfe: int) -> list[Contestant]:
-        """Return the contestants on the best grids of each sampler."""
+    def best(
+        self, contestants: Sequence[Contestant], nfe: int, *, once: bool = False
+    ) -> list[Contestant]:
+        """Return each library's best, those that do exactly the same once, and what was tuned.
+
+        Args:
+            contestants: all.
+            nfe: where they are ranked, or next to it.
+            once: whether a sampler counts once, on its best grid.
+        """
         chosen: list[Contestant] = []
-        samplers: dict[tuple[str, str], list[Contestant]] = {}
-        for contestant in contestants:
-            samplers.setdefault(contestant.key[:2], []).append(contestant)
-        for those in samplers.values():
-            chosen += sorted(those, key=lambda c: self.rank(c, nfe))[:BEST]
+        seen: set[tuple[str, ...]] = set()
+        left: dict[str, int] = {}
+        for contestant in sorted(contestants, key=lambda c: self.rank(c, nfe)):
+            by, sampler, _ = contestant.key
+            same = contestant.same(nfe) if contestant.same is not None else ""
+            mark = (by, sampler) if once else (by, same) if same else contestant.key
+            if mark in seen:
+                continue
+            seen.add(mark)
+            left[by] = left.get(by, KEPT) - 1
+            if left[by] >= 0 or contestant.is_tuned:
+                chosen.append(contestant)
         return chosen
 
     def rank(self, contestant: Contestant, nfe: int) -> float:
         """Return the error at the nearest count that was measured; infinity for none."""
         errors = self.store.errors.get(contestant.key, {})
-        finite = {n: e for n, e in errors.items() if math.isfinite(e) and n <= ALL_UP_TO}
+        finite = {n: e for n, e in errors.items() if math.isfinite(e) and n <= FEW}
         return finite[min(finite, key=lambda n: abs(n - nfe))] if finite else math.inf
 
 

@@ -17,9 +17,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pathline.bench.precision.problems import Problem
 from pathline.bench.precision.query import Contestant, Ended, Query
 from pathline.core.errors import PathlineError, UsageError
-from pathline.solvers import Grid, Plan, Solver, solvers
-from pathline.solvers.execute import Evaluator, complete
+from pathline.fields import Denoiser
+from pathline.solvers import Grid, Plan, Solver, Stepped, solvers
+from pathline.solvers.evaluate import Evaluator
+from pathline.solvers.execute import complete
 from pathline.solvers.grids import grids as every_grid
+from pathline.solvers.saved import FOUND, saved_counts, saved_schedule
 
 NAME = "pathline"
 
@@ -35,7 +38,7 @@ def contestants(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
             absent[label] = str(reason)
             continue
         found += [_contestant(problem, label, tuned, *grid) for grid in _grids(problem.is_cheap)]
-    return found, absent
+    return found + _schedules(problem), absent
 
 
 def _deterministic(absent: dict[str, str]) -> Iterator[tuple[str, Solver]]:
@@ -47,8 +50,9 @@ def _deterministic(absent: dict[str, str]) -> Iterator[tuple[str, Solver]]:
         except UsageError as reason:
             absent[entry.name] = str(reason)
             continue
-        if solver.is_stochastic:
-            absent[entry.name] = "stochastic: it has no converged solution"
+        if solver.is_stochastic or isinstance(solver, Stepped):
+            stochastic = "stochastic: it has no converged solution"
+            absent[entry.name] = stochastic if solver.is_stochastic else "its cost is not chosen"
             continue
         labels[solver] = entry.name
         for changes, variant in _variants(solver):
@@ -86,6 +90,31 @@ def _grids(to_data: bool) -> Iterator[tuple[str, Grid]]:
                 yield entry.name + (", then data" if last == "denoise" else ""), grid
 
 
+def _schedules(problem: Problem) -> list[Contestant]:
+    """Return the schedules that were found for the model, as one sampler."""
+    folder = problem.model.details.get("folder") if isinstance(problem.model, Denoiser) else None
+    counts = saved_counts(folder) if isinstance(folder, str) else ()
+    if not counts:
+        return []
+    view = problem.field.view
+
+    def run(query: Query, n: int) -> Ended:
+        return _run(saved_schedule(problem.model, n).plan(problem.path).folded(view), query)
+
+    def calls(n: int) -> int:
+        return max((count for count in counts if count <= n), default=0)
+
+    return [Contestant(NAME, FOUND, "its own", run, calls, is_tuned=True)]
+
+
+def _run(plan: Plan, query: Query) -> Ended:
+    x = query.problem.x
+    evaluate = Evaluator(query.problem.field, plan, x, {})
+    end = complete(plan, evaluate, [x])
+    query.calls += evaluate.n
+    return Ended(end, float(plan.times[-1]))
+
+
 def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: Grid) -> Contestant:
     path, view = problem.path, problem.field.view
 
@@ -96,12 +125,9 @@ def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: G
             return None
 
     def run(query: Query, n: int) -> Ended:
-        made, x = plan(n), query.problem.x
+        made = plan(n)
         assert made is not None
-        evaluate = Evaluator(query.problem.field, made.times, x, {})
-        end = complete(made, evaluate, [x])
-        query.calls += evaluate.n
-        return Ended(end, made.times[-1])
+        return _run(made, query)
 
     def calls(n: int) -> int:
         made = plan(n)

@@ -64,7 +64,7 @@ WIDTH, HEIGHT, EDGE = 960, 560, 60
 
 
 def svg(curves: Sequence[Curve]) -> str:
-    """Return the picture as SVG; a point shows its sampler, grid and error when it is pointed at."""
+    """Return the picture as SVG; a point that is pointed at shows its sampler, grid and error."""
     return "\n".join(_svg([curve for curve in curves if curve.points]))
 
 
@@ -125,7 +125,8 @@ def _curve(place: _Place, curve: Curve) -> Iterator[str]:
     for (x, y), n, error, who in points:
         radius, clear = (5, 1) if curve.is_best else (3, 0.25)
         told = escape(f"{curve.by}: {who}, {n} evaluations: {error:.3g}")
-        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}" fill-opacity="{clear}">'
+        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"'
+        yield f' fill="{colour}" fill-opacity="{clear}">'
         yield f"<title>{told}</title></circle>"
 
 

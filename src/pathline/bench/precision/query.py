@@ -118,6 +118,7 @@ class Contestant:
         run: n → the end of a run of n steps.
         calls: n → the evaluations of n steps, if that is known; else they are counted.
         same: n → equal for those who do exactly the same.
+        is_tuned: whether it was made for the model, and for some counts only.
     """
 
     by: str
@@ -126,6 +127,7 @@ class Contestant:
     run: Callable[[Query, int], Ended]
     calls: Callable[[int], int] | None = None
     same: Callable[[int], str] | None = None
+    is_tuned: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:
