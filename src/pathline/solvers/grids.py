@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pathline.core.errors import UsageError
+from pathline.core.errors import UsageError, unknown
 from pathline.core.registry import Registry
 from pathline.paths import GaussianPath
 from pathline.paths.path import LOWEST_LOG_SNR
@@ -252,24 +252,49 @@ class Focused(Spaced):
         return path.time_of_log_snr(levels).tolist()
 
 
-@grids.register("straight", aliases=("rectified", "flow_time"))
+Clock = Literal["straight", "vp", "cosine"]
+
+_CLOCKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "straight": (lambda r: 1 / (1 + 1 / r), lambda u: u / (1 - u)),
+    "vp": (lambda r: r.square().log1p().sqrt(), lambda u: u.square().expm1().sqrt()),
+    "cosine": (torch.atan, torch.tan),
+}
+"""The time of a path as a function of r = σ/α, and back."""
+
+
+@grids.register(
+    "straight",
+    aliases=("rectified", "flow_time"),
+    variants={
+        "vp_time": ({"clock": "vp"}, ("vp_linear_time",)),
+        "cosine_time": ({"clock": "cosine"}, ()),
+    },
+)
 @dataclass(frozen=True)
-class Straight(Spaced):
-    """Uniform in σ/(α + σ): in the time of the straight path, whatever the model's own."""
+class Along(Spaced):
+    """Uniform in the time of a usual path, whatever the model's own.
+
+    Args:
+        clock: with r = σ/α, r/(1 + r) of the straight path ("straight"), √log(1 + r²) of VP with a
+            β that rises from 0 ("vp"), or arctan r of the cosine path ("cosine").
+    """
+
+    clock: Clock = "straight"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clock not in _CLOCKS:
+            raise unknown("clock", self.clock, _CLOCKS)
 
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
     ) -> Sequence[float]:
-        if path is None:
-            return _linspace((start, end), n).tolist()
-        ends = [float(_share(path, t)) for t in (start, end)]
-        u = _linspace((ends[0], ends[1]), n)
-        return path.time_of_log_snr((1 - u).log() - u.log()).tolist()
-
-
-def _share(path: GaussianPath, t: float) -> Tensor:
-    """Return σ/(α + σ)."""
-    return path.sigma(t) / (path.alpha(t) + path.sigma(t))
+        levels = [_log_snr(path, t, "path-time") for t in (start, end)]
+        assert path is not None
+        there, back = _CLOCKS[self.clock]
+        ratios = torch.tensor(levels, dtype=torch.float64).neg().exp()
+        first, last = there(ratios).tolist()
+        return path.time_of_log_snr(-back(_linspace((first, last), n)).log()).tolist()
 
 
 @grids.register("karras", aliases=("edm_grid",), paper="arXiv:2206.00364, Eq. 5")
@@ -363,7 +388,21 @@ def straight(
     n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
 ) -> Grid:
     """Return the grid that is uniform in the time of the straight path, σ/(α + σ)."""
-    return Straight(n, start, end, last)
+    return Along(n, start, end, last)
+
+
+def vp_time(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid that is uniform in the time of VP with a β that rises from 0."""
+    return Along(n, start, end, last, clock="vp")
+
+
+def cosine_time(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid that is uniform in the time of the cosine path."""
+    return Along(n, start, end, last, clock="cosine")
 
 
 def karras(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pathline.bench.precision.store import Key, Store, code_stamp, version_stamp
 from pathline.core.progress import track
 
 SCREEN = 6
-"""On a network everybody is measured at this many evaluations, or next to it, and the others go on:"""
+"""On a network everybody is measured at this many evaluations, or next to it; then go on:"""
 
 KEPT = 16
 """each library's best ones up to `FEW` evaluations, and beyond that as many of its samplers, each
@@ -189,7 +189,7 @@ def _words(key: Key) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep other libraries from talking in between."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from pathline.bench.precision.problems import Problem
 from pathline.bench.precision.query import Contestant, Ended, Query
 from pathline.core.errors import PathlineError, UsageError
@@ -21,6 +23,7 @@ from pathline.fields import Denoiser
 from pathline.solvers import Grid, Plan, Solver, Stepped, solvers
 from pathline.solvers.evaluate import Evaluator
 from pathline.solvers.execute import complete
+from pathline.solvers.grids import Spaced
 from pathline.solvers.grids import grids as every_grid
 from pathline.solvers.saved import FOUND, saved_counts, saved_schedule
 
@@ -108,7 +111,7 @@ def _schedules(problem: Problem) -> list[Contestant]:
 
 
 def _run(plan: Plan, query: Query) -> Ended:
-    x = query.problem.x
+    x = query.start(float(plan.start[-1]))
     evaluate = Evaluator(query.problem.field, plan, x, {})
     end = complete(plan, evaluate, [x])
     query.calls += evaluate.n
@@ -116,13 +119,19 @@ def _run(plan: Plan, query: Query) -> Ended:
 
 
 def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: Grid) -> Contestant:
+    """Return a solver on a grid; one that cannot begin at α = 0 begins as late as the peers do."""
     path, view = problem.path, problem.field.view
+    late = path.time_of_log_snr(torch.tensor(path.log_snr_range()[0], dtype=torch.float64))
 
     def plan(n: int) -> Plan | None:
-        try:
-            return solver.plan(path, grid.resized(n)).folded(view)
-        except PathlineError:
-            return None
+        resized = grid.resized(n)
+        starts = [resized]
+        if float(path.alpha(path.t_max)) == 0 and isinstance(resized, Spaced):
+            starts.append(replace(resized, start=float(late)))
+        for start in starts:
+            with suppress(PathlineError):
+                return solver.plan(path, start).folded(view)
+        return None
 
     def run(query: Query, n: int) -> Ended:
         made = plan(n)

@@ -229,19 +229,38 @@ def contestants(path: GaussianPath) -> Iterator[Contestant]:
 
 
 def _scheduled(path: GaussianPath) -> Iterator[tuple[str, Scheduled, str]]:
+    straight = isinstance(path, CondOT)
+    yield from _multistep(straight)
+    yield from _to_sigma_min()
+    yield from _exploding()
+    yield from _edm()
+    yield from _labelled()
+    if straight:
+        yield from _flow_matching()
+
+
+def _multistep(straight: bool) -> Iterator[tuple[str, Scheduled, str]]:
     for label, name, config in FAMILIES:
         spaced = {"linspace": {}} if name == SINGLE else SPACED
         for grid, more in {**spaced, **SIGMAS}.items():
             yield label, Scheduled(name, {**config, **more}), grid
-        if isinstance(path, CondOT):
-            for grid, more in FLOW.items():
-                yield label, Scheduled(name, {**config, **more}, "flow"), grid
+        for grid, more in FLOW.items() if straight else ():
+            yield label, Scheduled(name, {**config, **more}, "flow"), grid
+
+
+def _to_sigma_min() -> Iterator[tuple[str, Scheduled, str]]:
     for label, name, config in TO_SIGMA_MIN:
         for grid, more in SPACED.items():
             yield label, Scheduled(name, {**config, **SIGMA_MIN, **more}), grid
+
+
+def _exploding() -> Iterator[tuple[str, Scheduled, str]]:
     for name in EXPLODING:
         for grid, more in {**SPACED, **SIGMAS}.items():
             yield name.removesuffix("Discrete"), Scheduled(f"{name}Scheduler", more, "ve"), grid
+
+
+def _edm() -> Iterator[tuple[str, Scheduled, str]]:
     for schedule in ("karras", "exponential"):
         config = {"sigma_schedule": schedule}
         yield "EDM Euler", Scheduled("EDMEulerScheduler", config, "ve"), schedule
@@ -249,16 +268,14 @@ def _scheduled(path: GaussianPath) -> Iterator[tuple[str, Scheduled, str]]:
             more = {**config, "solver_order": order}
             name = "EDMDPMSolverMultistepScheduler"
             yield f"EDM DPM++ {order}M", Scheduled(name, more, "ve"), schedule
+
+
+def _labelled() -> Iterator[tuple[str, Scheduled, str]]:
     trailing = {**SPACED["trailing"], "set_alpha_to_one": False}
     yield "DDIM", Scheduled("DDIMScheduler", {**trailing, "clip_sample": False}), "trailing"
-    yield (
-        "PNDM (PLMS)",
-        Scheduled("PNDMScheduler", {**trailing, "skip_prk_steps": True}),
-        "trailing",
-    )
+    plms = {**trailing, "skip_prk_steps": True}
+    yield "PNDM (PLMS)", Scheduled("PNDMScheduler", plms), "trailing"
     yield "PNDM (PRK)", Scheduled("PNDMScheduler", trailing), "trailing"
-    if isinstance(path, CondOT):
-        yield from _flow_matching()
 
 
 def _flow_matching() -> Iterator[tuple[str, Scheduled, str]]:

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COLOURS = {
     "pathline": "#c62828",
@@ -42,9 +42,9 @@ def draw_png(curves: Sequence[Curve], title: str) -> bytes | None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for curve in (c for c in curves if c.points):
-        style = {"lw": 2.4, "marker": "o", "ms": 5, "zorder": 3, "label": f"best of {curve.by}"}
-        if not curve.is_best:
-            style = {"lw": 0.6, "alpha": 0.3}
+        style: dict[str, Any] = {"lw": 0.6, "alpha": 0.3}
+        if curve.is_best:
+            style = {"lw": 2.4, "marker": "o", "ms": 5, "zorder": 3, "label": f"best of {curve.by}"}
         errors = [error for error, _ in curve.points.values()]
         axes.plot(list(curve.points), errors, color=COLOURS.get(curve.by, OTHER), **style)
     shown = sorted({n for curve in curves for n in curve.points})

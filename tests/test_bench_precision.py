@@ -1,0 +1,143 @@
+"""`pathline bench solvers`: everybody is counted and measured alike, and a run goes on."""
+
+import json
+
+import pytest
+import torch
+
+import pathline as pl
+from pathline import bench
+from pathline.bench.precision import measure as measuring
+from pathline.bench.precision.measure import everybody, measure
+from pathline.bench.precision.problems import problem_of, rms
+from pathline.bench.precision.query import Query, Rehearsal
+from pathline.bench.precision.report import Outcome
+from pathline.fields.denoiser import Denoiser
+
+pytest.importorskip("diffusers")
+pytest.importorskip("azula")
+pytest.importorskip("k_diffusion")
+
+FEW = {
+    ("pathline", "dpmpp_2m", "log_snr"), ("pathline", "ddim", "log_snr"),
+    ("pathline", "heun", "power"), ("pathline", "s3", "its own"),
+    ("diffusers", "DPM++ 2M midpoint", "exponential"), ("diffusers", "DDIM", "trailing"),
+    ("k-diffusion", "dpmpp_2m", "exponential"), ("azula", "DDIM", "VE"),
+    ("azula", "Heun", "rectified"),
+}  # fmt: skip
+
+
+def few(problem):
+    found, absent = everybody(problem)
+    return [c for c in found if c.key in FEW], absent
+
+
+@pytest.fixture
+def problem():
+    return problem_of("m4-vp", 8)
+
+
+def test_one_method_of_two_libraries_has_one_error(problem):
+    """DDIM on steps even in log σ/α: by azula's formula on a VE path, and by our plan."""
+    found = {c.key: c for c in everybody(problem)[0]}
+    ours, theirs = (
+        found[key].run(Query(problem), 7)
+        for key in (("pathline", "ddim", "log_snr"), ("azula", "DDIM", "VE"))
+    )
+    assert theirs.t == pytest.approx(problem.path.t_min, rel=1e-6)
+    assert rms(ours.x - theirs.x) < 1e-6
+    direct = pl.solve(problem.field, problem.x, solver="ddim", grid="log_snr", steps=7)
+    assert torch.equal(ours.x, direct.x)
+
+
+def test_evaluations_are_those_that_the_network_sees(problem):
+    """Counted in the network itself, for everybody, at six evaluations."""
+    seen = []
+
+    def network(x, t):
+        seen.append(len(x))
+        return 0.5 * x
+
+    counted = Denoiser(network, problem.path, view="x0")
+    watched = problem_of("m4-vp", 1)
+    watched = type(watched)(
+        "counted", counted, counted, watched.x, watched.settings, True, watched.starts
+    )
+    rehearsal = Rehearsal(problem)
+    for contestant in everybody(problem)[0][::11]:
+        n = rehearsal.steps_for(contestant, 6)
+        if n is None:
+            continue
+        query = Query(watched)
+        query.start(problem.path.t_max)
+        seen.clear()
+        end = contestant.run(query, n)
+        assert query.calls == 6 and len(seen) >= 6, contestant.key  # starts may cost some more
+        assert end.x.shape == watched.x.shape
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(problem, monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "everybody", few)
+    whole, _ = measure(problem, [4, 6], tmp_path / "whole")
+    work, left = measuring._Measuring.error, [7]
+
+    def interrupted(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return work(self, *args)
+
+    monkeypatch.setattr(measuring._Measuring, "error", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(problem, [4, 6], tmp_path / "part")
+    left[0] = 1000
+    again, _ = measure(problem, [4, 6], tmp_path / "part")
+    assert left[0] == 1000 - (sum(map(len, whole.errors.values())) - 7)
+    kept = [
+        json.loads((tmp_path / f / "solvers-m4-vp.json").read_text()) for f in ("whole", "part")
+    ]
+    assert kept[0] == kept[1]
+    assert again.errors.keys() == whole.errors.keys()
+
+
+def test_a_report_says_what_was_measured(problem, monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "everybody", few)
+    found = bench.solvers(["m4-vp"], [4, 6], 8, tmp_path)
+    (outcome,) = found.outcomes
+    assert isinstance(outcome, Outcome) and found.passed  # bars are held on networks only
+    for n, best in outcome.recommended().items():
+        assert best.error == min(
+            e[n] for (by, *_), e in outcome.errors.items() if by == "pathline" and n in e
+        )
+    theirs = outcome.best(6, outcome.peers)
+    mine = outcome.best(6, ["pathline"])
+    assert outcome.bars[1].measured == mine.error / theirs.error
+    paths = {path.suffix: path for path in found.save(tmp_path)}
+    assert f"{mine.error:.3g}" in paths[".md"].read_text()
+    assert f"{theirs.error:.3g}" in paths[".html"].read_text()
+    assert "k-diffusion" in found.table() and json.dumps(found.to_dict())
+
+
+def test_on_a_network_the_best_of_the_screening_go_on(problem, monkeypatch):
+    """As on a network: whoever is not among the kept is measured once."""
+    costly = type(problem)(
+        problem.name, problem.model, problem.field, problem.x, problem.settings, True
+    )
+    object.__setattr__(costly, "is_cheap", False)
+    monkeypatch.setattr(type(costly), "converged", lambda self: problem.converged())
+    monkeypatch.setattr(measuring, "everybody", few)
+    monkeypatch.setattr(measuring, "KEPT", 1)
+    store, _ = measure(costly, [4, 6, 20], None)
+    ours = {key: sorted(e) for key, e in store.errors.items() if key[0] == "pathline"}
+    assert all(6 in counts for counts in ours.values())
+    ranked = sorted(ours, key=lambda key: store.errors[key][6])
+    assert ours[ranked[0]] == [4, 6, 20] and all(ours[key] == [6] for key in ranked[1:])
+
+
+def test_bad_input_is_told():
+    with pytest.raises(pl.UsageError, match="counted from 1"):
+        bench.solvers(["m4-vp"], [0])
+    with pytest.raises(pl.UsageError, match="at least 1 sample"):
+        bench.solvers(["m4-vp"], [5], 0)
+    with pytest.raises(pl.UsageError, match="m4-vp"):
+        bench.solvers(["m4-vq"], [5])
