@@ -8,13 +8,15 @@ guidance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pathline.bench.precision.measure import measure
+from pathline.bench.precision import frechet
+from pathline.bench.precision.measure import everybody, measure, stamps
 from pathline.bench.precision.problems import Problem, problem_names, problem_of
-from pathline.bench.precision.report import Comparison, Outcome
+from pathline.bench.precision.report import Comparison, Outcome, Seen
 from pathline.bench.report import place
 from pathline.core.errors import UsageError
 
@@ -56,8 +58,9 @@ def solvers(
 
 
 def compare(problem: Problem, counts: Sequence[int], output: str | Path | None) -> Outcome:
-    """Compare all samplers on one problem."""
-    store, converged = measure(problem, counts, None if output is None else Path(output))
+    """Compare all samplers on one problem; where pictures are looked at, the best of them there."""
+    folder = None if output is None else Path(output)
+    store, converged = measure(problem, counts, folder)
     known = f"{converged.difference:.2g} ({' against '.join(converged.methods)})"
     outcome = Outcome(
         problem.name,
@@ -69,6 +72,30 @@ def compare(problem: Problem, counts: Sequence[int], output: str | Path | None) 
         counts,
         place(),
     )
+    if frechet.is_seen(problem):
+        outcome = replace(outcome, seen=_seen(problem, outcome, folder))
     store.about = outcome.summary()
     store.save()
     return outcome
+
+
+def _seen(problem: Problem, outcome: Outcome, folder: Path | None) -> Seen:
+    """Return the Fréchet distances of each library's best."""
+    contestants = {contestant.key: contestant for contestant in everybody(problem)[0]}
+    chosen = {
+        n: [
+            contestants[by, best.sampler, best.grid]
+            for by in outcome.libraries
+            if (best := outcome.best(n, [by]))
+        ]
+        for n in frechet.AT
+        if n in outcome.counts
+    }
+    found = frechet.distances(problem, chosen, stamps(), folder).errors
+    wanted = {(c.key, n) for n, those in chosen.items() for c in those}
+    return Seen(
+        frechet.NETWORKS[problem.name],
+        frechet.between_real(problem),
+        found[frechet.CONVERGED][frechet.ENOUGH],
+        {(key, n): found[key][n] for key, n in sorted(wanted, key=lambda k: (k[1], k[0]))},
+    )

@@ -225,22 +225,23 @@ def oracle(name: str, path: GaussianPath, n: int | None = None) -> Problem:
     return Problem(name, law, law, x, settings, is_cheap=True)
 
 
-def learned(name: str, n: int | None = None) -> Problem:
-    """Return a shipped model, or one in a folder, asked and guided as it recommends."""
-    n, model = MODEL_SAMPLES if n is None else n, load_model(name)
+def learned(name: str | Denoiser, n: int | None = None, first: int = FIRST_SEED) -> Problem:
+    """Return a model, shipped or in a folder, asked and guided as usual, from a seed on."""
+    model = name if isinstance(name, Denoiser) else load_model(name)
+    n = MODEL_SAMPLES if n is None else n
     if model.shape is None:
-        raise UsageError(f"{name} does not say the shape of a sample.")
-    cond, weight = _wishes(model, n), GUIDANCE.get(str(model.details.get("condition")), 1.0)
+        raise UsageError(f"{model.name} does not say the shape of a sample.")
+    seeds = range(first, first + n)
+    cond, weight = _wishes(model, seeds), GUIDANCE.get(str(model.details.get("condition")), 1.0)
     guided = CFG(weight)(model) if cond else model
     prepared = guided.condition(cond, n)
     asked = Remembering(Asked(guided, prepared))
-    seeds = range(FIRST_SEED, FIRST_SEED + n)
     x = noise.normal(seeds, model.shape) * float(model.path.sigma(model.path.t_max))
     settings = {
         "problem": model.name,
         "weights": model.details["weights"]["sha256"],
         "samples": n,
-        "first seed": FIRST_SEED,
+        "first seed": first,
         "guidance": weight if cond else 1.0,
         **{kind: ", ".join(values) for kind, values in cond.items()},
         "dtype": "float32",
@@ -248,12 +249,12 @@ def learned(name: str, n: int | None = None) -> Problem:
     return Problem(str(model.name), model, asked, x, settings, is_cheap=False)
 
 
-def _wishes(model: Denoiser, n: int) -> dict[str, list[str]]:
+def _wishes(model: Denoiser, seeds: Sequence[int]) -> dict[str, list[str]]:
     told = model.details.get("condition")
     if told is None or not model.is_conditional:
         return {}
     words = PROMPTS if told == "text" else model.details["classes"]
-    return {told: [words[i % len(words)] for i in range(n)]}
+    return {told: [words[seed % len(words)] for seed in seeds]}
 
 
 ORACLES: Mapping[str, Callable[[], GaussianPath]] = {"m4-vp": VPLinear, "m4-flow": CondOT}

@@ -28,6 +28,8 @@ ABOUT = (
     "the guided network. The same noises, held out, for everybody."
 )
 
+FRECHET = "## Fréchet distance to held-out pictures, 500 of each"
+
 
 class Best(NamedTuple):
     """The least error, and who had it."""
@@ -38,6 +40,40 @@ class Best(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.error:.3g} ({self.sampler}; {self.grid})"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How near sets of pictures are to real ones, by Fréchet distance.
+
+    Args:
+        network: whose features.
+        real: between two sets of real pictures.
+        converged: of the model's own, as good as converged.
+        distances: (contestant, evaluations) → distance.
+    """
+
+    network: str
+    real: float
+    converged: float
+    distances: Mapping[tuple[Key, int], float]
+
+    def cells(self) -> list[list[str]]:
+        """One line for each of those who were measured, and what to hold them to."""
+        lines = [["evaluations", "", "sampler", "Fréchet distance"]]
+        for ((by, sampler, grid), n), distance in self.distances.items():
+            lines.append([str(n), by, f"{sampler}; {grid}", f"{distance:.3g}"])
+        lines.append(["", "", "the model's own, converged", f"{self.converged:.3g}"])
+        return [*lines, ["", "", "other real pictures", f"{self.real:.3g}"]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        lines = [
+            {"by": by, "sampler": sampler, "grid": grid, "nfe": n, "distance": distance}
+            for ((by, sampler, grid), n), distance in self.distances.items()
+        ]
+        ends = {"real": self.real, "converged": self.converged}
+        return {"network": self.network, **ends, "distances": lines}
 
 
 @dataclass(frozen=True)
@@ -53,6 +89,7 @@ class Outcome:
         held: whether the bars hold for it; on an oracle they are only told.
         counts: the evaluations that were asked for.
         place: machine, versions and date.
+        seen: how near to real pictures each library's best come; None where nobody looked.
     """
 
     problem: str
@@ -63,6 +100,7 @@ class Outcome:
     held: bool
     counts: Sequence[int]
     place: Mapping[str, str]
+    seen: Seen | None = None
 
     @cached_property
     def libraries(self) -> list[str]:
@@ -167,6 +205,7 @@ class Outcome:
             "converged": self.converged,
             "passed": all(bar.passed for bar in self.bars),
             "recommended": recommended,
+            "frechet": None if self.seen is None else self.seen.to_dict(),
             "bars": bars,
             "best": best,
         }
@@ -184,6 +223,7 @@ class Outcome:
             "\n".join(_markdown(self.cells())),
             "## Of ours, take",
             "\n".join(f"- {n} evaluations: {best}" for n, best in self.recommended().items()),
+            *([] if self.seen is None else [FRECHET, "\n".join(_markdown(self.seen.cells()))]),
             "## Every sampler on its best grid",
             "The best on average first.",
             "\n".join(_markdown(self.sampler_cells())),
@@ -208,6 +248,7 @@ class Outcome:
             f"<p>{escape(ABOUT)}</p>",
             svg(self.curves()),
             *table(rows),
+            *self._seen_html(),
             "<h2>Every sampler on its best grid</h2>",
             *table(everybody),
             "<h2>Where ours lose to DDIM</h2>",
@@ -215,6 +256,12 @@ class Outcome:
             f'<p class="small">{escape(told)}</p>',
         ]
         return page(f"pathline bench solvers: {self.problem}", parts, "body { max-width: 80rem }")
+
+    def _seen_html(self) -> Iterator[str]:
+        if self.seen is not None:
+            head, *body = self.seen.cells()
+            yield f"<h2>{escape(FRECHET.removeprefix('## '))}</h2>"
+            yield from table([dict(zip(head, line, strict=True)) for line in body])
 
     def curves(self) -> list[Curve]:
         """Return every sampler on its best grid at each cost, and each library's best."""

@@ -40,6 +40,7 @@ class Store:
         errors: contestant → evaluations → error; NaN where the sampler failed.
         absent: contestant's words → why it has none.
         about: what else the file says.
+        measure: what an error is called in the file.
     """
 
     file: Path | None
@@ -48,6 +49,7 @@ class Store:
     errors: dict[Key, dict[int, float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    measure: str = "rms"
     written: float = field(default_factory=monotonic)
 
     def __post_init__(self) -> None:
@@ -59,7 +61,8 @@ class Store:
         for line in kept["errors"]:
             by = line["by"]
             if kept["stamps"].get(by) == self.stamps.get(by):
-                errors = {int(n): math.nan if e is None else e for n, e in line["rms"].items()}
+                told = line[self.measure].items()
+                errors = {int(n): math.nan if e is None else e for n, e in told}
                 self.errors[by, line["sampler"], line["grid"]] = errors
 
     def get(self, key: Key, nfe: int) -> float | None:
@@ -75,7 +78,7 @@ class Store:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
         lines = [
-            {"by": by, "sampler": sampler, "grid": grid, "rms": _told(errors)}
+            {"by": by, "sampler": sampler, "grid": grid, self.measure: _told(errors)}
             for (by, sampler, grid), errors in self.errors.items()
         ]
         return {
