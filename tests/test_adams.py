@@ -83,6 +83,22 @@ def test_what_there_is_not_is_refused(wrong, says):
         Adams(**wrong)
 
 
+@pytest.mark.parametrize("shift", [0.5, 2.0, 3.0])
+def test_a_shifted_grid_is_that_of_stable_diffusion_3(shift):
+    """On the straight path from pure noise, t = s u / (1 + (s − 1) u) at even u (Eq. 23)."""
+    first, last = 0.999, 0.01
+    found = torch.tensor(grids.straight(8, first, last, shift=shift).times(CondOT())).double()
+    ends = [t / (shift - (shift - 1) * t) for t in (first, last)]
+    u = torch.linspace(*ends, 9, dtype=torch.float64)
+    torch.testing.assert_close(found, shift * u / (1 + (shift - 1) * u), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, math.inf, math.nan])
+def test_a_shift_is_positive(shift):
+    with pytest.raises(pl.UsageError, match="positive number"):
+        grids.straight(8, shift=shift)
+
+
 def test_a_clock_that_there_is_not_is_refused():
     with pytest.raises(pl.UsageError, match="straight, vp, cosine|did you mean"):
         grids.Along(3, clock="vb")

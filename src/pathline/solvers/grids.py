@@ -266,6 +266,8 @@ _CLOCKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     "straight",
     aliases=("rectified", "flow_time"),
     variants={
+        "shifted": ({"shift": 2.0}, ()),
+        "shifted_3": ({"shift": 3.0}, ("sd3",)),
         "vp_time": ({"clock": "vp"}, ("vp_linear_time",)),
         "cosine_time": ({"clock": "cosine"}, ()),
     },
@@ -277,12 +279,17 @@ class Along(Spaced):
     Args:
         clock: with r = σ/α, r/(1 + r) of the straight path ("straight"), √log(1 + r²) of VP with a
             β that rises from 0 ("vp"), or arctan r of the cosine path ("cosine").
+        shift: divides r first: above 1 for more steps at high noise, where guidance bends most
+            (Esser et al. 2024, arXiv:2403.03206, Eq. 23).
     """
 
     clock: Clock = "straight"
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.shift < math.inf:
+            raise UsageError(f"a shift is a positive number, and {self.shift} was asked for.")
         if self.clock not in _CLOCKS:
             raise unknown("clock", self.clock, _CLOCKS)
 
@@ -293,8 +300,9 @@ class Along(Spaced):
         assert path is not None
         there, back = _CLOCKS[self.clock]
         ratios = torch.tensor(levels, dtype=torch.float64).neg().exp()
-        first, last = there(ratios).tolist()
-        return path.time_of_log_snr(-back(_linspace((first, last), n)).log()).tolist()
+        first, last = there(ratios / self.shift).tolist()
+        found = self.shift * back(_linspace((first, last), n))
+        return path.time_of_log_snr(-found.log()).tolist()
 
 
 @grids.register("karras", aliases=("edm_grid",), paper="arXiv:2206.00364, Eq. 5")
@@ -385,10 +393,15 @@ def focused(
 
 
 def straight(
-    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+    n: int,
+    start: float | None = None,
+    end: float | None = None,
+    last: Last = "stop",
+    *,
+    shift: float = 1.0,
 ) -> Grid:
-    """Return the grid that is uniform in the time of the straight path, σ/(α + σ)."""
-    return Along(n, start, end, last)
+    """Return the grid that is uniform in the time of the straight path, shifted to high noise."""
+    return Along(n, start, end, last, shift=shift)
 
 
 def vp_time(
