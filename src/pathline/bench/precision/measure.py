@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from pathline.bench.peers import Absent
+from pathline.bench.peers import Absent, installed, k_diffusion_sampling
 from pathline.bench.precision import ours, peers_azula, peers_diffusers, peers_k_diffusion
 from pathline.bench.precision.problems import Converged, Problem, rms
 from pathline.bench.precision.query import Contestant, Ended, Query, Rehearsal
@@ -21,10 +21,16 @@ SCREEN = 6
 """On a network everybody is measured at this many evaluations, or next to it; then go on:"""
 
 KEPT = 16
-"""each library's best ones up to `FEW` evaluations, and beyond that as many of its samplers, each
-on the grid that was its best at few. Nothing is screened on an oracle."""
+"""each library's best ones up to `FEW` evaluations;"""
 
 FEW = 12
+
+GRIDS = 2
+"""each sampler on so many grids, its best, at the first count beyond: who is good at few need not
+be good at many;"""
+
+LAST = 8
+"""and each library's best of those at all the others. Nothing is screened on an oracle."""
 
 TOLERANCE = 0.2
 """A sampler's end may differ from t_min by this share: libraries keep their tables in float32."""
@@ -33,10 +39,26 @@ TOLERANCE = 0.2
 def everybody(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
     """Return who takes part, and why others do not."""
     found, absent = ours.contestants(problem)
-    found += peers_diffusers.contestants(problem.path)
-    found += peers_k_diffusion.contestants(problem.path)
-    found += peers_azula.contestants()
+    peers = {
+        peers_diffusers.NAME: lambda: peers_diffusers.contestants(problem.path),
+        peers_k_diffusion.NAME: lambda: peers_k_diffusion.contestants(problem.path),
+        peers_azula.NAME: peers_azula.contestants,
+    }
+    for name, contestants in peers.items():
+        try:
+            _IMPORTS[name]()
+        except Absent as reason:
+            absent[name] = f'{reason}; `pip install "pathline[bench]"` or `make bench` brings it'
+        else:
+            found += contestants()
     return found, absent
+
+
+_IMPORTS: Mapping[str, Callable[[], object]] = {
+    peers_diffusers.NAME: lambda: installed("diffusers"),
+    peers_k_diffusion.NAME: k_diffusion_sampling,
+    peers_azula.NAME: lambda: installed("azula.sample"),
+}
 
 
 def stamps() -> dict[str, str]:
@@ -87,20 +109,25 @@ class _Measuring:
 
     def all(self, contestants: Sequence[Contestant], counts: Sequence[int]) -> None:
         """Measure everybody; on a network, screen them first, and again for many evaluations."""
-        few = [n for n in counts if n <= FEW or self.problem.is_cheap]
-        many = [n for n in counts if n not in few]
         name = self.problem.name
-        if not self.problem.is_cheap:
-            near = sorted(few or many, key=lambda n: (abs(n - SCREEN), n))
-            for contestant in track(contestants, f"{name}, screening", len(contestants)):
-                self.screen(contestant, near)
-        kept = contestants if self.problem.is_cheap else self.best(contestants, SCREEN)
-        for contestant in track(kept, f"{name}, few", len(kept)):
-            self.each(contestant, few)
+        if self.problem.is_cheap:
+            self.these(contestants, f"{name}, all", counts)
+            return
+        few, many = [n for n in counts if n <= FEW], [n for n in counts if n > FEW]
+        near = sorted(few or many, key=lambda n: (abs(n - SCREEN), n))
+        for contestant in track(contestants, f"{name}, screening", len(contestants)):
+            self.screen(contestant, near)
+        self.these(self.best(contestants, SCREEN, KEPT), f"{name}, few", few)
         if many:
-            chosen = self.best(contestants, FEW, once=True)
-            for contestant in track(chosen, f"{name}, many", len(chosen)):
-                self.each(contestant, many)
+            again = self.on_best_grids(contestants)
+            for contestant in track(again, f"{name}, screening again", len(again)):
+                self.screen(contestant, many)
+            self.these(self.best(again, many[0], LAST), f"{name}, many", many)
+
+    def these(self, contestants: Sequence[Contestant], what: str, counts: Sequence[int]) -> None:
+        """Measure these at all counts."""
+        for contestant in track(contestants, what, len(contestants)):
+            self.each(contestant, counts)
 
     def screen(self, contestant: Contestant, near: Sequence[int]) -> None:
         """Measure one at the first of these counts that it can take."""
@@ -151,35 +178,34 @@ class _Measuring:
             raise Absent(f"ends at t = {end.t:.3g}, neither at data nor at t_min = {t_min:.3g}")
         return self.converged.stop
 
-    def best(
-        self, contestants: Sequence[Contestant], nfe: int, *, once: bool = False
-    ) -> list[Contestant]:
-        """Return each library's best, those that do exactly the same once, and what was tuned.
-
-        Args:
-            contestants: all.
-            nfe: where they are ranked, or next to it.
-            once: whether a sampler counts once, on its best grid.
-        """
+    def best(self, contestants: Sequence[Contestant], nfe: int, most: int) -> list[Contestant]:
+        """Return each library's best, those that do exactly the same once, and what was tuned."""
         chosen: list[Contestant] = []
         seen: set[tuple[str, ...]] = set()
         left: dict[str, int] = {}
         for contestant in sorted(contestants, key=lambda c: self.rank(c, nfe)):
-            by, sampler, _ = contestant.key
+            by = contestant.by
             same = contestant.same(nfe) if contestant.same is not None else ""
-            mark = (by, sampler) if once else (by, same) if same else contestant.key
+            mark = (by, same) if same else contestant.key
             if mark in seen:
                 continue
             seen.add(mark)
-            left[by] = left.get(by, KEPT) - 1
+            left[by] = left.get(by, most) - 1
             if left[by] >= 0 or contestant.is_tuned:
                 chosen.append(contestant)
         return chosen
 
+    def on_best_grids(self, contestants: Sequence[Contestant]) -> list[Contestant]:
+        """Return each sampler on the `GRIDS` grids that were its best in the first screening."""
+        samplers: dict[tuple[str, str], list[Contestant]] = {}
+        for contestant in sorted(contestants, key=lambda c: self.rank(c, SCREEN)):
+            samplers.setdefault((contestant.by, contestant.sampler), []).append(contestant)
+        return [contestant for those in samplers.values() for contestant in those[:GRIDS]]
+
     def rank(self, contestant: Contestant, nfe: int) -> float:
         """Return the error at the nearest count that was measured; infinity for none."""
         errors = self.store.errors.get(contestant.key, {})
-        finite = {n: e for n, e in errors.items() if math.isfinite(e) and n <= FEW}
+        finite = {n: e for n, e in errors.items() if math.isfinite(e)}
         return finite[min(finite, key=lambda n: abs(n - nfe))] if finite else math.inf
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pathline.bench.precision import ours
-from pathline.bench.precision.plot import Curve, draw_png, svg
+from pathline.bench.precision.plot import COLOURS, Curve, draw_png, svg
 from pathline.bench.precision.store import Key
 from pathline.bench.report import Bar, aligned, piped
 from pathline.core.files import write_atomically
@@ -121,6 +121,11 @@ class Outcome:
     def peers(self) -> list[str]:
         """The libraries that are not ours."""
         return [by for by in self.libraries if by != ours.NAME]
+
+    @property
+    def missing(self) -> list[str]:
+        """The libraries that are not here."""
+        return [by for by in COLOURS if by in self.absent]
 
     @cached_property
     def bars(self) -> list[Bar]:
@@ -318,6 +323,7 @@ class Comparison:
         for outcome in self.outcomes:
             parts += ["", f"{outcome.problem} (converged to {outcome.converged})", ""]
             parts += aligned(outcome.cells())
+            parts += [f"{by} is left out: {outcome.absent[by]}." for by in outcome.missing]
         return "\n".join(parts)
 
     def save(self, folder: str | Path) -> list[Path]:
