@@ -63,7 +63,7 @@ class Slope(NamedTuple):
 @solvers.register(
     "adams",
     aliases=("adams_bashforth", "AB3", "vAB"),
-    paper="Bashforth & Adams 1883; arXiv:2302.04867 for the corrector",
+    paper="Bashforth & Adams 1883",
     variants={
         "adams_2": ({"order": 2}, ("AB2",)),
         "adams_pc": ({"corrector": "free"}, ("adams_moulton", "ABM")),
