@@ -4,8 +4,8 @@
 
 The model is a denoiser in σ: model(x, σ) → x̂_0 for x = x_0 + σ ε, with σ of shape (batch,). There
 is one such function for every solver with a plan, `SAMPLERS["sample_dpmpp_3m"]` or
-`sample_dpmpp_3m` of this module, and `sampler` makes one of a solver with settings of your own. None
-of them decides the gradient mode: call them under `torch.no_grad()` unless you want gradients.
+`sample_dpmpp_3m` of this module, and `sampler` makes one of a solver with settings of your own.
+None of them decides the gradient mode: call them under `torch.no_grad()` unless you want gradients.
 
 Paper: Karras et al. 2022 (arXiv:2206.00364), for the coordinates.
 """
