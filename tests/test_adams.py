@@ -60,6 +60,7 @@ def test_the_corrector_costs_nothing():
 
 CLOCKS = {
     "straight": lambda r: r / (1 + r),
+    "decay_time": lambda r: torch.log((1 - 0.9 * r / (1 + r)).clamp(min=0)) / math.log(0.1),
     "vp_time": lambda r: torch.log1p(r**2).sqrt(),
     "cosine_time": torch.atan,
 }
@@ -100,7 +101,7 @@ def test_a_shift_is_positive(shift):
 
 
 def test_a_clock_that_there_is_not_is_refused():
-    with pytest.raises(pl.UsageError, match="straight, vp, cosine|did you mean"):
+    with pytest.raises(pl.UsageError, match="straight, decay, vp, cosine|did you mean"):
         grids.Along(3, clock="vb")
 
 

@@ -252,10 +252,17 @@ class Focused(Spaced):
         return path.time_of_log_snr(levels).tolist()
 
 
-Clock = Literal["straight", "vp", "cosine"]
+Clock = Literal["straight", "decay", "vp", "cosine"]
+
+_LEFT = 0.1
+"""The share of its first speed that the decaying time still has at the end."""
 
 _CLOCKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "straight": (lambda r: 1 / (1 + 1 / r), lambda u: u / (1 - u)),
+    "decay": (
+        lambda r: -torch.log1p((_LEFT - 1) / (1 + 1 / r)),
+        lambda v: 1 / ((1 - _LEFT) / -torch.expm1(-v) - 1),
+    ),
     "vp": (lambda r: r.square().log1p().sqrt(), lambda u: u.square().expm1().sqrt()),
     "cosine": (torch.atan, torch.tan),
 }
@@ -268,6 +275,7 @@ _CLOCKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     variants={
         "shifted": ({"shift": 2.0}, ()),
         "shifted_3": ({"shift": 3.0}, ("sd3",)),
+        "decay_time": ({"clock": "decay"}, ("azula_decay",)),
         "vp_time": ({"clock": "vp"}, ("vp_linear_time",)),
         "cosine_time": ({"clock": "cosine"}, ()),
     },
@@ -277,8 +285,9 @@ class Along(Spaced):
     """Uniform in the time of a usual path, whatever the model's own.
 
     Args:
-        clock: with r = σ/α, r/(1 + r) of the straight path ("straight"), √log(1 + r²) of VP with a
-            β that rises from 0 ("vp"), or arctan r of the cosine path ("cosine").
+        clock: with r = σ/α, u = r/(1 + r) of the straight path ("straight"), −log(1 − 0.9 u) of the
+            same at a speed that decays to a tenth (azula's "decay"), √log(1 + r²) of VP with a β
+            that rises from 0 ("vp"), or arctan r of the cosine path ("cosine").
         shift: divides r first: above 1 for more steps at high noise, where guidance bends most
             (Esser et al. 2024, arXiv:2403.03206, Eq. 23).
     """
@@ -402,6 +411,13 @@ def straight(
 ) -> Grid:
     """Return the grid that is uniform in the time of the straight path, shifted to high noise."""
     return Along(n, start, end, last, shift=shift)
+
+
+def decay_time(
+    n: int, start: float | None = None, end: float | None = None, last: Last = "stop"
+) -> Grid:
+    """Return the grid of the straight path at a speed that decays: fine at high noise."""
+    return Along(n, start, end, last, clock="decay")
 
 
 def vp_time(
