@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from pathline.solvers import DPMpp, Euler
+from pathline.solvers import DPMpp, Euler, UniPC
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "pathline[diffusers]"')
 pytest.importorskip("transformers", reason="pipelines of diffusers import it")
@@ -124,12 +124,14 @@ def test_first_order_is_the_librarys_own(name):
     tiny.agree(ours, theirs, tiny.SINGLE)
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "sdxl"])
-def test_second_order_is_the_librarys_own(name):
+@pytest.mark.parametrize("name", ["stable_diffusion", "image_to_image", "sdxl"])
+@pytest.mark.parametrize("peer", ["DPMSolver", "UniPC"])
+def test_second_order_is_the_librarys_own(name, peer):
     pipe, arguments = PIPES[name]()
-    own = diffusers.DPMSolverMultistepScheduler(timestep_spacing="trailing")
+    own = getattr(diffusers, f"{peer}MultistepScheduler")(timestep_spacing="trailing")
+    solver = DPMpp(2, final="full") if peer == "DPMSolver" else UniPC(2, final="full")
     theirs = run(pipe, arguments, own)
-    made = Scheduler.from_config(own.config, solver=DPMpp(2, final="full"))
+    made = Scheduler.from_config(own.config, solver=solver)
     ours = run(pipe, arguments, made)
     tiny.agree(ours, theirs, tiny.SINGLE)
 
