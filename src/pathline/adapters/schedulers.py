@@ -36,6 +36,12 @@ KEYS = (
 UNNAMED = "this config"
 """The kind of a config that does not say whose it is."""
 
+_LIFTED = "DDIM", "PNDM", "LCM", "TCD"
+"""Families whose end is `set_alpha_to_one`; configs of others inherit that key and ignore it."""
+
+_ENDS_AT_A_LEVEL = "DEIS", "SASolver"
+"""Families whose end is the least noisy level whatever is configured."""
+
 LOWEST_LEVEL = 2.0**-24
 """ᾱ at the last label after rescaling to zero terminal SNR: the library's own, so that λ exists.
 
@@ -86,8 +92,13 @@ class Scheduler:
     @property
     def ends_at_data(self) -> bool:
         """Whether its last step lands on data, and not on the least noisy level."""
-        lands = self.says("final_sigmas_type", "zero") == "zero"
-        return lands and self.says("set_alpha_to_one", True)
+        ends, lifts = self.says("final_sigmas_type", "zero") == "zero", "set_alpha_to_one"
+        if self.kind == UNNAMED:
+            is_silent = self.counts_the_end and "final_sigmas_type" not in self.config
+            return ends and not is_silent and self.says(lifts, True)
+        if self.kind.startswith(_ENDS_AT_A_LEVEL):
+            return False
+        return self.says(lifts, True) if self.kind.startswith(_LIFTED) else ends
 
 
 @dataclass(frozen=True)
