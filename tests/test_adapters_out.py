@@ -536,7 +536,7 @@ PLAN = pl.DPMpp().plan(pl.Tabulated.linear(), pl.grids.log_snr(5))
     [
         ({}, {}, "needs num_inference_steps, timesteps or sigmas"),
         ({}, {"timesteps": [900, 100], "sigmas": [3.0, 0.0]}, "not both"),
-        ({}, {"timesteps": 900}, "lists of numbers"),
+        ({}, {"timesteps": 900}, "lists of one number or more"),
         ({}, {"timesteps": [100, 900]}, "one way at every step"),
         ({}, {"sigmas": [3.0, -1.0]}, "must be positive"),
         ({}, {"num_inference_steps": 1001}, "too few"),

@@ -201,5 +201,5 @@ def _list(values: Any) -> list[float] | None:
         return None
     listed = torch.as_tensor(values, dtype=torch.float64).tolist()
     if not isinstance(listed, list) or not listed:
-        raise UsageError(f"timesteps and sigmas are lists of numbers, and this is {values!r}.")
+        raise UsageError(f"timesteps and sigmas are lists of one number or more, not {values!r}.")
     return listed

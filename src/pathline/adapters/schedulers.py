@@ -129,7 +129,7 @@ def read(scheduler: Any) -> Scheduler:
     named = config.get("_class_name", UNNAMED)
     kind = str(named if config is scheduler else type(scheduler).__name__)
     if kind in (UNNAMED, "Scheduler"):  # the latter is ours, and says whose place it took
-        kind = str(config.get("trained_as", kind))
+        kind = str(config.get("trained_as", UNNAMED))
     return Scheduler(kind, config)
 
 
