@@ -7,6 +7,7 @@ the other library's own where those are right.
 import copy
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import torch
 import pathline as pl
 from pathline.core import UsageError, noise
 from pathline.core.errors import PathlineError
-from pathline.solvers import Stepped, UniPC, grids, solvers
+from pathline.solvers import SolverSchedule, StepChoice, Stepped, UniPC, grids, solvers
+from pathline.solvers.ems import EMSTable
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "pathline[diffusers]"')
 
@@ -489,6 +491,39 @@ def test_a_plan_runs_and_is_saved_with_its_own_grid(tmp_path):
     heun = Scheduler.from_config(base.config, solver=pl.Heun().plan(model.path, grid(base, 4)))
     heun.set_timesteps(4)
     assert heun.order == 2 and len(heun.timesteps) == 7
+
+
+def test_a_schedule_runs_and_is_saved(tmp_path):
+    base, network = TRAINED["epsilon"], Network()
+    path = denoiser(network, base).path
+    made = SolverSchedule(path, (1.0, 0.7, 0.4, 0.1), (StepChoice(order=1), *[StepChoice()] * 2))
+    scheduler, model, x = begun(base, network, 3, solver=made)
+    ours = pl.solve(model, x, solver=made).x
+    torch.testing.assert_close(loop(scheduler, network, x)[-1], ours, rtol=1e-6, atol=1e-6)
+    scheduler.save_pretrained(tmp_path)
+    again = Scheduler.from_pretrained(tmp_path)
+    again.set_timesteps(3)
+    assert torch.equal(
+        loop(again, network, x), loop(begun(base, network, 3, solver=made)[0], network, x)
+    )
+
+
+def test_statistics_of_dpm_solver_v3_are_saved_with_it(tmp_path):
+    base, network = TRAINED["epsilon"], Network()
+    path = denoiser(network, base).path
+    solver = pl.DPMv3(table=EMSTable.gaussian(path, n=200))
+    scheduler, _, x = begun(base, network, 5, solver=solver)
+    scheduler.save_pretrained(tmp_path)
+    again = Scheduler.from_pretrained(tmp_path)
+    again.set_timesteps(5)
+    assert torch.equal(loop(again, network, x), loop(scheduler, network, x))
+    (tmp_path / "ems.safetensors").unlink()
+    with pytest.raises(UsageError, match="needs the model's statistics"):
+        Scheduler.from_pretrained(tmp_path).set_timesteps(5)
+    wide = replace(solver, table=EMSTable.gaussian(path, torch.zeros(3, 4, 4), n=200))
+    scheduler, _, x = begun(base, network, 5, solver=wide)
+    with pytest.raises(UsageError, match=r"states of \(3, 4, 4\), and these are \(3, 4, 2\)"):
+        scheduler.step(x[..., :2], scheduler.timesteps[0], x[..., :2])
 
 
 def test_the_way_back_and_the_other_direction():

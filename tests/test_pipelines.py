@@ -142,11 +142,9 @@ def test_any_solver_runs_and_converges_to_one_picture(name, solver):
     """Multistep, corrected, with stages, with noise; those without noise agree at many steps."""
     pipe, arguments = PIPES[name]()
     config = pipe.scheduler.config
-    if solver == "dpmpp_2s" and name == "image_to_image":
-        pytest.skip("its strength counts timesteps, and two of them make a step")
     few = run(pipe, arguments, Scheduler.from_config(config, solver=solver))
     assert bool(few.isfinite().all())
-    if solver in ("unipc_3", "dpmpp_2s") and name != "image_to_image":
+    if solver in ("unipc_3", "dpmpp_2s"):
         ends = [
             run(pipe, arguments, Scheduler.from_config(config, solver=s), 60)
             for s in (solver, "dpmpp_2m")
@@ -160,3 +158,93 @@ def test_copies_serve_requests_of_their_own():
     one = run(pipe, arguments, ours)
     assert torch.equal(one, run(pipe, arguments, ours))
     assert torch.equal(one, run(pipe, arguments, copy.deepcopy(ours)))
+
+
+# Pipelines that begin elsewhere, stop elsewhere, or touch the state
+
+
+def other(kind, name, drop=()):
+    """Another pipeline of the same parts."""
+    pipe, arguments = PIPES[name]()
+    parts = {k: v for k, v in pipe.components.items() if k not in drop}
+    arguments = {k: v for k, v in arguments.items() if k != "latents"}
+    return kind(**parts), {**arguments, "image": drawn(1, 4, 8, 8), "strength": 0.6}
+
+
+def flux_image_to_image():
+    return other(diffusers.FluxImg2ImgPipeline, "flux", drop=("image_encoder", "feature_extractor"))
+
+
+def inpainting():
+    pipe = diffusers.StableDiffusionInpaintPipeline(
+        seeded(vae), None, None, seeded(tiny.text_unet), DDIM, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    image = {"image": drawn(1, 3, 8, 8).clamp(-1, 1), "mask_image": mask, "strength": 0.8}
+    return pipe, {**TEXT, **image, "height": 8, "width": 8, "guidance_scale": 3.0}
+
+
+@pytest.mark.parametrize("make", [flux_image_to_image, inpainting])
+def test_starts_of_ones_own_are_the_librarys(make):
+    pipe, arguments = make()
+    own = pipe.scheduler
+    solver = Euler() if "Flow" in type(own).__name__ else "ddim"
+    theirs = run(pipe, arguments, copy.deepcopy(own), 10)
+    tiny.agree(
+        run(pipe, arguments, Scheduler.from_config(own.config, solver=solver), 10),
+        theirs,
+        tiny.SINGLE,
+    )
+
+
+def test_image_to_image_of_sd3_is_the_librarys():
+    pipe, arguments = other(diffusers.StableDiffusion3Img2ImgPipeline, "sd3")
+    arguments["sigmas"] = torch.linspace(1, 1 / 10, 10).tolist()
+    theirs = run(pipe, arguments, copy.deepcopy(FLOW), 10)
+    ours = run(pipe, arguments, Scheduler.from_config(FLOW.config, solver="euler"), 10)
+    tiny.agree(ours, theirs, tiny.SINGLE)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2s", "rk4"])
+def test_strength_counts_steps_where_a_step_is_several_calls(solver):
+    """The same image with one call a step, at its own strength: it converges to that."""
+    pipe, arguments = image_to_image()
+    exact = run(pipe, arguments, Scheduler.from_config(DDIM.config, solver="dpmpp_3m"), 100)
+    made = run(pipe, arguments, Scheduler.from_config(DDIM.config, solver=solver), 100)
+    assert (made - exact).norm() < 5e-3 * exact.norm()
+
+
+def test_a_pipeline_that_counts_timesteps_may_begin_at_the_call_that_ends_a_step():
+    """Flux brings levels, and then takes every call for a step: strength 0.6 of 19 calls."""
+    pipe, arguments = flux_image_to_image()
+    exact = run(pipe, arguments, Scheduler.from_config(MOVING.config, solver="unipc_3"), 100)
+    for n in (10, 11):  # of 19 and 21 calls it begins at the call number 8 and 9
+        made = run(pipe, arguments, Scheduler.from_config(MOVING.config, solver="heun"), n)
+        assert (made - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2s"])
+def test_a_refiner_goes_on_where_the_first_model_stops(solver):
+    pipe, arguments = sdxl()
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+    ours = Scheduler.from_config({**DDIM.config, "set_alpha_to_one": True}, solver=solver)
+    whole = run(pipe, arguments, ours, 10)
+    half = run(pipe, {**arguments, "denoising_end": 0.6}, copy.copy(ours), 10)
+    del arguments["latents"]
+    rest = {**arguments, "image": half, "denoising_start": 0.6}
+    assert torch.equal(run(refiner, rest, copy.copy(ours), 10), whole)
+
+
+def test_a_pipeline_is_saved_and_loaded_with_it(tmp_path):
+    pipe, arguments = stable_diffusion()
+    ours = Scheduler.from_config(DDIM.config, solver="unipc_3", grid="karras")
+    picture = run(pipe, arguments, ours)
+    pipe.save_pretrained(tmp_path)
+    absent = "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder"
+    again = diffusers.StableDiffusionPipeline.from_pretrained(
+        tmp_path, torch_dtype=torch.float64, **dict.fromkeys(absent)
+    )
+    assert type(again.scheduler) is Scheduler
+    assert torch.equal(run(again, arguments, again.scheduler), picture)

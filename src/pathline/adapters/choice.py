@@ -7,7 +7,8 @@ becomes a `Course`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,21 +19,23 @@ from pathline.adapters.driven import with_plan
 from pathline.adapters.schedulers import Training
 from pathline.core.errors import UsageError
 from pathline.paths import Tabulated
-from pathline.solvers import Grid, Plan, Solver, grids, solvers
+from pathline.solvers import Grid, Plan, Solver, SolverSchedule, grids, solvers
+from pathline.solvers.dpm_v3 import DPMv3
+from pathline.solvers.ems import FILE, EMSTable
 from pathline.solvers.grids import Last, Times
 
 Levels = Sequence[float] | None
 
 
 def plain_solver(solver: Any) -> Any:
-    """Return a solver, a plan, a name or a description as JSON values.
+    """Return a solver, a schedule, a plan, a name or a description as JSON values.
 
     Raises:
         UsageError: it is none of these, or its name is not known.
     """
     if isinstance(solver, Solver):
         return solvers.describe(with_plan(solver))
-    if isinstance(solver, Plan):
+    if isinstance(solver, Plan | SolverSchedule):
         return solver.to_dict()
     as_solver(solver)
     return solver
@@ -45,11 +48,37 @@ def as_solver(told: Any) -> Solver | Plan:
     if isinstance(told, Mapping):
         if "plan" in told:
             return Plan.from_dict(told)
+        if "schedule" in told:
+            return SolverSchedule.from_dict(told).plan()
         return with_plan(solvers.rebuild(_named("solver", told)))
     raise UsageError(
         "a pipeline steps on a fixed grid: solver= takes a name of `pathline solvers`, a Solver "
-        f"that compiles to a plan, or a Plan, and was given {_kind(told)}."
+        f"that compiles to a plan, a SolverSchedule or a Plan, and was given {_kind(told)}."
     )
+
+
+def table_in(solver: Solver | Plan) -> EMSTable | None:
+    """Return the statistics that a solver steps with, if it does."""
+    table = getattr(solver, "table", None)
+    return table if isinstance(table, EMSTable) else None
+
+
+def save_table(solver: Solver | Plan, folder: Path) -> None:
+    """Write a solver's statistics into a folder: a config holds their checksum alone."""
+    table = table_in(solver)
+    if table is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.save(folder / FILE)
+
+
+def with_table(solver: Solver | Plan, folder: Path) -> Solver | Plan:
+    """Return a solver with the statistics that `save_table` wrote, if they are those it names."""
+    if not isinstance(solver, DPMv3) or isinstance(solver.table, EMSTable):
+        return solver
+    file = folder / FILE
+    table = EMSTable.load(file) if file.is_file() else None
+    is_it = table is not None and solver.table == table.checksum
+    return replace(solver, table=table) if is_it else solver
 
 
 def plain_grid(grid: Any) -> Any:

@@ -19,20 +19,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from pathline.adapters import schedulers
-from pathline.adapters.choice import Choice, Levels, as_solver, plain_grid, plain_solver
+from pathline.adapters.choice import (
+    Choice,
+    Levels,
+    as_solver,
+    plain_grid,
+    plain_solver,
+    save_table,
+    table_in,
+    with_table,
+)
 from pathline.adapters.course import Course, noised, velocity
 from pathline.adapters.driven import Driven
 from pathline.core.errors import MissingExtra, UsageError, unknown
 from pathline.core.noise import check_seeds
 from pathline.paths import Tabulated
 from pathline.paths.flow import Exploding
-from pathline.solvers import Grid, Plan, Solver
+from pathline.solvers import Grid, Plan, Solver, SolverSchedule
 from pathline.solvers.execute import Draw, drawing
 
 try:
@@ -70,7 +81,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     (`copy.copy`, `copy.deepcopy`) share nothing that changes.
 
     Args:
-        solver: a name, a `Solver`, or a `Plan` with its own grid.
+        solver: a name, a `Solver`, or a `SolverSchedule` or `Plan` with its own grid.
         grid: a name, a `Grid` or times; None for the grid that the config is for. A name ends as
             the config does: on data, or on the least noisy level (set_alpha_to_one=False, …).
         labels: "real" tells the network the solver's levels as they are, as timesteps like 523.4;
@@ -87,7 +98,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def __init__(
         self,
-        solver: Solver | Plan | str | Mapping[str, Any] = "dpmpp_2m",
+        solver: Solver | SolverSchedule | Plan | str | Mapping[str, Any] = "dpmpp_2m",
         grid: Grid | str | Levels | Mapping[str, Any] = None,
         labels: Labels = "real",
         seed: int = 0,
@@ -103,8 +114,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             )
         told = {"solver": plain_solver(solver), "grid": plain_grid(grid)}
         self.register_to_config(**told, labels=labels, seed=seed, **training)
-        is_made = isinstance(solver, Solver | Plan)  # and may hold more than a config tells
-        self._solver = solver if is_made else as_solver(solver)
+        is_made = isinstance(solver, Solver)  # and may hold statistics, more than a config tells
+        self._solver = solver if is_made else as_solver(told["solver"])
         self._training = schedulers.training(schedulers.read(self))
         self.order = self._solver.nfe_per_step if isinstance(self._solver, Solver) else 1
         self.timesteps = torch.empty(0)
@@ -137,6 +148,30 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         made = cls(**{**content, **changes})
         return (made, {}) if return_unused_kwargs else made
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str] | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **changes: Any,
+    ) -> Any:
+        """Load what `save_pretrained` wrote; the library's own arguments go on to it."""
+        where = pretrained_model_name_or_path
+        made = super().from_pretrained(where, subfolder, return_unused_kwargs, **changes)
+        scheduler = made[0] if isinstance(made, tuple) else made
+        if where is not None:
+            scheduler._solver = with_table(scheduler._solver, Path(where, subfolder or ""))
+        return made
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write the config, and beside it the statistics of a solver that has some."""
+        if isinstance(self._solver, Solver):
+            save_table(self._solver, Path(save_directory))
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     # What pipelines ask before the loop
 
     def set_timesteps(
@@ -165,8 +200,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         course, self.num_inference_steps = choice.course(num_inference_steps, timesteps, sigmas, mu)
         self._course = course
         self.timesteps, self.sigmas = course.labels.to(device), course.sigmas
-        if isinstance(self._solver, Plan):
-            self.order = course.calls_per_step
+        brings = timesteps is not None or sigmas is not None  # and counts its steps in timesteps
+        self.order = 1 if brings else self._calls_per_step(course)
         self._restart()
 
     @property
@@ -250,6 +285,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             _, a, b = course.preconditioning[i]
             f = a * x + b * f
         if self._run is None:
+            table = table_in(self._solver)
+            if table is not None:
+                table.check_shape(x.shape[1:])
             self._run = Driven(course.starting(i).plan, x)
         state = self._run.push(f, x, self._draw(generator, x)).to(sample.dtype)
         self._step_index = i + 1
@@ -291,6 +329,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._run: Driven | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
+
+    def _calls_per_step(self, course: Course) -> int:
+        known = isinstance(self._solver, Solver)
+        return self._solver.nfe_per_step if known else course.calls_per_step
 
     def _known_course(self) -> Course:
         if self._course is None:

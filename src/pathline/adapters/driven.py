@@ -13,6 +13,7 @@ nothing of their own.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -22,7 +23,7 @@ from pathline.core.errors import UsageError
 from pathline.solvers import Plan, Solver, Stepped
 from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Draw, Execution, combined
-from pathline.solvers.plan import Terms
+from pathline.solvers.plan import Row, Terms
 
 
 class Driven(Execution):
@@ -127,9 +128,17 @@ def suffix(plan: Plan, turn: int) -> Plan:
     used = [k for row in rows for k in (*row.x, *row.f)]
     if min(used, default=first) < first:
         raise UsageError(f"the rows after state {first} look back beyond it.")
+    return replace(plan, start=(plan.times[first],), rows=_renumbered(rows, -first))
 
+
+def waiting(plan: Plan) -> Plan:
+    """Return the plan with one evaluation before it, at its start, that changes nothing."""
+    wait = Row(plan.start[0], {0: 1.0}, {0: 0.0}, lands=False)
+    return replace(plan, rows=(wait, *_renumbered(plan.rows, 1)))
+
+
+def _renumbered(rows: Sequence[Row], by: int) -> tuple[Row, ...]:
     def moved(terms: Terms) -> Terms:
-        return {k - first: c for k, c in terms.items()}
+        return {k + by: c for k, c in terms.items()}
 
-    rows = tuple(replace(row, x=moved(row.x), f=moved(row.f)) for row in rows)
-    return replace(plan, start=(plan.times[first],), rows=rows)
+    return tuple(replace(row, x=moved(row.x), f=moved(row.f)) for row in rows)

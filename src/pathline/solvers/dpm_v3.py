@@ -137,10 +137,7 @@ class DPMv3(Solver):
                 )
             table = found
             _check_weights(table, details.get("weights"))
-        if table.shape not in ((), tuple(shape)):
-            raise UsageError(
-                f"the statistics are for states of {table.shape}, and these are {tuple(shape)}."
-            )
+        table.check_shape(shape)
         _check_path(table, field.path)
         return replace(self, table=table)
 

@@ -121,6 +121,17 @@ class EMSTable:
         """The shape of one state; () for a table that serves every element alike."""
         return tuple(self.l.shape[1:])
 
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse states of another shape.
+
+        Raises:
+            UsageError: they are of another one, and the table does not serve every element alike.
+        """
+        if self.shape not in ((), tuple(shape)):
+            raise UsageError(
+                f"the statistics are for states of {self.shape}, and these are {tuple(shape)}."
+            )
+
     @cached_property
     def spacing(self) -> float:
         """The distance of two nodes."""
