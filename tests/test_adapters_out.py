@@ -17,6 +17,7 @@ import pathline as pl
 from pathline.core import UsageError, noise
 from pathline.core.errors import PathlineError
 from pathline.solvers import SolverSchedule, StepChoice, Stepped, UniPC, grids, solvers
+from pathline.solvers.dpm_v3 import DPMv3
 from pathline.solvers.ems import EMSTable
 
 diffusers = pytest.importorskip("diffusers", reason='needs pip install "pathline[diffusers]"')
@@ -511,7 +512,7 @@ def test_a_schedule_runs_and_is_saved(tmp_path):
 def test_statistics_of_dpm_solver_v3_are_saved_with_it(tmp_path):
     base, network = TRAINED["epsilon"], Network()
     path = denoiser(network, base).path
-    solver = pl.DPMv3(table=EMSTable.gaussian(path, n=200))
+    solver = DPMv3(table=EMSTable.gaussian(path, n=200))
     scheduler, _, x = begun(base, network, 5, solver=solver)
     scheduler.save_pretrained(tmp_path)
     again = Scheduler.from_pretrained(tmp_path)

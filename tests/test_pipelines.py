@@ -217,12 +217,15 @@ def test_strength_counts_steps_where_a_step_is_several_calls(solver):
 
 
 def test_a_pipeline_that_counts_timesteps_may_begin_at_the_call_that_ends_a_step():
-    """Flux brings levels, and then takes every call for a step: strength 0.6 of 19 calls."""
+    """Flux brings levels, and then takes every call for a step: strength 0.6 of 79 or 81 calls.
+
+    At 81 it begins inside a step, half a step away from where the other begins.
+    """
     pipe, arguments = flux_image_to_image()
     exact = run(pipe, arguments, Scheduler.from_config(MOVING.config, solver="unipc_3"), 100)
-    for n in (10, 11):  # of 19 and 21 calls it begins at the call number 8 and 9
+    for n, bound in ((40, 0.005), (41, 0.02)):
         made = run(pipe, arguments, Scheduler.from_config(MOVING.config, solver="heun"), n)
-        assert (made - exact).norm() < 0.05 * exact.norm()
+        assert (made - exact).norm() < bound * exact.norm()
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2s"])
