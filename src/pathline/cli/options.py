@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,12 +31,6 @@ MOST_SEEDS = 100_000
 def given(**values: Any) -> dict[str, Any]:
     """Return the values that were given."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-def defaults_of(model: Denoiser) -> Mapping[str, Any]:
-    """Return what a model's configuration recommends: solver, grid, steps, guidance."""
-    defaults = model.details.get("defaults", {})
-    return defaults if isinstance(defaults, Mapping) else {}
 
 
 def chosen_seeds(n: int | None, seed: int | None, seeds: str | None) -> tuple[int, ...]:
@@ -96,7 +89,7 @@ def chosen_steps(
     Raises:
         UsageError: they do not go together, or the model has no such schedule.
     """
-    name = solver or defaults_of(model).get("solver", DEFAULT_SOLVER)
+    name = solver or model.defaults.get("solver", DEFAULT_SOLVER)
     if name != FOUND:
         rule = chosen_solver(name, order, model)
         return rule, chosen_grid(grid, steps, last, model, rule)
@@ -109,9 +102,7 @@ def chosen_steps(
 
 def chosen_solver(name: str | None, order: int | None, model: Denoiser) -> Solver:
     """Return the solver of a name, in an order if it has several."""
-    return solvers.build(
-        name or defaults_of(model).get("solver", DEFAULT_SOLVER), **given(order=order)
-    )
+    return solvers.build(name or model.defaults.get("solver", DEFAULT_SOLVER), **given(order=order))
 
 
 def chosen_grid(
@@ -134,7 +125,7 @@ def chosen_grid(
         if steps not in (None, grid.n):
             raise UsageError(f"--steps {steps} and a grid of {grid.n} steps; leave --steps out.")
         return grid
-    defaults = defaults_of(model)
+    defaults = model.defaults
     unasked = defaults.get("steps", DEFAULT_STEPS)
     if solver is not None and solver.is_adaptive:
         unasked = default_steps(solver)
@@ -163,7 +154,7 @@ def chosen_guide(weight: float | None, prompt: str | None, model: Denoiser) -> G
     if weight is None:
         if prompt is None or not model.is_conditional:
             return None
-        weight = float(defaults_of(model).get("guidance", GUIDANCE))
+        weight = float(model.defaults.get("guidance", GUIDANCE))
     return None if weight == 1 else CFG(weight)
 
 

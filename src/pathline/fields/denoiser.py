@@ -72,6 +72,12 @@ class Denoiser(Field):
         return self.null is not None
 
     @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What the model's configuration recommends: solver, grid, steps, guidance."""
+        defaults = self.details.get("defaults", {})
+        return defaults if isinstance(defaults, Mapping) else {}
+
+    @property
     def device(self) -> torch.device | None:
         if not isinstance(self.network, nn.Module):
             return None

@@ -18,7 +18,8 @@ from pathline.bench.precision.store import Key, Store, code_stamp, version_stamp
 from pathline.core.progress import track
 
 SCREEN = 6
-"""On a network everybody is measured at this many evaluations, or next to it; then go on:"""
+"""On a network everybody is measured at this many evaluations, or next to it, on the problem's few
+noises; then go on, to all its noises:"""
 
 KEPT = 16
 """each library's best ones up to `FEW` evaluations;"""
@@ -26,8 +27,8 @@ KEPT = 16
 FEW = 12
 
 GRIDS = 2
-"""each sampler on so many grids, its best, at the first count beyond: who is good at few need not
-be good at many;"""
+"""each sampler on so many grids, its best, to a screening at the first count beyond: who is good
+at few need not be good at many;"""
 
 LAST = 8
 """and each library's best of those at all the others. Nothing is screened on an oracle."""
@@ -105,7 +106,8 @@ class _Measuring:
     def __init__(self, problem: Problem, converged: Converged, store: Store) -> None:
         self.problem, self.converged, self.store = problem, converged, store
         self.rehearsal = Rehearsal(problem)
-        self.known: dict[tuple[str, int], float] = {}
+        self.has_few = problem.few is not None
+        self.known: dict[tuple[str, int, bool], float] = {}
 
     def all(self, contestants: Sequence[Contestant], counts: Sequence[int]) -> None:
         """Measure everybody; on a network, screen them first, and again for many evaluations."""
@@ -130,21 +132,22 @@ class _Measuring:
             self.each(contestant, counts)
 
     def screen(self, contestant: Contestant, near: Sequence[int]) -> None:
-        """Measure one at the first of these counts that it can take."""
+        """Measure one on few noises, at the first of these counts that it can take."""
         for nfe in near:
-            self.each(contestant, [nfe])
-            if self.store.get(contestant.key, nfe) is not None:
+            self.each(contestant, [nfe], few=self.has_few)
+            if self.store.get(contestant.key, nfe, few=self.has_few) is not None:
                 return
 
-    def each(self, contestant: Contestant, counts: Sequence[int]) -> None:
+    def each(self, contestant: Contestant, counts: Sequence[int], few: bool = False) -> None:
         """Measure one, at the counts that it has not been measured at."""
         for nfe in counts:
-            if self.store.get(contestant.key, nfe) is not None:
+            if self.store.get(contestant.key, nfe, few=few) is not None:
                 continue
             try:
                 n = self.rehearsal.steps_for(contestant, nfe)
                 if n is not None:
-                    self.store.put(contestant.key, nfe, self.error(contestant, n, nfe))
+                    error = self.error(contestant, n, nfe, few)
+                    self.store.put(contestant.key, nfe, error, few=few)
             except Absent as reason:
                 self.store.absent[_words(contestant.key)] = str(reason)
                 return
@@ -154,16 +157,16 @@ class _Measuring:
                 said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 self.store.absent[_words(contestant.key)] = f"{said} ({nfe} evaluations)"
 
-    def error(self, contestant: Contestant, n: int, nfe: int) -> float:
+    def error(self, contestant: Contestant, n: int, nfe: int, few: bool) -> float:
         """Return the RMS error of n steps; NaN if the result is not finite."""
-        same = None if contestant.same is None else (contestant.same(n), nfe)
+        same = None if contestant.same is None else (contestant.same(n), nfe, few)
         if same is not None and same in self.known:
             return self.known[same]
-        query = Query(self.problem)
+        query = Query(self.problem.few if few and self.problem.few else self.problem)
         end = contestant.run(query, n)
         if query.calls != nfe:
             raise Absent(f"took {query.calls} evaluations, and {nfe} in rehearsal")
-        error = rms(end.x - self.goal(end))
+        error = rms(end.x - self.goal(end)[: len(end.x)])
         error = error if math.isfinite(error) else math.nan
         if same is not None:
             self.known[same] = error
@@ -204,7 +207,8 @@ class _Measuring:
 
     def rank(self, contestant: Contestant, nfe: int) -> float:
         """Return the error at the nearest count that was measured; infinity for none."""
-        errors = self.store.errors.get(contestant.key, {})
+        table = self.store.screened if self.has_few else self.store.errors
+        errors = table.get(contestant.key, {})
         finite = {n: e for n, e in errors.items() if math.isfinite(e)}
         return finite[min(finite, key=lambda n: abs(n - nfe))] if finite else math.inf
 

@@ -38,6 +38,7 @@ class Store:
         settings: what decides everybody's numbers.
         stamps: what decides a library's numbers, by its name.
         errors: contestant → evaluations → error; NaN where the sampler failed.
+        screened: the same, on few noises.
         absent: contestant's words → why it has none.
         about: what else the file says.
         measure: what an error is called in the file.
@@ -47,6 +48,7 @@ class Store:
     settings: Mapping[str, Any]
     stamps: Mapping[str, str]
     errors: dict[Key, dict[int, float]] = field(default_factory=dict)
+    screened: dict[Key, dict[int, float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     measure: str = "rms"
@@ -61,25 +63,33 @@ class Store:
         for line in kept["errors"]:
             by = line["by"]
             if kept["stamps"].get(by) == self.stamps.get(by):
-                told = line[self.measure].items()
-                errors = {int(n): math.nan if e is None else e for n, e in told}
-                self.errors[by, line["sampler"], line["grid"]] = errors
+                for table, name in self._tables:
+                    told = line.get(name, {}).items()
+                    errors = {int(n): math.nan if e is None else e for n, e in told}
+                    if errors:
+                        table[by, line["sampler"], line["grid"]] = errors
 
-    def get(self, key: Key, nfe: int) -> float | None:
+    @property
+    def _tables(self) -> tuple[tuple[dict[Key, dict[int, float]], str], ...]:
+        return (self.errors, self.measure), (self.screened, "screened")
+
+    def get(self, key: Key, nfe: int, *, few: bool = False) -> float | None:
         """Return an error that is known; NaN for a sampler that failed."""
-        return self.errors.get(key, {}).get(nfe)
+        return (self.screened if few else self.errors).get(key, {}).get(nfe)
 
-    def put(self, key: Key, nfe: int, error: float) -> None:
+    def put(self, key: Key, nfe: int, error: float, *, few: bool = False) -> None:
         """Note an error, and write it down if the last time is a while ago."""
-        self.errors.setdefault(key, {})[nfe] = error
+        (self.screened if few else self.errors).setdefault(key, {})[nfe] = error
         if monotonic() - self.written > PATIENCE:
             self.save()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
+        names = ("by", "sampler", "grid")
         lines = [
-            {"by": by, "sampler": sampler, "grid": grid, self.measure: _told(errors)}
-            for (by, sampler, grid), errors in self.errors.items()
+            dict(zip(names, key, strict=True))
+            | {name: _told(table[key]) for table, name in self._tables if key in table}
+            for key in dict.fromkeys([*self.errors, *self.screened])
         ]
         return {
             "format": FORMAT,

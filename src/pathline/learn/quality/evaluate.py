@@ -101,7 +101,7 @@ def how_of(model: Denoiser, **given: Any) -> How:
     """Return how a model wants to be drawn from, but for what is given (None is not)."""
     watch = model.details.get("training", {}).get("recipe", {}).get("watch", {})
     guidance = watch.get("guidance", CFG().weight)
-    recommended = {"guidance": guidance, **model.details.get("defaults", {})}
+    recommended = {"guidance": guidance, **model.defaults}
     known = ("solver", "grid", "steps", "guidance")
     chosen: dict[str, Any] = {name: recommended[name] for name in known if name in recommended}
     if not model.is_conditional:
