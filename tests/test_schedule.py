@@ -204,6 +204,22 @@ def test_a_corrector_is_nudged_by_itself():
     torch.testing.assert_close(pl.solve(field, x, solver=made).x, end, rtol=0, atol=1e-12)
 
 
+def test_gains_magnify_the_state_and_what_is_added():
+    choice = StepChoice(order=1, gains=(0.1, -0.2))
+    made, field, x = schedule(choice, StepChoice(order=1)), problems.m4(VP), starts()
+    first, middle, last = Writer(VP, made.times, False).levels
+    (a, (b,)), (c, (d,)) = (
+        expansion_weights("x0", s, t, [], counts=()) for s, t in ((first, middle), (middle, last))
+    )
+    half = 1.1 * a * x + 0.8 * b * field(x, first.t).x0
+    end = c * half + d * field(half, middle.t).x0
+    torch.testing.assert_close(pl.solve(field, x, solver=made).x, end, rtol=0, atol=1e-12)
+    assert choice.convergence == 0
+    assert SolverSchedule.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    with pytest.raises(pl.UsageError, match="give two"):
+        StepChoice(gains=(0.1,))
+
+
 # --- the first point, correctors, and what they cost ---------------------------------------------
 
 

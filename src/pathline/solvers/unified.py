@@ -63,6 +63,8 @@ class StepChoice:
         nudges: by how much the weights of evaluations besides the start's are raised at its cost,
             newest first, in units of the weight that order 1 has. They cost order two and more.
         corrector_nudges: the same for the corrector, whose newest is F_t.
+        gains: by how much the state, and what order 1 adds to it, are magnified: (0, 0) keeps the
+            step consistent, and others, found for a model and few steps, do not converge.
     """
 
     prediction: Prediction = "x0"
@@ -73,6 +75,7 @@ class StepChoice:
     corrector: Corrector = "none"
     nudges: tuple[float, ...] = ()
     corrector_nudges: tuple[float, ...] = ()
+    gains: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("prediction", self.prediction, get_args(Prediction))
@@ -86,11 +89,13 @@ class StepChoice:
             )
         object.__setattr__(self, "points", tuple(self.points))
         self._check_points()
-        for name in ("nudges", "corrector_nudges"):
-            nudges = tuple(map(float, getattr(self, name)))
-            object.__setattr__(self, name, nudges)
-            if not all(map(math.isfinite, nudges)):
-                raise UsageError(f"{name}={list(nudges)} must be finite numbers.")
+        for name in ("nudges", "corrector_nudges", "gains"):
+            numbers = tuple(map(float, getattr(self, name)))
+            object.__setattr__(self, name, numbers)
+            if not all(map(math.isfinite, numbers)):
+                raise UsageError(f"{name}={list(numbers)} must be finite numbers.")
+        if len(self.gains) not in (0, 2):
+            raise UsageError(f"gains={list(self.gains)}: give two, of the state and of the rest.")
         if isinstance(self.scale, str):
             _check_name("scale", self.scale, get_args(Scaling))
         elif isinstance(self.scale, bool) or not math.isfinite(self.scale):
@@ -119,6 +124,8 @@ class StepChoice:
             order = min(order, 2)
         if any(self.nudges):
             order = 1
+        if any(self.gains):
+            return 0
         corrects = self.corrector != "none"
         return 1 if corrects and any(self.corrector_nudges) else order + corrects
 
@@ -150,7 +157,7 @@ class StepChoice:
     def describe(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
         told = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {k: v for k, v in told.items() if v or not k.endswith("nudges")}
+        return {k: v for k, v in told.items() if v or not k.endswith(("nudges", "gains"))}
 
     @classmethod
     def of(cls, content: Any) -> StepChoice:
@@ -326,6 +333,9 @@ class _Writing:
         for i, nudge in enumerate(nudges, 1):
             weights[i] += nudge * unit
             weights[0] -= nudge * unit
+        if choice.gains and predicted is None:
+            linear *= 1 + choice.gains[0]
+            weights[0] += choice.gains[1] * unit
         terms = _Sums()
         terms.add_x(self.at[origin], linear)
         for each, weight in zip((start, *used), weights, strict=True):

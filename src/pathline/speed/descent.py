@@ -8,8 +8,12 @@ taken by differences,
     (JᵀWJ + μ diag JᵀWJ) Δ = −JᵀWr,   r = x(θ) − x*,   θ = (λ_1 … λ_{n−1}, R_2 − 1 … R_n − 1)
 
 where R scales a step's first derivative (`StepChoice.scale`, R = 1 + κh); for a closer fit the
-weight of every evaluation moves (`StepChoice.nudges`). It needs no gradient of
-the network; and as a number moves only what comes after it, `Endpoint.remembering` saves half.
+weights of all evaluations, and of the state, move in every row (`StepChoice.nudges`, `gains`): then
+it is any linear method there is. A corrector has no numbers of its own: what it could add, the
+weights of the next row can. It needs no gradient of the network; and as a number moves only what
+comes after it, `Endpoint.remembering` saves two thirds.
+
+Papers: Liu et al. 2023 (arXiv:2312.07243); all weights free: Shaul et al. 2024 (arXiv:2403.01329).
 """
 
 from __future__ import annotations
@@ -52,9 +56,6 @@ SIZES = 1.0, 2.0, 4.0
 GAIN = 0.005
 """The descent ends when it gains no larger share of the error."""
 
-
-NUDGED = 2
-"""Evaluations, besides the start's, whose weights move in each row."""
 
 Freedom = Literal["slopes", "weights"]
 
@@ -109,12 +110,12 @@ def descend(
         bench: what measures; its noise must not change.
         begin: where to begin, `Descent(schedule)`; its choices stay.
         tries: schedules that may be run in all; a round, once begun, is ended.
-        freedom: what moves besides times: one slope a step, or the weights of `NUDGED` evaluations
-            in each row, three times as many numbers, with which one schedule fits a model closer.
+        freedom: what moves besides times: one slope a step, or the weights of all evaluations in
+            each row and of its state, n(n + 3)/2 numbers, with which one fits a model closer.
         file: what an interrupted descent goes on from; None keeps nothing.
         what: is going on, for the progress bar.
 
-    Cost: a round runs as many schedules as there are numbers (2n − 2, or 5n), and two to twelve.
+    Cost: a round runs as many schedules as there are numbers, and two to twelve.
     """
     at = max(begin, _kept(file) or begin, key=lambda each: each.tries)
     bench = bench.remembering()
@@ -239,10 +240,10 @@ class Numbers:
             ratio += moves.pop((i, Where("scale", 0)), 0.0)
             choices[i] = replace(choices[i], scale=float(ratio / h))
         for (i, (name, k)), move in moves.items():
-            nudges = [*getattr(choices[i], name), *[0.0] * (k + 1)]
-            nudges = nudges[: max(len(getattr(choices[i], name)), k + 1)]
-            nudges[k] += move
-            choices[i] = replace(choices[i], **{name: tuple(nudges)})
+            numbers = list(getattr(choices[i], name))
+            numbers += [0.0] * (max(k + 1, 2 if name == "gains" else 0) - len(numbers))
+            numbers[k] += move
+            choices[i] = replace(choices[i], **{name: tuple(numbers)})
         try:
             return replace(self.schedule, times=(old[0], *inside, old[-1]), choices=tuple(choices))
         except PathlineError:  # two times became one
@@ -251,11 +252,9 @@ class Numbers:
 
 def _nudges(schedule: SolverSchedule) -> Iterator[tuple[int, Where]]:
     """Yield the steps and places of all nudges that there may be."""
-    last = len(schedule.choices) - 1
-    for i, choice in enumerate(schedule.choices):
-        yield from ((i, Where("nudges", k)) for k in range(min(NUDGED, i)))
-        if choice.corrector != "none" and i < last:
-            yield from ((i, Where("corrector_nudges", k)) for k in range(min(NUDGED, i + 1)))
+    for i in range(len(schedule.choices)):
+        yield from ((i, Where("nudges", k)) for k in range(i))
+        yield from ((i, Where("gains", k)) for k in range(2))
 
 
 def _ratio(choice: Any, s: Level, t: Level) -> float:

@@ -118,7 +118,7 @@ class ScheduleSpace:
 
 _TRAITS: Mapping[str, Sequence[str]] = {
     "prediction": ("prediction",),
-    "orders": ("order", "points", "start", "nudges", "corrector_nudges"),
+    "orders": ("order", "points", "start", "nudges", "corrector_nudges", "gains"),
     "scale": ("scale",),
     "corrector": ("corrector",),
 }

@@ -1,12 +1,12 @@
 """Tuning: the best schedule for a model at each number of evaluations, measured on fresh noise.
 
-Fixed solvers and grids are raced (many on few noises, the better ones on more); times and slopes of
-the best are moved downhill (`descent`), and a search goes on from there. What is sought is a small
-mean of the samples' errors: the distances to where many steps of a good solver lead from the same
+Fixed solvers and grids are raced (many on few noises, the better ones on more); times and weights
+of the best are moved downhill (`descent`), and a search goes on from there. What is sought is a
+small mean of the errors: the distances to where many steps of a good solver lead from the same
 noise. What is found is compared with the fixed ways, by root mean square, on noises, and conditions
 where the model takes any, that neither has seen.
 
-Paper: Liu et al. 2023 (arXiv:2312.07243).
+Papers: Liu et al. 2023 (arXiv:2312.07243); Shaul et al. 2024 (arXiv:2403.01329).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import LogSNR
 from pathline.solvers.saved import schedule_file
 from pathline.solvers.schedule import SolverSchedule
-from pathline.speed.descent import FIRST, Descent, descend
+from pathline.speed.descent import Descent, Freedom, Numbers, descend
 from pathline.speed.fixed import How, fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.schedules import ScheduleSpace
@@ -42,9 +42,10 @@ DESCENTS = 2
 """The best schedules of the race, which take a first step down; the better one goes on."""
 LEAST = 10
 """Schedules that must be tried at each number of evaluations."""
-SLOPES, WEIGHTS = 0.3, 0.6
-"""What shares of the budget are spent on times and slopes, and then on times and weights, before a
-search that begins where they end."""
+DOWN = 0.8
+"""What share of the budget the descent may spend, before a search that begins where it ends."""
+ENOUGH = 3
+"""Rounds that a descent of all weights must afford; with less, one slope a step moves."""
 RACED = 500
 """Samples that the race between fixed ways runs, at each number of evaluations."""
 ANEW = 0.3
@@ -279,7 +280,7 @@ class _Task:
         how = Settings(batch=self.settings.workers)
         search = Search(space, begin, (self.nfe,), self.settings.seed, how, about=self.bench.about)
         what = f"{self.nfe} evaluations: search"
-        budget = max(self.settings.budget - down.tries, len(begin))
+        budget = max(round((1 - DOWN) * self.settings.budget), len(begin))
         bench = self.bench.train if self.ray else self.bench.train.remembering()
         return evolve(
             search, bench.typical, budget, file=self.file("search"), what=what, ray=self.ray
@@ -287,22 +288,19 @@ class _Task:
 
     def _down(self, begin: Sequence[SolverSchedule]) -> Descent:
         """Return where the better of several descents ends; `tries` are those of all."""
-        bench, budget = self.bench.train, self.settings.budget
-        files = [self.file(f"down-{i}") for i in range(len(begin) + 1)]
+        bench, budget = self.bench.train, int(DOWN * self.settings.budget)
+        a_round = max(Numbers.of(each, "weights").n for each in begin)
+        freedom: Freedom = "weights" if budget >= ENOUGH * a_round else "slopes"
+        files = [self.file(f"down-{i}") for i in range(len(begin))]
         what = f"{self.nfe} evaluations: descent"
         first = [
-            descend(bench, Descent(each), 1, file=file, what=what)
-            for each, file in zip(begin, files, strict=False)
+            descend(bench, Descent(each), 1, freedom, file=file, what=what)
+            for each, file in zip(begin, files, strict=True)
         ]
         best = min(range(len(begin)), key=lambda i: first[i].score)
-        spent = sum(each.tries for i, each in enumerate(first) if i != best)
-        share = int(SLOPES * budget) - spent
-        slopes = descend(bench, first[best], share, file=files[best], what=what)
-        spent += slopes.tries
-        rest, at = min(int(WEIGHTS * budget), budget - spent), replace(slopes, tries=0, mu=FIRST)
-        at = replace(at, is_done=False)
-        down = descend(bench, at, rest, "weights", file=files[-1], what=what)
-        return replace(down, tries=down.tries + spent)
+        others = sum(each.tries for i, each in enumerate(first) if i != best)
+        down = descend(bench, first[best], budget - others, freedom, file=files[best], what=what)
+        return replace(down, tries=down.tries + others)
 
 
 def _mark(told: Any) -> str:
