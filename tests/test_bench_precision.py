@@ -141,6 +141,28 @@ def test_on_a_network_the_best_of_the_screenings_go_on(problem, monkeypatch):
     assert at_twenty == min(ours, key=lambda key: ours[key][14])
 
 
+def test_a_network_is_screened_on_its_first_noises(problem, monkeypatch, tmp_path):
+    """All are screened on four noises, the best go on to all eight, and nothing is asked twice."""
+    converged = problem.converged()
+    costly = replace(problem, is_cheap=False, few=problem_of("m4-vp", 4))
+    monkeypatch.setattr(type(costly), "converged", lambda self: converged)
+    monkeypatch.setattr(measuring, "everybody", few)
+    monkeypatch.setattr(measuring, "KEPT", 1)
+    store, _ = measure(costly, [4, 6], tmp_path)
+    ours = [key for key in store.screened if key[0] == "pathline"]
+    assert len(ours) == 3 and all(set(store.screened[key]) == {6} for key in ours)
+    best = min(ours, key=lambda key: store.screened[key][6])
+    assert [key for key in store.errors if key[0] == "pathline"] == [best]
+    (contestant,) = [c for c in everybody(problem)[0] if c.key == best]
+    end = contestant.run(Query(problem), Rehearsal(problem).steps_for(contestant, 6))
+    assert store.errors[best][6] == pytest.approx(rms(end.x - converged.stop), rel=1e-3)
+    assert store.screened[best][6] == pytest.approx(rms((end.x - converged.stop)[:4]), rel=1e-3)
+    monkeypatch.setattr(measuring._Measuring, "error", None)
+    again, _ = measure(costly, [4, 6], tmp_path)
+    assert again.errors.keys() == store.errors.keys()
+    assert again.screened.keys() == store.screened.keys()
+
+
 def test_a_library_that_is_not_here_is_told(problem, monkeypatch):
     def missing():
         raise Absent("not installed here")

@@ -1,8 +1,8 @@
 """Ours: every registered deterministic solver, in each of its named options, on every grid.
 
 There is no list here. A solver's options are those fields of its class whose type names the
-choices; a grid is one that needs nothing but a number of steps. Two that compile to the same plan
-are measured once.
+choices, and its order where a step is one evaluation; a grid is one that needs nothing but a number
+of steps. Two that compile to the same plan are measured once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from pathline.solvers.grids import grids as every_grid
 from pathline.solvers.saved import FOUND, saved_counts, saved_schedule
 
 NAME = "pathline"
+
+ORDERS = 2, 3, 4
+"""Of multistep methods; the first is everybody's."""
 
 
 def contestants(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
@@ -70,6 +73,11 @@ def _variants(solver: Solver) -> Iterator[tuple[dict[str, Any], Solver]]:
     hints = get_type_hints(type(solver))
     for name in (f.name for f in fields(solver) if get_origin(hints[f.name]) is Literal):
         for value in get_args(hints[name]):
+            if value != getattr(solver, name):
+                with suppress(UsageError):
+                    yield {name: value}, replace(solver, **{name: value})
+    for name in (f.name for f in fields(solver) if f.name in ("order", "points")):
+        for value in ORDERS if solver.nfe_per_step == 1 else ():
             if value != getattr(solver, name):
                 with suppress(UsageError):
                     yield {name: value}, replace(solver, **{name: value})
