@@ -9,6 +9,7 @@ import pathline as pl
 from pathline.core import UsageError, noise
 from pathline.fields import Gaussian, Mixture, VectorField
 from pathline.fields.trace import Exact, Hutchinson, HutchPP
+from pathline.learn.likelihood import bits_per_dim, dequantised
 from pathline.paths import VE, CondOT, SubVP, VPLinear
 from pathline.solvers.adaptive_rk import AdaptiveRK
 from pathline.solvers.likelihood import log_prob
@@ -110,6 +111,22 @@ def test_bits_per_dim_of_a_uniform_density_are_eight():
         assert (still.bits_per_dim(low, high) - 8).abs().max() < 1e-12
 
 
+def test_more_dequantisations_bound_the_probability_of_pixels_more_tightly():
+    """Pixels of a Gaussian ten levels wide: the probability of a cell is a difference of erfs."""
+    path, wide = VPLinear(), 10 / 128
+    law = Gaussian(path, torch.zeros(2).double(), torch.full((2,), wide**2).double())
+    pixels = torch.tensor([[128, 135], [120, 110], [128, 90], [150, 128]], dtype=torch.uint8)
+    wide = math.sqrt(float((path.alpha(1e-3) * wide) ** 2 + path.sigma(1e-3) ** 2))
+    edges = torch.stack((pixels.double(), pixels.double() + 1)) / 128 - 1
+    below, above = torch.special.ndtr(edges / wide)
+    exact = -(above - below).log2().sum(1) / 2
+    one, many = (bits_per_dim(law, pixels, draws=k, solver=AdaptiveRK()) for k in (1, 200))
+    assert (many.bits - exact).abs().max() < 0.02 < (one.bits - exact).abs().max()
+    assert not many.standard_error.any() and many.nfe > 100 * one.nfe
+    again = bits_per_dim(law, pixels[2:], draws=1, seeds=[2, 3], solver=AdaptiveRK())
+    assert torch.equal(again.bits, one.bits[2:])
+
+
 def jacobian(n):
     generator = torch.Generator().manual_seed(n)
     return torch.randn(n, n, generator=generator, dtype=torch.float64)
@@ -161,6 +178,10 @@ def test_bad_input_is_told():
         (lambda: log_prob(law, x, seeds=[1]), "1 seeds were given for 2 samples"),
         (lambda: log_prob(lambda x, t: -x, x), "no times of its own"),
         (lambda: log_prob(lambda x, t: -x, x, grid=[1, 0], solver="rk4"), "needs prior="),
+        (lambda: log_prob(law, torch.ones(2, 2, dtype=torch.uint8)), "dequantise and scale"),
+        (lambda: log_prob(law, 2 + 0 * x).bits_per_dim(), "go from 2 to 2, and the range is from"),
+        (lambda: dequantised(x, [0, 1]), "uint8, not torch.float64"),
+        (lambda: bits_per_dim(law, torch.ones(1, 2, dtype=torch.uint8), draws=0), "at least 1"),
         (lambda: Hutchinson(0), "at least 1 probe"),
         (lambda: Hutchinson(1, "uniform"), "choose 'rademacher' or 'gaussian'"),
         (lambda: HutchPP(2), "3 products at least"),

@@ -31,6 +31,7 @@ from pathline.solvers import (
     solve,
     steps,
 )
+from pathline.solvers.likelihood import log_prob
 from pathline.steer import CFG, Guide
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "VectorField",
     "grids",
     "load",
+    "log_prob",
     "sample",
     "solve",
     "steps",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pathline.cli import evaluating, listing, replaying, sampling, tuning, working
+from pathline.cli import evaluating, likelihood, listing, replaying, sampling, tuning, working
 from pathline.cli.demo import demo
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
@@ -44,7 +44,8 @@ PANELS = {
         working.systems,
     ],
     "Work": [
-        working.run, working.bench, working.train, working.data, evaluating.evaluate, tuning.tune,
+        working.run, working.bench, working.train, working.data, evaluating.evaluate,
+        likelihood.likelihood, tuning.tune,
     ],
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ class Likelihood:
         log_prob: in nats, (batch,).
         standard_error: of `log_prob`, by the spread over probes, (batch,): zero where the trace is
             exact, NaN with a single probe. It does not know of the solver's own error.
+        x: the samples, (batch, *state).
         z: the states at the noise end, (batch, *state).
         prior: the log-density of z there, (batch,).
         stats: what it cost.
@@ -62,6 +63,7 @@ class Likelihood:
 
     log_prob: Tensor
     standard_error: Tensor
+    x: Tensor = field(repr=False)
     z: Tensor = field(repr=False)
     prior: Tensor = field(repr=False)
     stats: Stats = field(repr=False)
@@ -75,7 +77,16 @@ class Likelihood:
         Args:
             low, high: the range of the samples.
             levels: how many values an element can have.
+
+        Raises:
+            UsageError: samples outside the range.
         """
+        least, most = (float(v) for v in self.x.aminmax())
+        if least < low or most > high:
+            raise UsageError(
+                f"the samples go from {least:.4g} to {most:.4g}, and the range is from {low:g} to "
+                f"{high:g}: dequantise and scale first."
+            )
         d = self.z[0].numel()
         return -self.log_prob / (d * math.log(2)) + math.log2(levels / (high - low))
 
@@ -128,6 +139,11 @@ def log_prob(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> f"{log_prob(law, x).log_prob.item():.4f}"  # −log 2π
         '-1.8379'
     """
+    if not x.is_floating_point():
+        raise UsageError(
+            f"a density is one of real numbers, and these are {x.dtype}: dequantise and scale "
+            "pictures first (pathline.learn.likelihood.bits_per_dim)."
+        )
     flow = as_field(model) if guide is None else guide(as_field(model))
     rule = AdaptiveRK() if solver is None else as_solver(solver)
     if rule.is_stochastic:
@@ -149,7 +165,7 @@ def log_prob(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     k = how.estimates
     spread = changes.std(1) / math.sqrt(k) if k > 1 else changes[:, 0] * math.nan
     error = torch.zeros_like(at_end) if how.is_exact else spread
-    return Likelihood(at_end + changes.mean(1), error, z, at_end, sol.stats)
+    return Likelihood(at_end + changes.mean(1), error, x, z, at_end, sol.stats)
 
 
 @dataclass(frozen=True)
