@@ -73,7 +73,8 @@ def likelihood(  # noqa: PLR0913 - each is an option
         )
     ]
     if json:
-        said = {"model": denoiser.name, "mean": mean, "standard_error": error, "nfe": found.nfe}
+        spread = None if len(rows) == 1 else error
+        said = {"model": denoiser.name, "mean": mean, "standard_error": spread, "nfe": found.nfe}
         typer.echo(jsonlib.dumps({**said, "pictures": rows}, ensure_ascii=False, indent=1))
         return
     show([{k: v if isinstance(v, str) else f"{v:.4f}" for k, v in r.items()} for r in rows], False)
