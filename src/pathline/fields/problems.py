@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +34,28 @@ def e16(path: GaussianPath, std: float = 0.08) -> Mixture:
     weights = _float64([0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
     stds = torch.full((6, 16), std, dtype=torch.float64)
     return Mixture(path, centres - centres.mean(0), stds, weights)
+
+
+def eight_gaussians(path: GaussianPath, radius: float = 4.0, std: float = 0.3) -> Mixture:
+    """Return eight round Gaussians, evenly on a circle, in float64."""
+    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    means = radius * torch.stack((angle.cos(), angle.sin()), 1)
+    weights = torch.full((8,), 1 / 8, dtype=torch.float64)
+    return Mixture(path, means, torch.full_like(means, std), weights)
+
+
+def moons(seeds: Sequence[int], scale: float = 3.0, std: float = 0.2) -> Tensor:
+    """Draw two interlocked half circles with noise on them, (batch, 2) float64.
+
+    The circles have radius 1 before they are scaled, and so has the noise its `std`; the whole is
+    shifted by −1, as in the usual benchmark (Tong et al. 2023, arXiv:2302.00482).
+    """
+    u = noise.uniform(seeds, (2,), stream="data", index=1, dtype=torch.float64)
+    angle, upper = math.pi * u[:, 0], u[:, 1] < 0.5
+    x = torch.where(upper, angle.cos(), 1 - angle.cos())
+    y = torch.where(upper, angle.sin(), 0.5 - angle.sin())
+    z = noise.normal(seeds, (2,), stream="data", dtype=torch.float64)
+    return scale * (torch.stack((x, y), 1) + std * z) - 1
 
 
 def _float64(values: list[float] | list[list[float]]) -> Tensor:

@@ -50,19 +50,25 @@ class Journal:
     rows: list[Row] = field(default_factory=lambda: [])
     _since: float = field(default_factory=time.monotonic, repr=False)
 
-    def add(self, step: int, losses: Sequence[tuple[Tensor, Tensor]], batch: int) -> None:
+    def add(self, step: int, losses: Sequence[tuple[Tensor, Tensor] | None], batch: int) -> None:
         """Note the mean of (loss, gradient) over the last steps, which end at `step`.
+
+        Steps of None made no update; where all are, nothing is noted.
 
         Raises:
             TrainingError: one of them is not finite; names the first such step.
         """
-        table = torch.tensor([[float(loss), float(norm)] for loss, norm in losses])
+        made = [(k, *map(float, pair)) for k, pair in enumerate(losses, 1) if pair is not None]
+        if not made:
+            return
+        steps, *values = zip(*made, strict=True)
+        table = torch.tensor(values).T
         bad = (~torch.isfinite(table)).any(1).nonzero()[:, 0].tolist()
         if bad:
             loss, norm = table[bad[0]].tolist()
             raise TrainingError(
                 f"training met a loss of {loss:g} with a gradient of norm {norm:g} at step "
-                f"{step - len(losses) + bad[0] + 1}; the last checkpoint is from before it. "
+                f"{step - len(losses) + steps[bad[0]]}; the last checkpoint is from before it. "
                 "Try a smaller rate."
             )
         before = self.rows[-1].seconds if self.rows else 0.0

@@ -12,6 +12,7 @@ Paper: Lipman et al. 2023 (arXiv:2210.02747); Ho et al. 2020 (arXiv:2006.11239).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,6 +101,8 @@ class Matching:
         label: what the network is told for t: a factor, or a function of t.
         error: the view in which the error is measured, which weighs the times: an error of 1 in ε
             is one of 1/α in v and one of σ/α in x0. None is the network's own view.
+        bridge: standard deviation of the noise around the straight line from ε to x_0, of which
+            the target knows nothing.
     """
 
     path: GaussianPath
@@ -107,6 +110,11 @@ class Matching:
     times: Times = UniformTimes()
     label: float | Callable[[Tensor], Tensor] = 1.0
     error: View | None = None
+    bridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bridge < math.inf:
+            raise UsageError(f"the bridge noise is a finite number ≥ 0; it is {self.bridge!r}.")
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n stratified times in [t_min, t_max], (n,) float64."""
@@ -120,6 +128,7 @@ class Matching:
         eps: Tensor,
         t: Tensor,
         cond: Mapping[str, Any],
+        xi: Tensor | None = None,
     ) -> Tensor:
         """Return the mean squared error of each sample, (batch,) in the dtype of `x0`.
 
@@ -129,8 +138,10 @@ class Matching:
             eps: (batch, *state), noise.
             t: (batch,) float64.
             cond: keyword arguments of the network.
+            xi: (batch, *state), the draw of the bridge noise.
         """
         x = bshape(self.path.alpha(t), x0) * x0 + bshape(self.path.sigma(t), x0) * eps
+        x = x if xi is None else x + self.bridge * xi
         label = self.label(t) if callable(self.label) else t * self.label
         said = network(x, label.to(x0.dtype), **cond).to(x0.dtype)
         wrong = said - target(self.path, self.view, x0, eps, t)

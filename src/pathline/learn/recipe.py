@@ -15,6 +15,7 @@ from torch import nn
 
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import as_view
+from pathline.learn.couplings import Coupling, couplings
 from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes, time_label
 from pathline.learn.sources import SOURCES, Source
 from pathline.nets import NETWORKS
@@ -50,8 +51,11 @@ class Recipe:
         data: the source under "source", and its options.
         network: the class under "class", and its arguments.
         objective: "path" and its "path_args", "view", "label" (a factor, or "table": the path's own
-            labels), "time_mean", "time_std" for logit-normal times, and "error", the view in which
-            the error is measured.
+            labels), "time_mean", "time_std" for logit-normal times, "error", the view in which the
+            error is measured, and "bridge", the noise around the way from source to data.
+        start: another data source, as `data`, where the flow begins; None is noise.
+        coupling: how source and data are paired: "kind" ("independent", "exact_ot", "sinkhorn",
+            "gibbs", "balanced_gibbs"), and its options; None is independent.
         batch: samples an update.
         seed: of the weights, the data's order, the noise and the times.
         rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero.
@@ -71,6 +75,8 @@ class Recipe:
     data: Mapping[str, Any]
     network: Mapping[str, Any]
     objective: Mapping[str, Any]
+    start: Mapping[str, Any] | None = None
+    coupling: Mapping[str, Any] | None = None
     batch: int = 64
     seed: int = 0
     rate: float = 1e-3
@@ -108,7 +114,8 @@ class Recipe:
         path = paths.build(table.get("path", "none"), **table.get("path_args", {}))
         label = time_label(path, table.get("label", 1))
         error = as_view(table["error"]) if "error" in table else None
-        return Matching(path, as_view(table.get("view", "velocity")), times, label, error)
+        bridge = table.get("bridge", 0.0)
+        return Matching(path, as_view(table.get("view", "velocity")), times, label, error, bridge)
 
     def source(self) -> Source:
         """Return where batches come from, with its data fetched.
@@ -117,6 +124,23 @@ class Recipe:
             UsageError: the table "data" names no source, or options it does not have.
         """
         return _build("data source", SOURCES, "source", self.data)
+
+    def start_source(self) -> Source | None:
+        """Return where the flow begins, with its data fetched; None is noise.
+
+        Raises:
+            UsageError: as `source`.
+        """
+        return None if self.start is None else _build("data source", SOURCES, "source", self.start)
+
+    def pairing(self) -> Coupling:
+        """Return how source and data are paired.
+
+        Raises:
+            UsageError: the table "coupling" has no known "kind", or options that cannot work.
+        """
+        table = dict(self.coupling or {"kind": "independent"})
+        return couplings.build(str(table.pop("kind", "none")), **table)
 
 
 def build_network(table: Mapping[str, Any], seed: int = 0) -> nn.Module:

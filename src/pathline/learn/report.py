@@ -41,8 +41,9 @@ def _body(out: Path, config: Mapping[str, Any], journal: Journal) -> Iterator[st
         yield f"<h2>Samples after {step} updates</h2>"
         yield image(sheet.read_bytes(), f"samples after {step} updates")
     yield "<h2>Configuration</h2>"
-    for part in ("data", "network", "objective"):
-        said = training["recipe"][part]
+    for part in ("data", "start", "network", "objective", "coupling"):
+        if (said := training["recipe"].get(part)) is None:
+            continue
         yield f"<h3>{part}</h3>"
         yield from table([{"name": name, "value": str(value)} for name, value in said.items()])
 
@@ -54,6 +55,12 @@ def _facts(training: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "loss on held-out data", training["held_out_loss"]
     yield "peak rate, decay, clip", f"{recipe['rate']:g}, {recipe['decay']:g}, {recipe['clip']:g}"
     yield "precision", recipe["precision"]
+    if (pairs := training.get("coupling")) is not None:
+        yield "temperature of the pairs' weights", pairs["eps"]
+        yield "effective share of pairs", f"{pairs['ess']:.3g}"
+        yield "tilt of source, data", f"{pairs['tilt_x']:.3g}, {pairs['tilt_y']:.3g}"
+        yield "mean cost of a pair", f"{pairs['cost']:.4g}"
+        yield "batches skipped", pairs["skipped"]
     for name in ("device", "machine", "threads", "torch"):
         yield name, training[name]
 

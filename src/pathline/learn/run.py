@@ -2,7 +2,8 @@
 
 Everything a step needs is a pure function of the recipe and the step's number: the batch, the
 noise, the times and the learning rate. So the state on disk is the weights, their average, the
-optimiser's moments and the step number, and a resumed run is bitwise the run that never stopped.
+optimiser's moments, the mean weight of the pairs and the step number, and a resumed run is bitwise
+the run that never stopped.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathline.core.errors import CheckpointError, MissingExtra
 from pathline.core.files import write_atomically
+from pathline.learn.couplings import Coupling, Diagnosis, Pairs, Weighing, diagnose
 from pathline.learn.journal import Journal, Row
 from pathline.learn.recipe import Recipe, build_network
-from pathline.learn.sources import Batch, Source
+from pathline.learn.sources import Batch, Source, classes_of, starts
 
 __all__ = ["Run", "learning_rate", "read_state", "step_generator"]
+
+PROBE = 1000
+"""Samples that a coupling is fitted to and diagnosed on."""
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -52,6 +57,8 @@ class Run:
     Args:
         recipe: what is trained.
         source: where batches come from.
+        start_source: where the flow begins; None is noise.
+        coupling: how the two are paired, fitted to a sample of them where it must be.
         fabric: Lightning's, which knows devices and precision.
         network: the weights.
         forward: the network as it is trained: compiled, in the recipe's precision.
@@ -59,10 +66,13 @@ class Run:
         average: of each parameter over the steps.
         step: how many updates were made.
         journal: what they cost.
+        weighing: the mean weight of the pairs so far.
     """
 
     recipe: Recipe
     source: Source
+    start_source: Source | None
+    coupling: Coupling
     fabric: Any
     network: nn.Module
     forward: Any
@@ -70,6 +80,7 @@ class Run:
     average: list[Tensor]
     step: int = 0
     journal: Journal = field(default_factory=Journal)
+    weighing: Weighing = field(default_factory=Weighing)
 
     @classmethod
     def start(cls, recipe: Recipe, source: Source | None = None) -> Run:
@@ -82,24 +93,38 @@ class Run:
         fabric = _fabric().Fabric(accelerator="auto", devices=1, precision=recipe.precision)
         network = build_network(recipe.network, recipe.seed)
         recipe.matching()  # refuses what cannot work before data are fetched
+        coupling = recipe.pairing()
         source = source or recipe.source()
+        start_source = recipe.start_source()
+        if coupling.is_weighted:
+            coupling = coupling.fitted(*_probe(recipe, source, start_source))
         network.to(fabric.device).train()
         groups = _parameter_groups(network, recipe.decay)
         optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99))
         forward = _compiled(network, fabric.device) if recipe.compiled else network
         forward, optimizer = fabric.setup(forward, optimizer)
         average = [p.detach().clone() for p in network.parameters()]
-        return cls(recipe, source, fabric, network, forward, optimizer, average)
+        sources = (source, start_source, coupling)
+        return cls(recipe, *sources, fabric, network, forward, optimizer, average)
 
-    def advance(self) -> tuple[Tensor, Tensor]:
-        """Make one update; return the loss, and the gradient's norm before it was clipped."""
+    def advance(self) -> tuple[Tensor, Tensor] | None:
+        """Make one update; return the loss, and the gradient's norm before it was clipped.
+
+        A batch in which the weights leave less than two pairs is not learned from: None.
+        """
         recipe = self.recipe
         generator = step_generator(recipe.seed, self.step, self.fabric.global_rank)
         batch = self.source.batch(recipe.batch, generator)
+        pairs = self.pairs(batch, generator)
+        if self.coupling.is_weighted:
+            self.weighing = self.weighing.after(pairs.log_weight)
+            if not self.weighing.takes(pairs.log_weight):
+                self.step += 1
+                return None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
         with _attention_by_products(self.fabric.device):
-            loss = self.loss(self.forward, batch, generator)
+            loss = self.loss(self.forward, pairs, batch.cond, generator)
         self.fabric.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         self.optimizer.step()
@@ -108,20 +133,45 @@ class Run:
         self._update_average()
         return loss.detach(), norm.detach()
 
-    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the mean loss of a batch, with noise and times from `generator`."""
+    def pairs(self, batch: Batch, generator: torch.Generator) -> Pairs:
+        """Return the data of a batch, each with where its path begins, from `generator`."""
+        x, source_labels = starts(self.start_source, batch, generator)
+        if not self.coupling.needs_classes:
+            return self.coupling.pair(x, batch.x0, generator)
+        labels = classes_of(batch.cond)
+        return self.coupling.pair(
+            x, batch.x0, generator, labels=labels, source_labels=source_labels
+        )
+
+    def loss(
+        self,
+        network: nn.Module,
+        pairs: Pairs,
+        cond: Mapping[str, Any],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return the mean loss of a batch, with times and bridge noise from `generator`."""
         matching = self.recipe.matching()
-        eps = torch.randn(batch.x0.shape, generator=generator)
-        t = matching.draw_times(len(eps), generator)
-        x0, eps, t, cond = self.fabric.to_device((batch.x0, eps, t, dict(batch.cond)))
-        return matching.loss(network, x0, eps, t, cond).mean()
+        t = matching.draw_times(len(pairs.y), generator)
+        xi = torch.randn(pairs.y.shape, generator=generator) if matching.bridge else None
+        x0, x1, t, xi, cond = self.fabric.to_device((pairs.y, pairs.x, t, xi, dict(cond)))
+        losses = matching.loss(network, x0, x1, t, cond, xi)
+        if self.coupling.is_weighted:
+            losses = losses * self.weighing.weights(pairs.log_weight).to(losses)
+        return losses.mean()
 
     @torch.no_grad()
     def held_out_loss(self, n: int = 128) -> float:
         """Return the averaged weights' loss on held-out samples; noise and times never change."""
-        batch = self.source.held_out(n)
+        batch, generator = self.source.held_out(n), step_generator(0, -1)
+        pairs = self.pairs(batch, generator)
         with self.fabric.autocast():
-            return self.loss(self.averaged_network(), batch, step_generator(0, -1)).item()
+            return self.loss(self.averaged_network(), pairs, batch.cond, generator).item()
+
+    def diagnosis(self) -> Diagnosis:
+        """Return what the coupling does to a sample of the source and of the data."""
+        x, y, _ = _probe(self.recipe, self.source, self.start_source)
+        return diagnose(self.coupling, x, y)
 
     def averaged_state(self) -> dict[str, Tensor]:
         """Return the averaged weights, as a state of the network."""
@@ -146,6 +196,7 @@ class Run:
             "network": self.network.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            "weighing": asdict(self.weighing),
             "journal": [asdict(row) for row in self.journal.rows],
         }
         write_atomically(path, lambda temporary: torch.save(state, temporary))
@@ -165,6 +216,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
         self.step = state["step"]
+        self.weighing = Weighing(**state.get("weighing", {}))
         self.journal = Journal([Row(**row) for row in state["journal"]])
 
     @torch.no_grad()
@@ -186,6 +238,16 @@ def read_state(path: Path, device: torch.device) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); remove it to begin again."
         ) from error
+
+
+def _probe(
+    recipe: Recipe, source: Source, start_source: Source | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return a sample of the source and of the data, and their classes, always the same ones."""
+    generator = step_generator(recipe.seed, -2)
+    batch = source.batch(PROBE, generator)
+    labels = classes_of(batch.cond) if recipe.pairing().needs_classes else None
+    return starts(start_source, batch, generator)[0], batch.x0, labels
 
 
 def _parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:

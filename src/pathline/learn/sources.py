@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pathline.core.errors import unknown
+from pathline.core.errors import UsageError, unknown
 from pathline.data import emoji, fashion
+from pathline.fields.problems import eight_gaussians, moons
 from pathline.learn.captions import Captions, TextTable, captions_of, text_table
+from pathline.paths import CondOT
 
 __all__ = [
     "SOURCES",
     "Batch",
     "EmojiSource",
     "LabelledImages",
+    "Points",
     "Source",
+    "classes_of",
+    "eight_gaussians_source",
     "emoji_source",
     "fashion_source",
     "is_plain",
+    "moons_source",
+    "points_source",
+    "starts",
     "weight_of",
 ]
 
@@ -161,6 +170,16 @@ class LabelledImages:
         """Return the first n held-out images under their labels."""
         return Batch(_scaled(self.test_images[:n]), {"label": self.test_labels[:n]})
 
+    def alike(self, labels: Tensor, generator: torch.Generator) -> Batch:
+        """Return an image of each of these classes; of any where the label means none."""
+        u = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+        chosen = (u * len(self.images)).long()
+        order, sizes = self.labels.argsort(stable=True), self.labels.bincount(minlength=self.null)
+        first, known = sizes.cumsum(0) - sizes, labels != self.null
+        told = labels[known]
+        chosen[known] = order[first[told] + (u[known] * sizes[told]).long()]
+        return Batch(_scaled(self.images[chosen]), {"label": labels})
+
     @property
     def null(self) -> int:
         """The label that means none."""
@@ -183,8 +202,104 @@ def fashion_source(**options: Any) -> LabelledImages:
     return LabelledImages(images[0], labels[0], images[1], labels[1], fashion.CLASSES, **options)
 
 
-SOURCES: Mapping[str, Callable[..., Source]] = {"emoji": emoji_source, "fashion": fashion_source}
+@dataclass(frozen=True)
+class Points:
+    """Points without a condition.
+
+    Args:
+        points: (n, *state).
+        test_points: (m, *state), held out.
+    """
+
+    points: Tensor
+    test_points: Tensor
+
+    def batch(self, n: int, generator: torch.Generator) -> Batch:
+        """Return n points, each as likely as any other."""
+        chosen = torch.randint(len(self.points), (n,), generator=generator)
+        return Batch(self.points[chosen], {})
+
+    def held_out(self, n: int) -> Batch:
+        """Return the first n held-out points."""
+        return Batch(self.test_points[:n], {})
+
+
+def points_source(draw: Callable[[Sequence[int]], Tensor], n: int = 50_000) -> Points:
+    """Return n points of a known law, and 4096 others.
+
+    Args:
+        draw: seeds → points, (n, *state).
+        n: how many are trained on.
+    """
+    points = draw(range(n + 4096)).float()
+    return Points(points[:n], points[n:])
+
+
+def eight_gaussians_source(**options: Any) -> Points:
+    """Return `problems.eight_gaussians`; `options` are its radius and std, and n."""
+    n = options.pop("n", 50_000)
+    return points_source(eight_gaussians(CondOT(), **options).draw, n)
+
+
+def moons_source(n: int = 50_000, **options: Any) -> Points:
+    """Return `problems.moons`, n of them; `options` are its scale and std."""
+    return points_source(partial(moons, **options), n)
+
+
+SOURCES: Mapping[str, Callable[..., Source]] = {
+    "eight_gaussians": eight_gaussians_source,
+    "emoji": emoji_source,
+    "fashion": fashion_source,
+    "moons": moons_source,
+}
 """The sources that a training configuration can name."""
+
+
+def starts(
+    source: Source | None, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Return where the paths of a batch begin, and the classes of that if it has any.
+
+    Args:
+        source: None is noise; data of classes are drawn by the classes of the batch.
+        batch: the data that paths end at.
+        generator: of the draw.
+
+    Raises:
+        UsageError: the batch has a condition, and so has the source, which cannot be asked for it.
+    """
+    if source is None:
+        return torch.randn(batch.x0.shape, generator=generator), None
+    labels = batch.cond.get("label")
+    if labels is not None and isinstance(source, LabelledImages):
+        return source.alike(labels, generator).x0, labels
+    drawn = source.batch(len(batch.x0), generator)
+    if batch.cond and drawn.cond:
+        raise UsageError(
+            "pairs would be mixed across classes: the data have a condition, the source has one of "
+            "its own, and cannot be asked for the data's. Use a source of labelled images, or one "
+            "without a condition."
+        )
+    return drawn.x0, None
+
+
+def classes_of(cond: Mapping[str, Any]) -> Tensor | None:
+    """Return the classes within which a batch may exchange partners; None for data without any.
+
+    Args:
+        cond: what the network is told.
+
+    Raises:
+        UsageError: the condition is no class, so nobody knows which data are alike.
+    """
+    labels = cond.get("label")
+    if labels is None and cond:
+        raise UsageError(
+            f"this coupling exchanges partners within a class, and the data are told "
+            f"{', '.join(sorted(cond))} instead: pairs would be mixed across conditions. Use the "
+            "coupling 'independent' or 'gibbs'."
+        )
+    return labels
 
 
 def _scaled(pixels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,10 +94,23 @@ def _loop(run: Run, out: Path, last: int) -> None:
                 exported = now
     _record(run, out)
     _export(run, out)
+    _warn_of_skips(run)
+
+
+def _warn_of_skips(run: Run) -> None:
+    """Say it if more than one batch in a hundred was left out."""
+    skipped = run.weighing.skipped
+    if skipped > run.step / 100:
+        eps = getattr(run.coupling, "eps", None)
+        warnings.warn(
+            f"{skipped} of {run.step} steps were skipped: in their batches the weights left less "
+            f"than two effective pairs. eps = {eps:g} is too small, or the batch is.",
+            stacklevel=3,
+        )
 
 
 def _advance(run: Run, n: int) -> None:
-    losses: Sequence[tuple[Tensor, Tensor]] = [run.advance() for _ in range(n)]
+    losses: Sequence[tuple[Tensor, Tensor] | None] = [run.advance() for _ in range(n)]
     run.journal.add(run.step, losses, run.recipe.batch)
 
 
@@ -143,8 +157,14 @@ def _config(run: Run) -> dict[str, Any]:
         "view": matching.view,
         "label": recipe.objective.get("label", 1),
         **_condition(run),
+        **({"start": dict(recipe.start)} if recipe.start else {}),
         "shape": list(run.source.held_out(1).x0.shape[1:]),
-        "training": {"recipe": asdict(recipe), "data": _data(recipe), **_circumstances(run)},
+        "training": {
+            "recipe": asdict(recipe),
+            "data": _data(recipe),
+            **_coupling(run),
+            **_circumstances(run),
+        },
     }
 
 
@@ -163,6 +183,14 @@ def _data(recipe: Recipe) -> dict[str, Any] | None:
         return None
     info = prepare(name)
     return {"name": name, "checksum": info.checksum, "licences": dict(info.licences)}
+
+
+def _coupling(run: Run) -> dict[str, Any]:
+    """Return what the weights of the pairs were and did."""
+    if not run.coupling.is_weighted:
+        return {}
+    about = {"eps": getattr(run.coupling, "eps", None), "skipped": run.weighing.skipped}
+    return {"coupling": about | asdict(run.diagnosis())}
 
 
 def _circumstances(run: Run) -> dict[str, Any]:

@@ -4,7 +4,13 @@ from pathline.speed.chain import Chain, Chains, Walk
 from pathline.speed.dmcmc import DMCMC, Beginning
 from pathline.speed.kernels import MALA, Kernel, Langevin
 from pathline.speed.levels import ExactLevels, NoiseLevels, level_table
-from pathline.speed.metrics import Endpoint, frechet, sliced_wasserstein
+from pathline.speed.metrics import (
+    Endpoint,
+    frechet,
+    normalised_path_energy,
+    path_energy,
+    sliced_wasserstein,
+)
 from pathline.speed.mutations import mutations
 from pathline.speed.policy import Cadence, speeds
 from pathline.speed.running import Skipped
@@ -37,6 +43,8 @@ __all__ = [
     "level_table",
     "speeds",
     "mutations",
+    "normalised_path_energy",
+    "path_energy",
     "sliced_wasserstein",
     "zoo",
 ]
