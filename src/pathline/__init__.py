@@ -32,10 +32,13 @@ from pathline.solvers import (
     steps,
 )
 from pathline.solvers.likelihood import log_prob
-from pathline.steer import CFG, Guide
+from pathline.steer import CFG, Classifier, Guide, Known, Measured
 
 __all__ = [
     "CFG",
+    "Classifier",
+    "Known",
+    "Measured",
     "DDIM",
     "EDM",
     "RK4",

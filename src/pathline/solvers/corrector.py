@@ -36,7 +36,7 @@ from pathline.solvers.grids import Grid
 from pathline.solvers.levels import norms
 from pathline.solvers.plan import Plan
 from pathline.solvers.solver import Solver, Writer, solvers
-from pathline.solvers.stepped import Course, Problem, Stepped
+from pathline.solvers.stepped import Problem, Stepped
 
 Corrector = Literal["langevin", "annealed"]
 Norms = Literal["sample", "batch"]
@@ -143,7 +143,7 @@ class PredictorCorrector(Stepped):
         return _without_last_noise(self._predictor.plan(path, grid))
 
     def march(self, problem: Problem) -> Iterator[Step]:
-        course, field, x, cond, seeds, tally = problem
+        course, field, x, cond, seeds, tally, keep = problem
         if seeds is None:
             raise UsageError("a stochastic solver needs seeds, one a sample.")
         plan = self._plan(course.path, course.ends).folded(field.view)
@@ -153,7 +153,7 @@ class PredictorCorrector(Stepped):
             tally.nfe += 1
             return called(k, state)
 
-        correct = _Correct(self, plan, course, x.device, evaluate, tuple(seeds))
+        correct = _Correct(self, plan, problem, evaluate)
         if self.first == "corrector":
             x = correct(0, 0, x)
         execution, index = Execution(plan, evaluate, [x], combined, drawing(plan, seeds, x)), 0
@@ -164,6 +164,8 @@ class PredictorCorrector(Stepped):
             index += 1
             tally.steps += 1
             if index < course.steps:
+                if keep is not None and self.n:
+                    x = keep(x, row.t)
                 x = correct(index, row.number, x)
             step = Step(index - 1, row.t, x, execution.latest)
             yield step
@@ -178,19 +180,18 @@ class _Correct:
         self,
         solver: PredictorCorrector,
         plan: Plan,
-        course: Course,
-        device: torch.device,
+        problem: Problem,
         evaluate: Evaluate,
-        seeds: tuple[int, ...],
     ) -> None:
-        path, view = plan.path, plan.view
+        path, view, course = plan.path, plan.view, problem.course
         assert path is not None
         alpha, sigma = course.tabulated(path.alpha), course.tabulated(path.sigma)
         unit = 2 * (alpha[:-1] / alpha[1:]) ** 2  # 2a of each step
         to_score = partial(change, path, view, "score")
         p, q = (course.tabulated(lambda t, k=k: to_score(t)[k])[:-1] for k in (0, 1))
-        self.table = torch.stack((p, q, unit, sigma[:-1]), 1).to(device)
-        self.solver, self.evaluate, self.seeds = solver, evaluate, seeds
+        self.table = torch.stack((p, q, unit, sigma[:-1]), 1).to(problem.x.device)
+        self.solver, self.evaluate, self.times = solver, evaluate, course.grid
+        self.seeds, self.keep = tuple(problem.seeds or ()), problem.keep
         self.idle: Tensor | None = None
 
     def __call__(self, index: int, number: int, x: Tensor) -> Tensor:
@@ -210,6 +211,8 @@ class _Correct:
             )
             size = self._size(index, score, z)
             x = x + bshape(size, x) * score + bshape((2 * size).sqrt(), x) * z
+            if self.keep is not None:
+                x = self.keep(x, self.times[index])
         return x
 
     def _size(self, index: int, score: Tensor, z: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from pathline.solvers.plan import Plan, plain, told_time
 from pathline.solvers.saved import FOUND, saved_schedule
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Solver, solvers
-from pathline.solvers.stepped import Course, Problem, Stepped, Tally
+from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Stepped, Tally
 
 Guide = Callable[[Field], Field]
 AnyField = Field | Callable[..., Tensor]
@@ -90,6 +90,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     start: Levels | None = None,
     guide: Guide | None = None,
     speed: Speed | None = None,
+    keep: Keep | None = None,
     executor: Executor | str = "eager",
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
@@ -111,6 +112,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
             at its own, in as many steps.
         guide: a function from field to field.
         speed: a policy that leaves evaluations out (`pathline.speed`).
+        keep: what is put back after every update (`pathline.steer.Known`: inpainting).
         executor: how the loop is run: "eager", "compile" or "graph" (`solvers.executors`).
         seeds: one a sample, for stochastic solvers.
         trajectory: keep the state at every grid point.
@@ -134,7 +136,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         (True, 400)
     """
     made = as_field(field)
-    how = _How(solver, grid, steps, guide, speed, start, executor)
+    how = _How(solver, grid, steps, guide, speed, start, executor, keep)
     job = _job(made, how, lambda _: x, _shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
@@ -148,6 +150,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     steps: int | None = None,
     guide: Guide | None = None,
     speed: Speed | None = None,
+    keep: Keep | None = None,
     executor: Executor | str = "eager",
     seed: int = 0,
     seeds: Sequence[int] | None = None,
@@ -167,7 +170,8 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     Args:
         model: a denoiser.
         n: how many samples (1, or as many as there are seeds).
-        solver, grid, steps, guide, speed, executor, trajectory, observe, on_failure: as `solve`.
+        solver, grid, steps, guide, speed, keep, executor: as `solve`.
+        trajectory, observe, on_failure: as `solve`.
         seed: the first seed; sample i has seed + i.
         seeds: all the seeds, instead of `seed`.
         shape: the shape of one sample, if the model does not know it.
@@ -187,7 +191,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> bool((x.mean() - 3).abs() < 0.1), bool((x.std() - 0.5).abs() < 0.05)
         (True, True)
     """
-    how = _How(solver, grid, steps, guide, speed, executor=executor)
+    how = _How(solver, grid, steps, guide, speed, executor=executor, keep=keep)
     noise_at = _Start(shape, dtype, device)
     job = _sampling(model, how, noise_at, _seeds(n, seed, seeds), cond)
     return _finish(job, trajectory, observe, on_failure)
@@ -202,6 +206,7 @@ def steps(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     steps: int | None = None,
     guide: Guide | None = None,
     speed: Speed | None = None,
+    keep: Keep | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
@@ -212,14 +217,14 @@ def steps(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     """Sample as a generator of steps: watch `step.t`, `step.x`, `step.x0`, or assign `step.x`.
 
     Args:
-        model, n, solver, grid, steps, guide, speed: as `sample`.
+        model, n, solver, grid, steps, guide, speed, keep: as `sample`.
         seed, seeds, shape, dtype, device, cond: as `sample`.
 
     Raises:
         UsageError: as `sample`.
         NonFiniteError: at the step where it happens (each step waits for the device to check).
     """
-    how = _How(solver, grid, steps, guide, speed)
+    how = _How(solver, grid, steps, guide, speed, keep=keep)
     noise_at = _Start(shape, dtype, device)
     return _watched(_sampling(model, how, noise_at, _seeds(n, seed, seeds), cond))
 
@@ -234,6 +239,7 @@ class _How(NamedTuple):
     speed: Speed | None
     start: Levels | None = None
     executor: Executor | str = "eager"
+    keep: Keep | None = None
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         plan = self._plan(field, guided, shape)
@@ -301,6 +307,7 @@ class _Job:
     recipe: Mapping[str, Any]
     speed: Speed | None
     executor: Executor
+    keep: Keep | None = None
 
     def _call(self, plan: Plan) -> Call:
         return Call(self.field, plan, self.given[0], self.cond, self.seeds)
@@ -315,17 +322,26 @@ class _Job:
 
     def steps(self, record: Evaluator | Tally) -> Iterator[Step]:
         """Run, yielding at every grid point."""
+        keeping = None if self.keep is None else self._keeping(self.keep)
         if isinstance(self.plan, Plan):
             assert isinstance(record, Evaluator)
-            return execute(self.plan, record, self.given, self.seeds, self.executor.combined)
-        assert isinstance(record, Tally)
-        (x,) = self.given
-        problem = Problem(self.plan, self.field, x, self.cond, self.seeds, record)
-        return self.plan.solver.march(problem)
+            run = execute(self.plan, record, self.given, self.seeds, self.executor.combined)
+        else:
+            assert isinstance(record, Tally)
+            (x,) = self.given
+            problem = Problem(self.plan, self.field, x, self.cond, self.seeds, record, keeping)
+            run = self.plan.solver.march(problem)
+        return run if keeping is None else _kept(run, keeping, self.plan.steps)
+
+    def _keeping(self, keep: Keep) -> Keeping:
+        """Return `keep` with all that it is told but the state and its time."""
+        if self.field.path is None or self.seeds is None:
+            raise UsageError("what is kept is noised as a path says: give a model, and seeds.")
+        return Keeping(keep, self.field.path, self.seeds)
 
     def complete(self, record: Evaluator | Tally) -> Tensor:
         """Run with nobody watching, and return the final state."""
-        if isinstance(self.plan, Plan) and isinstance(record, Evaluator):
+        if isinstance(self.plan, Plan) and isinstance(record, Evaluator) and self.keep is None:
             return self.executor.complete(self._call(self.plan), self.given, record)
         x = self.given[-1]
         for step in self.steps(record):
@@ -339,7 +355,7 @@ class _Job:
         if isinstance(self.plan, Course):
             what = "a stepped solver looks"
         elif is_watched:
-            what = "observe and trajectory look"
+            what = "observe, trajectory and keep look"
         elif self.speed is not None and self.speed.looks_at_data:
             what = "this speed policy looks"
         else:
@@ -375,7 +391,7 @@ def _job(
     prepared, drawn = guided.condition(cond, batch), None if seeds is None else tuple(seeds)
     executor = as_executor(how.executor)
     ready = executor.prepared(guided)
-    return _Job(ready, plan, given, prepared, drawn, recipe, how.speed, executor)
+    return _Job(ready, plan, given, prepared, drawn, recipe, how.speed, executor, how.keep)
 
 
 def _sampling(
@@ -420,6 +436,13 @@ def _check_state(field: Field, x: Tensor) -> None:
         raise UsageError(f"the model takes samples of {field.shape}, not {tuple(x.shape[1:])}.")
     if field.device is not None and field.device != x.device:
         raise UsageError(f"the network is on {field.device} and the state on {x.device}; move one.")
+
+
+def _kept(run: Iterator[Step], keeping: Keeping, steps: int) -> Iterator[Step]:
+    """Put back what is known at every grid point, before anybody looks."""
+    for step in run:
+        step.x = keeping(step.x, step.t, step.index == steps - 1)
+        yield step
 
 
 def _watched(job: _Job) -> Iterator[Step]:
@@ -468,6 +491,8 @@ def _described(field: Field, how: _How) -> dict[str, Any]:
     told = {"model": model, "guide": describe() if describe is not None else None}
     if how.speed is not None:
         told["speed"] = how.speed.describe()
+    if how.keep is not None:
+        told["keep"] = how.keep.describe()
     name = as_executor(how.executor).name
     return told if name == "eager" else {**told, "executor": name}
 
@@ -475,7 +500,7 @@ def _described(field: Field, how: _How) -> dict[str, Any]:
 def _finish(
     job: _Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure
 ) -> Solution:
-    job.check_watched(observe is not None or trajectory)
+    job.check_watched(observe is not None or trajectory or job.keep is not None)
     record, kept = job.record(), [job.given[-1]]
     if observe is None and not trajectory:
         kept.append(job.complete(record))

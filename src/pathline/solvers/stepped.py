@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -124,6 +124,53 @@ class Tally:
         return Stats(most, most * calls, max(steps), max(rejected), tuple(nfe), walks)
 
 
+class Keep(Protocol):
+    """What is put back into a state after every update, because it is known (`steer.Known`)."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        path: GaussianPath,
+        t: Time,
+        seeds: Sequence[int],
+        draw: int,
+        is_last: bool,
+    ) -> Tensor:
+        """Return the state at time t with what is known put back.
+
+        Args:
+            x: (batch, *state).
+            path: of the model.
+            t: () or (batch,).
+            seeds: one a sample.
+            draw: how many updates were before.
+            is_last: whether this is the result.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a receipt says of it, as plain values."""
+        ...
+
+
+class Keeping:
+    """A `Keep` in one solve: it counts the updates, so that each has noise of its own.
+
+    Args:
+        keep: what is put back.
+        path: of the model.
+        seeds: one a sample.
+    """
+
+    def __init__(self, keep: Keep, path: GaussianPath, seeds: Sequence[int]) -> None:
+        self._keep, self._path, self._seeds, self._draw = keep, path, seeds, 0
+
+    def __call__(self, x: Tensor, t: Time, is_last: bool = False) -> Tensor:
+        """Return the state with what is known put back."""
+        self._draw += 1
+        return self._keep(x, self._path, t, self._seeds, self._draw - 1, is_last)
+
+
 class Problem(NamedTuple):
     """A stepped solve, ready to run.
 
@@ -134,6 +181,7 @@ class Problem(NamedTuple):
         cond: as `field.condition` returned it.
         seeds: one a sample.
         tally: where costs and statuses are set down.
+        keep: what is put back after every update inside a step; at grid points the driver does.
     """
 
     course: Course
@@ -142,6 +190,7 @@ class Problem(NamedTuple):
     cond: Condition
     seeds: Sequence[int] | None
     tally: Tally
+    keep: Keeping | None = None
 
 
 @dataclass(frozen=True)
@@ -230,7 +279,7 @@ class Evaluation:
         return bshape(p, x) * x + bshape(q, x) * f
 
     def _of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        _, field, whole, cond, _, _ = self._problem
+        field, whole, cond = self._problem.field, self._problem.x, self._problem.cond
         if len(rows) == len(whole):
             return self._bound(x, t, cond)
         part = field.part(cond, rows)

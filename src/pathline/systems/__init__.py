@@ -1,7 +1,7 @@
 """Systems: one thin recipe a paper, whose claims are measured by `run`."""
 
 # A recipe registers its system when it is imported.
-from pathline.systems import deis, dmcmc, dpm_solver, dpm_solver_v3, sada, usf_s3
+from pathline.systems import deis, dmcmc, dpm_solver, dpm_solver_v3, sada, score_sde, usf_s3
 from pathline.systems.report import Report
 from pathline.systems.run import claims_of, listing, run
 from pathline.systems.system import Claim, Measured, Plot, System, register, systems
@@ -21,6 +21,7 @@ __all__ = [
     "register",
     "run",
     "sada",
+    "score_sde",
     "systems",
     "usf_s3",
 ]

@@ -1,0 +1,72 @@
+"""Classifier guidance: a class from a model that was never told of classes.
+
+    ∇ log p_t(x | y) = ∇ log p_t(x) + w ∇ log p_t(y | x)
+
+The classifier must have been trained on noisy inputs, along the same path as the model.
+
+Papers: Song et al. 2021 (arXiv:2011.13456), App. I.1; Dhariwal & Nichol 2021 (arXiv:2105.05233).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.fields import Field
+from pathline.paths import Time, as_time
+from pathline.steer.guide import guides
+from pathline.steer.likelihood import Likelihood, gradient
+
+Logits = Callable[[Tensor, Tensor], Tensor]
+
+
+@guides.register("classifier", paper="arXiv:2011.13456, App. I.1")
+@dataclass(frozen=True)
+class Classifier(Likelihood):
+    """Guidance by a noise-aware classifier.
+
+    Args:
+        network: (x (batch, *state), t (batch,)) → logits (batch, classes), of noisy x at time t.
+        labels: the class of every sample, or one for all.
+        weight: w; above 1 sharpens the class at the cost of variety.
+
+    Raises:
+        UsageError: no network; labels that do not fit the batch or the classes.
+    """
+
+    network: Logits | None = field(default=None, compare=False)
+    labels: int | Sequence[int] = 0
+    weight: float = 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a receipt says of it: all but the network."""
+        labels = self.labels if isinstance(self.labels, int) else list(self.labels)
+        return {"name": "classifier", "labels": labels, "weight": self.weight}
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """Return log p_t(y | x), (batch,)."""
+        if self.network is None:
+            raise UsageError("Classifier(network=...) needs a classifier of noisy states.")
+        at = as_time(t).to(x.device, torch.promote_types(x.dtype, torch.float32))
+        logits = self.network(x, at.expand(len(x)))
+        labels = torch.as_tensor(self.labels, device=x.device)
+        if labels.ndim and len(labels) != len(x):
+            raise UsageError(f"{len(labels)} labels were given for {len(x)} samples.")
+        if bool((labels < 0).any()) or bool((labels >= logits.shape[1]).any()):
+            raise UsageError(
+                f"labels go from 0 to {logits.shape[1] - 1}, and {self.labels} were given."
+            )
+        picked = labels.expand(len(x))[:, None]
+        return logits.log_softmax(1).gather(1, picked)[:, 0]
+
+    def term(self, x: Tensor, t: Tensor, field: Field) -> Tensor:
+        del field
+        further = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            at = x if further else x.detach().requires_grad_()
+            return self.weight * gradient(self.log_prob(at, t), at, further)
