@@ -32,15 +32,18 @@ STREAMS = {
     "derived": 6,
     "data": 7,
     "corrector": 8,
+    "radius": 9,
 }
 """What a draw is for: the start of a solve, noise inside it, forward diffusion, probe vectors, the
 moves of a Markov chain and its choices, seeds made from seeds, data of a known law, corrections
-between steps."""
+between steps, the radius of noise that is not Gaussian."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_CANDIDATES = 8
+_ATTEMPTS = 16
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -170,6 +173,64 @@ def rademacher(
     """Return ±1 with equal chances, (batch, *shape); see `normal`."""
     u = uniform(seeds, shape, stream=stream, index=index, dtype=torch.float64, device=device)
     return torch.where(u < 0.5, -1.0, 1.0).to(dtype or torch.get_default_dtype())
+
+
+def chi_square(
+    seeds: Sequence[int],
+    dof: float,
+    *,
+    least: float = 0.0,
+    index: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return draws of χ² with any dof > 0, (batch,) float64, from the stream "radius".
+
+    Of a row of candidates, each accepted with a chance of 0.95 or more, the first is taken. From
+    dof = 2 on it is made of rounded operations, as normals are; below, a power is not.
+
+    Args:
+        seeds: one a sample.
+        dof: the degrees of freedom, whole or not.
+        least: smaller draws are drawn anew: the law is cut off there.
+        index: which draw.
+        device: where.
+
+    Paper: Marsaglia & Tsang 2000, "A simple method for generating gamma variables".
+    """
+    found = torch.full((len(seeds),), least, dtype=torch.float64, device=device)
+    missing = torch.arange(len(seeds), device=device)
+    for attempt in range(_ATTEMPTS):  # all but one sample in 1e10 are done after one
+        rows = missing.tolist()
+        if not rows:
+            break
+        drawn, accepted = _gammas([seeds[i] for i in rows], dof / 2, index * 32 + attempt, device)
+        accepted &= 2 * drawn >= least
+        first = accepted.int().argmax(1, keepdim=True)
+        done = accepted.any(1)
+        found[missing[done]] = 2 * drawn.gather(1, first)[done, 0]
+        missing = missing[~done]
+    return found
+
+
+def _gammas(
+    seeds: Sequence[int], shape: float, index: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Return candidates for a gamma variable, (batch, n) float64, and which of them count.
+
+    d v with v = (1 + z/√9d)³ counts if log u < z²/2 + d (1 − v + log v); d is shape − 1/3. A shape
+    below 1 is one more, times a power of another uniform number.
+    """
+    n, raised = _CANDIDATES, shape + (shape < 1)
+    z = normal(seeds, (n,), stream="radius", index=2 * index, dtype=torch.float64, device=device)
+    u, w = uniform(
+        seeds, (2, n), stream="radius", index=2 * index + 1, dtype=torch.float64, device=device
+    ).unbind(1)
+    d = raised - 1 / 3
+    root = 1 + z / math.sqrt(9 * d)
+    v = root.clamp(min=1e-8) ** 3
+    accepted = (root > 0) & (_log(u) < z * z / 2 + d * (1 - v + _log(v)))
+    drawn = d * v
+    return (drawn if shape >= 1 else drawn * w ** (1 / shape)), accepted
 
 
 def derived_seeds(seeds: Sequence[int], index: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields.field import Condition, Evaluate, Field
 from pathline.fields.views import View, change
-from pathline.paths import GaussianPath, Time, as_time, bshape
+from pathline.paths import GaussianPath, StudentT, Time, as_time, bshape
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,16 @@ class UnscaledPath(GaussianPath):
     """
 
     inner: GaussianPath
+
+    @property
+    def kernel(self) -> StudentT:
+        """The inner path's."""
+        return self.inner.kernel
+
+    @property
+    def gaussian(self) -> GaussianPath:
+        """The same of the inner path."""
+        return UnscaledPath(self.inner.gaussian)
 
     @property
     def t_min(self) -> float:

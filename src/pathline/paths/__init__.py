@@ -2,6 +2,8 @@
 
 from pathline.paths.flow import EDM, VE, CondOT
 from pathline.paths.path import GaussianPath, Time, as_time, bshape, paths
+from pathline.paths.pfgmpp import PFGMpp
+from pathline.paths.student import StudentT
 from pathline.paths.tabulated import Tabulated
 from pathline.paths.vp import SubVP, VPCosine, VPLinear
 
@@ -10,6 +12,8 @@ __all__ = [
     "VE",
     "CondOT",
     "GaussianPath",
+    "PFGMpp",
+    "StudentT",
     "SubVP",
     "Tabulated",
     "Time",

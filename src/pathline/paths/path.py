@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.registry import Registry
+from pathline.paths.student import NORMAL, StudentT
 
 Time = Tensor | float
 
@@ -41,6 +42,16 @@ class GaussianPath(ABC):
     Subclasses define `alpha`, `sigma`, their derivatives and the inverse of λ, each in closed form
     and free of cancellation. Times may have any shape; results have the same shape and dtype.
     """
+
+    @property
+    def kernel(self) -> StudentT:
+        """The law of ε: N(0, I), unless the path says otherwise."""
+        return NORMAL
+
+    @property
+    def gaussian(self) -> GaussianPath:
+        """The path with the same α and σ whose ε is N(0, I)."""
+        return self
 
     @property
     def t_min(self) -> float:
