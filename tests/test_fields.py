@@ -12,6 +12,7 @@ from pathline.fields.views import row
 from pathline.paths import paths
 
 ALL = [pytest.param(entry.build(), id=entry.name) for entry in paths]
+GAUSSIAN = [case for case in ALL if case.values[0].kernel.is_gaussian]
 PAIRS = list(itertools.product(VIEWS, VIEWS))
 
 
@@ -23,6 +24,8 @@ def draws(*shape, seed=0):
 @pytest.mark.parametrize(("source", "goal"), PAIRS)
 def test_every_view_of_the_truth_becomes_every_other(path, source, goal):
     """With x = α x0 + σ ε, A x0 + B ε of one view must turn into C x0 + D ε of the other."""
+    if "score" in (source, goal) and not path.kernel.is_gaussian:
+        pytest.skip("it has no score: refused in test_pfgmpp.py")
     x0, eps = draws(5, 2, 3), draws(5, 2, 3, seed=1)
     t = torch.tensor([0.05, 0.2, 0.5, 0.7, 0.9], dtype=torch.float64)
     x = path.noised(x0, eps, t)
@@ -98,7 +101,7 @@ def law(mixture, t):
     return MixtureSameFamily(Categorical(mixture.weights), parts)
 
 
-@pytest.mark.parametrize("path", ALL)
+@pytest.mark.parametrize("path", GAUSSIAN)
 class TestOracles:
     def test_the_mixtures_density_is_torchs_and_its_score_is_the_gradient(self, path):
         mixture, x = problems.m4(path), draws(7, 3).requires_grad_()

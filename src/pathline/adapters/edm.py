@@ -1,4 +1,4 @@
-"""Networks of the EDM and EDM2 code, and denoisers of k-diffusion, become denoisers of ours.
+"""Networks of the code of EDM, EDM2 and PFGM++, and k-diffusion's, become denoisers of ours.
 
 Both are functions of the noise level that include their preconditioning:
 
@@ -10,6 +10,7 @@ Paper: Karras et al. 2022 (arXiv:2206.00364), Eq. 7; 2024 (arXiv:2312.02696).
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from torch.nn.functional import one_hot
 
 from pathline.core.errors import UsageError
 from pathline.fields import Denoiser
-from pathline.paths import EDM
+from pathline.paths import EDM, PFGMpp
 
 
 def denoiser(
@@ -28,6 +29,7 @@ def denoiser(
     *,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
+    dof: float = math.inf,
     shape: tuple[int, ...] | None = None,
     name: str | None = None,
 ) -> Denoiser:
@@ -41,6 +43,7 @@ def denoiser(
         network: network(x, sigma, …) → x̂_0, with sigma of shape (batch,).
         sigma_min: the lowest noise level; the network's own, but not below 0.002, if None.
         sigma_max: the highest; the network's own, but not above 80, if None, as EDM's code has it.
+        dof: D of a network of PFGM++, whose code is EDM's; ∞ is EDM.
         shape: of one sample; what the network says if None.
         name: what receipts call the model; the network's class if None.
 
@@ -63,7 +66,8 @@ def denoiser(
         pass
     lowest = max(0.002, _level(network, "sigma_min", 0.0)) if sigma_min is None else sigma_min
     highest = min(80.0, _level(network, "sigma_max", 80.0)) if sigma_max is None else sigma_max
-    path, classes = EDM(lowest, highest), int(getattr(network, "label_dim", 0) or 0)
+    path = EDM(lowest, highest) if math.isinf(dof) else PFGMpp(lowest, highest, dof)
+    classes = int(getattr(network, "label_dim", 0) or 0)
     return Denoiser(
         network,
         path,

@@ -30,6 +30,15 @@ class Oracle(Field):
         return cond
 
 
+def _check_gaussian(path: GaussianPath) -> None:
+    """Refuse a path whose noise has no closed form with continuous data."""
+    if not path.kernel.is_gaussian:
+        raise UsageError(
+            f"this closed form is for Gaussian noise, and the path's has D={path.kernel.dof:g}; "
+            "take Dataset, whose points serve any D, or path.gaussian."
+        )
+
+
 @dataclass(frozen=True)
 class Gaussian(Oracle):
     """Gaussian data N(mean, covariance), with its exact flow map.
@@ -46,6 +55,9 @@ class Gaussian(Oracle):
     mean: Tensor
     covariance: Tensor
     view: View = "x0"
+
+    def __post_init__(self) -> None:
+        _check_gaussian(self.path)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,6 +127,7 @@ class Mixture(Oracle):
     view: View = "x0"
 
     def __post_init__(self) -> None:
+        _check_gaussian(self.path)
         if self.means.shape != self.stds.shape or len(self.weights) != len(self.means):
             raise UsageError(
                 f"means {tuple(self.means.shape)}, stds {tuple(self.stds.shape)} and "
@@ -169,12 +182,13 @@ class Mixture(Oracle):
 class Dataset(Oracle):
     """The exact denoiser of a finite data set: a softmax over its points.
 
-        x̂_0 = Σ_i w_i x_i,   w ∝ exp(−‖x − α x_i‖² / 2σ²)
+        x̂_0 = Σ_i w_i x_i,   w ∝ p_ε((x − α x_i)/σ) = exp(−‖x − α x_i‖² / 2σ²)
 
-    It reproduces the training set, as any network of unbounded capacity would.
+    It reproduces the training set, as any network of unbounded capacity would. Where the path's
+    noise is Student-t, so is p_ε; the weights are then computed in float64.
 
     Args:
-        path: any Gaussian path.
+        path: any path.
         points: (n, *state).
     """
 
@@ -187,10 +201,14 @@ class Dataset(Oracle):
         return tuple(self.points.shape[1:])
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        points, flat = self.points.to(x).flatten(1), x.flatten(1)[:, None]
+        kernel, n = self.path.kernel, self.points[0].numel()
+        if x[0].numel() != n:
+            raise UsageError(f"the kernel was built for N={n}, and the sample has {x[0].numel()}.")
+        state = x if kernel.is_gaussian else x.double()
+        points, flat = self.points.to(state).flatten(1), state.flatten(1)[:, None]
         alpha, sigma = bshape(self.path.alpha(t), flat), bshape(self.path.sigma(t), flat)
         distance = ((flat - alpha * points) / sigma).square().sum(-1)
-        return ((-distance / 2).softmax(1) @ points).reshape(x.shape)
+        return (kernel.log_shape(distance, n).softmax(1) @ points).reshape(x.shape).to(x.dtype)
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p_t(x), (batch,)."""
@@ -206,7 +224,7 @@ class Dataset(Oracle):
         return self._log_mixed(squared, sigmas.to(x)[None])
 
     def _log_mixed(self, squared: Tensor, sigma: Tensor) -> Tensor:
-        """Return the log mean of N(·; 0, σ² I) at distances (batch, n), for σ (batch, levels)."""
-        n, dim = self.points.shape[0], self.points[0].numel()
-        joint = -squared[:, None] / (2 * sigma[:, :, None] ** 2)
-        return joint.logsumexp(2) - math.log(n) - dim * (sigma.log() + _LOG_2PI / 2)
+        """Return the log mean density of σ ε at distances (batch, n), for σ (batch, levels)."""
+        n, dim, kernel = self.points.shape[0], self.points[0].numel(), self.path.kernel
+        joint = kernel.log_shape(squared[:, None] / sigma[:, :, None] ** 2, dim)
+        return joint.logsumexp(2) - math.log(n) - dim * sigma.log() + kernel.log_peak(dim)

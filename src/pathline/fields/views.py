@@ -48,11 +48,21 @@ def as_view(name: str) -> View:
 
 _Row = Callable[[GaussianPath, Tensor], tuple[Tensor, Tensor]]
 
+
+def _score(path: GaussianPath, t: Tensor) -> tuple[Tensor, Tensor]:
+    if not path.kernel.is_gaussian:
+        raise UsageError(
+            "−ε̂/σ is the score, the gradient of log p_t, for D=inf alone, and the noise of this "
+            f"path has D={path.kernel.dof:g}; use the view eps."
+        )
+    return torch.zeros_like(t), -1 / path.sigma(t)
+
+
 _ROWS: dict[View, _Row] = {
     "eps": lambda _, t: (torch.zeros_like(t), torch.ones_like(t)),
     "x0": lambda _, t: (torch.ones_like(t), torch.zeros_like(t)),
     "v": lambda path, t: (-path.sigma(t), path.alpha(t)),
-    "score": lambda path, t: (torch.zeros_like(t), -1 / path.sigma(t)),
+    "score": _score,
     "velocity": lambda path, t: (path.d_alpha(t), path.d_sigma(t)),
 }
 

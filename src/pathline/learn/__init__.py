@@ -14,7 +14,13 @@ from pathline.learn.couplings import (
     diagnose,
 )
 from pathline.learn.journal import TrainingError
-from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes, stratified
+from pathline.learn.objectives import (
+    LogitNormalTimes,
+    LogNormalLevels,
+    Matching,
+    UniformTimes,
+    stratified,
+)
 from pathline.learn.recipe import Recipe, Watch, read_recipe
 from pathline.learn.trainer import train
 
@@ -24,6 +30,7 @@ __all__ = [
     "ExactOT",
     "Gibbs",
     "Independent",
+    "LogNormalLevels",
     "LogitNormalTimes",
     "Matching",
     "Recipe",

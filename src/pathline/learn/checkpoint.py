@@ -21,7 +21,7 @@ from pathline.fields import Denoiser
 from pathline.learn.labels import encode_label
 from pathline.learn.objectives import time_label
 from pathline.learn.recipe import build_network
-from pathline.nets import DiT, UNet
+from pathline.nets import DiT, Preconditioned, UNet
 from pathline.nets.text import MAX_TOKENS, encode_text
 from pathline.paths import paths
 from pathline.solvers import ems
@@ -126,7 +126,8 @@ def read_folder(
 
 def assemble(network: nn.Module, config: Mapping[str, Any]) -> Denoiser:
     """Return the denoiser that a network and its configuration make."""
-    null, encode = _CONDITIONS[config["condition"]](network, config)
+    bare = network.network if isinstance(network, Preconditioned) else network
+    null, encode = _CONDITIONS[config["condition"]](bare, config)
     path = paths.rebuild(config["path"])
     return Denoiser(
         network,

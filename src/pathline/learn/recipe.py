@@ -16,10 +16,17 @@ from torch import nn
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import as_view
 from pathline.learn.couplings import Coupling, couplings
-from pathline.learn.objectives import LogitNormalTimes, Matching, UniformTimes, time_label
+from pathline.learn.objectives import (
+    LogitNormalTimes,
+    LogNormalLevels,
+    Matching,
+    Times,
+    UniformTimes,
+    time_label,
+)
 from pathline.learn.sources import SOURCES, Source
-from pathline.nets import NETWORKS
-from pathline.paths import paths
+from pathline.nets import NETWORKS, Preconditioned
+from pathline.paths import GaussianPath, paths
 
 __all__ = ["Recipe", "Watch", "build_network", "read_recipe"]
 
@@ -49,10 +56,13 @@ class Recipe:
         name: of the model.
         steps: how many updates.
         data: the source under "source", and its options.
-        network: the class under "class", and its arguments.
-        objective: "path" and its "path_args", "view", "label" (a factor, or "table": the path's own
-            labels), "time_mean", "time_std" for logit-normal times, "error", the view in which the
-            error is measured, and "bridge", the noise around the way from source to data.
+        network: the class under "class", and its arguments; with "sigma_data", EDM's
+            preconditioning around it (view "x0", label "sigma").
+        objective: "path" and its "path_args" (for "pfgmpp" with "dof", D), "view", "label" (a
+            factor, "sigma", or "table": the path's own labels), "time_mean", "time_std" for
+            logit-normal times or "sigma_mean", "sigma_std" for log-normal levels, "error", the view
+            in which the error is measured, or σ_data for EDM's weighting, and "bridge", the noise
+            around the way from source to data.
         start: another data source, as `data`, where the flow begins; None is noise.
         coupling: how source and data are paired: "kind" ("independent", "exact_ot", "sinkhorn",
             "gibbs", "balanced_gibbs"), and its options; None is independent.
@@ -109,13 +119,12 @@ class Recipe:
             UsageError: the table "objective" names no path, or what nobody knows.
         """
         table = self.objective
-        std = table.get("time_std")
-        times = UniformTimes() if std is None else LogitNormalTimes(table.get("time_mean", 0), std)
         path = paths.build(table.get("path", "none"), **table.get("path_args", {}))
-        label = time_label(path, table.get("label", 1))
-        error = as_view(table["error"]) if "error" in table else None
+        label, error = time_label(path, table.get("label", 1)), table.get("error")
+        error = as_view(error) if isinstance(error, str) else error
+        view = as_view(table.get("view", "velocity"))
         bridge = table.get("bridge", 0.0)
-        return Matching(path, as_view(table.get("view", "velocity")), times, label, error, bridge)
+        return Matching(path, view, _times(table, path), label, error, bridge)
 
     def source(self) -> Source:
         """Return where batches come from, with its data fetched.
@@ -153,7 +162,9 @@ def build_network(table: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build("network", NETWORKS, "class", table)
+        options = {k: v for k, v in table.items() if k != "sigma_data"}
+        network = _build("network", NETWORKS, "class", options)
+    return Preconditioned(network, table["sigma_data"]) if "sigma_data" in table else network
 
 
 def read_recipe(config: str | Path) -> Recipe:
@@ -171,6 +182,15 @@ def read_recipe(config: str | Path) -> Recipe:
     _check_keys(config, table, Recipe)
     watch["prompts"] = tuple(watch.get("prompts", ()))
     return Recipe(**table, watch=Watch(**watch))
+
+
+def _times(table: Mapping[str, Any], path: GaussianPath) -> Times:
+    """Return the distribution of training times that an objective's table names."""
+    if "sigma_std" in table:
+        return LogNormalLevels(path, table.get("sigma_mean", -1.2), table["sigma_std"])
+    if "time_std" in table:
+        return LogitNormalTimes(table.get("time_mean", 0), table["time_std"])
+    return UniformTimes()
 
 
 def _build(

@@ -135,7 +135,8 @@ class Run:
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Pairs:
         """Return the data of a batch, each with where its path begins, from `generator`."""
-        x, source_labels = starts(self.start_source, batch, generator)
+        law = self.recipe.matching().path.kernel
+        x, source_labels = starts(self.start_source, batch, generator, law)
         if not self.coupling.needs_classes:
             return self.coupling.pair(x, batch.x0, generator)
         labels = classes_of(batch.cond)
@@ -247,7 +248,8 @@ def _probe(
     generator = step_generator(recipe.seed, -2)
     batch = source.batch(PROBE, generator)
     labels = classes_of(batch.cond) if recipe.pairing().needs_classes else None
-    return starts(start_source, batch, generator)[0], batch.x0, labels
+    law = recipe.matching().path.kernel
+    return starts(start_source, batch, generator, law)[0], batch.x0, labels
 
 
 def _parameter_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:

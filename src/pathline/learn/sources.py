@@ -14,7 +14,9 @@ from pathline.core.errors import UsageError, unknown
 from pathline.data import emoji, fashion
 from pathline.fields.problems import eight_gaussians, moons
 from pathline.learn.captions import Captions, TextTable, captions_of, text_table
-from pathline.paths import CondOT
+from pathline.learn.objectives import drawn_noise
+from pathline.paths import CondOT, StudentT
+from pathline.paths.student import NORMAL
 
 __all__ = [
     "SOURCES",
@@ -256,7 +258,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
 
 
 def starts(
-    source: Source | None, batch: Batch, generator: torch.Generator
+    source: Source | None, batch: Batch, generator: torch.Generator, law: StudentT = NORMAL
 ) -> tuple[Tensor, Tensor | None]:
     """Return where the paths of a batch begin, and the classes of that if it has any.
 
@@ -264,12 +266,13 @@ def starts(
         source: None is noise; data of classes are drawn by the classes of the batch.
         batch: the data that paths end at.
         generator: of the draw.
+        law: of the noise, a path's `kernel`.
 
     Raises:
         UsageError: the batch has a condition, and so has the source, which cannot be asked for it.
     """
     if source is None:
-        return torch.randn(batch.x0.shape, generator=generator), None
+        return drawn_noise(law, batch.x0.shape, generator), None
     labels = batch.cond.get("label")
     if labels is not None and isinstance(source, LabelledImages):
         return source.alike(labels, generator).x0, labels

@@ -2,9 +2,10 @@
 
 from pathline.nets.dit import DiT
 from pathline.nets.mlp import MLP
+from pathline.nets.preconditioned import Preconditioned
 from pathline.nets.unet import UNet
 
 NETWORKS = {"DiT": DiT, "MLP": MLP, "UNet": UNet}
 """The networks that a model's configuration can name."""
 
-__all__ = ["MLP", "NETWORKS", "DiT", "UNet"]
+__all__ = ["MLP", "NETWORKS", "DiT", "Preconditioned", "UNet"]

@@ -13,6 +13,7 @@ from pathline.solvers.execute import Step
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
 from pathline.solvers.plan import Plan, Row
+from pathline.solvers.probe import NoiseInjection
 from pathline.solvers.runge_kutta import RK, RK4, Euler, Heun
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.sde import EDMSampler, EulerMaruyama, ReverseDiffusion
@@ -39,6 +40,7 @@ __all__ = [
     "EDMSampler",
     "EulerMaruyama",
     "IPNDM",
+    "NoiseInjection",
     "UniPC",
     "RK4",
     "DPMpp",

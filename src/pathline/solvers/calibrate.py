@@ -26,7 +26,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.core.progress import track
 from pathline.core.tensors import read_tensors, write_tensors
@@ -179,7 +178,8 @@ class _Run:
     def eps(self) -> Tensor:
         """The noise, the same at every node."""
         seeds = range(self.seed, self.seed + len(self.x0))
-        return noise.normal(seeds, self.x0.shape[1:], stream="forward", dtype=torch.float64)
+        shape = self.x0.shape[1:]
+        return self.path.kernel.draw(seeds, shape, stream="forward", dtype=torch.float64)
 
     def batches(self, t: Tensor) -> Iterator[tuple[Tensor, Condition, range]]:
         """Yield the states at time t, their condition and their seeds, a batch at a time."""

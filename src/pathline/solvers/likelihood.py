@@ -119,7 +119,7 @@ def log_prob(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         trace: of the Jacobian; exact up to `EXACT_UP_TO` elements and `Hutchinson(PROBES)` beyond
             if None.
         seeds: of the probes, one a sample; 0, 1, … if None.
-        prior: z (batch, *state) → its log-density, (batch,); N(0, σ² I) at t_max if None.
+        prior: z (batch, *state) → its log-density, (batch,); the path's noise at t_max if None.
         guide: a function from field to field.
         on_failure, cond: as for `solve`.
 
@@ -250,8 +250,8 @@ def _backwards(
 
 
 def _prior(path: GaussianPath | None, t: float, z: Tensor) -> Tensor:
-    """Return the log-density of N(0, σ_t² I), (batch,)."""
+    """Return the log-density of the noise σ_t ε, (batch,)."""
     if path is None:
         raise UsageError("an equation of your own needs prior=, the log-density where it begins.")
-    variance = path.sigma(t).to(z) ** 2
-    return -(z.square() / variance + (2 * math.pi * variance).log()).flatten(1).sum(1) / 2
+    sigma = path.sigma(t).to(z)
+    return path.kernel.log_prob(z / sigma) - z[0].numel() * sigma.log()

@@ -56,9 +56,10 @@ def measured_order(plan: Plan) -> float:
 def _problem(plan: Plan) -> tuple[Field, Tensor, Tensor]:
     """Return a field, start states and where they end: M4 on a path, or dx/dt = −x² cos t."""
     times = plan.grid
-    if plan.path is not None:
-        x, end = _mixture(plan.path, times[0], times[-1])
-        return m4(plan.path), x, end
+    if plan.path is not None:  # the law of the noise is nothing to a plan of the flow
+        path = plan.path.gaussian
+        x, end = _mixture(path, times[0], times[-1])
+        return m4(path), x, end
     x = 2 + 0.1 * noise.normal(range(16), (3,), dtype=torch.float64)
     field = VectorField(lambda x, t: -(x**2) * torch.cos(t))
     return field, x, 1 / (1 / x + math.sin(times[-1]) - math.sin(times[0]))

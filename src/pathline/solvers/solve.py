@@ -33,7 +33,7 @@ from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan, plain, told_time
 from pathline.solvers.saved import FOUND, saved_schedule
 from pathline.solvers.schedule import SolverSchedule
-from pathline.solvers.solver import Solver, solvers
+from pathline.solvers.solver import Solver, check_gaussian, solvers
 from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Stepped, Tally
 
 Guide = Callable[[Field], Field]
@@ -255,6 +255,8 @@ class _How(NamedTuple):
             made, steps = saved_schedule(field, steps), None
         if isinstance(made, SolverSchedule):
             made = made.plan(field.path)
+        if isinstance(made, Plan) and made.is_stochastic and made.path != field.path:
+            check_gaussian(field.path)
         if not isinstance(made, Plan):
             solver = as_solver(made).tuned(field, shape)
             grids = self.grids(guided.path, default_steps(solver))
@@ -337,6 +339,7 @@ class _Job:
         """Return `keep` with all that it is told but the state and its time."""
         if self.field.path is None or self.seeds is None:
             raise UsageError("what is kept is noised as a path says: give a model, and seeds.")
+        check_gaussian(self.field.path)
         return Keeping(keep, self.field.path, self.seeds)
 
     def complete(self, record: Evaluator | Tally) -> Tensor:
@@ -477,8 +480,8 @@ def start(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the noise that generation starts from at time t, N(0, σ_t² I), (batch, *shape)."""
-    drawn = noise.normal(seeds, shape, stream="initial", dtype=dtype, device=device)
+    """Return the noise that generation starts from at time t, σ_t ε, (batch, *shape)."""
+    drawn = path.kernel.draw(seeds, shape, stream="initial", dtype=dtype, device=device)
     return drawn * bshape(path.sigma(as_time(t)), drawn)
 
 

@@ -193,7 +193,7 @@ class Solver(ABC):
 def _compiled(
     solver: Solver, path: GaussianPath | None, grid: Grid, *, alike: bool = False
 ) -> Plan:
-    check_has_path(solver, path, grid)
+    check_path(solver, path, grid)
     writer = Writer(path, grid.times(path), grid.last == "denoise", alike)
     solver.write(writer)
     if writer.denoises:
@@ -203,12 +203,23 @@ def _compiled(
     return Plan((writer.times[0],), tuple(writer.rows), solver.view, path, recipe)
 
 
-def check_has_path(solver: Solver, path: GaussianPath | None, grid: Grid) -> None:
-    """Refuse a field without a path where one is needed."""
+def check_path(solver: Solver, path: GaussianPath | None, grid: Grid) -> None:
+    """Refuse a field without a path where one is needed, and noise that has no reverse SDE."""
     if path is None and (solver.needs_path or grid.last == "denoise"):
         raise UsageError(
             f"{type(solver).__name__} with last={grid.last!r} needs a path (a Denoiser); "
             "for a plain differential equation use Euler, Heun, RK4 or dopri5 with last='stop'."
+        )
+    if solver.is_stochastic:
+        check_gaussian(path)
+
+
+def check_gaussian(path: GaussianPath | None) -> None:
+    """Refuse to sample stochastically where the noise is not Gaussian."""
+    if path is not None and not path.kernel.is_gaussian:
+        raise UsageError(
+            "stochastic sampling is only defined here for D=inf, and the noise of this path has "
+            f"D={path.kernel.dof:g}; use a deterministic solver: Heun, DPM-Solver++, DEIS …"
         )
 
 

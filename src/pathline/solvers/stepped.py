@@ -25,7 +25,7 @@ from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Step
 from pathline.solvers.grids import Grid, grids
 from pathline.solvers.levels import steady
-from pathline.solvers.solver import Solver, Writer, check_has_path, solvers
+from pathline.solvers.solver import Solver, Writer, check_path, solvers
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +226,7 @@ class Stepped(Solver):
         return Course(self, path, ends, tuple(map(_common, points)), told)
 
     def _times(self, path: GaussianPath | None, grid: Grid) -> tuple[float, ...]:
-        check_has_path(self, path, grid)
+        check_path(self, path, grid)
         self.check(path, grid)
         return grid.times(path)
 

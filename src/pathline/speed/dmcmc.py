@@ -31,6 +31,7 @@ from pathline.fields import Condition, Evaluate, Field, Unscaled
 from pathline.paths import GaussianPath, bshape
 from pathline.solvers import EDMSampler, Heun, grids, solve
 from pathline.solvers.solve import AnyGrid, AnySolver, Guide, as_grid
+from pathline.solvers.solver import check_gaussian
 from pathline.speed.chain import Chain, Chains, Round, Walk, joined
 from pathline.speed.diagnostics import drift
 from pathline.speed.kernels import Kernel, Langevin, Target
@@ -414,6 +415,7 @@ def _is_batched(value: Any) -> bool:
 
 
 def _check_levels(path: GaussianPath, levels: NoiseLevels) -> None:
+    check_gaussian(path)
     sigmas = levels.sigmas
     low, high = float(path.sigma(path.t_min)), float(path.sigma(path.t_max))
     if not (float(sigmas[-1]) > low * 0.999 and float(sigmas[0]) < high * 1.001):
