@@ -136,8 +136,8 @@ def log_prob(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> from pathline.paths import VPLinear
         >>> law = Gaussian(VPLinear(), torch.zeros(2).double(), torch.ones(2).double())
         >>> x = torch.zeros(1, 2, dtype=torch.float64)
-        >>> f"{log_prob(law, x).log_prob.item():.4f}"  # −log 2π
-        '-1.8379'
+        >>> f"{log_prob(law, x).log_prob.item():.3f}"  # −log 2π
+        '-1.838'
     """
     if not x.is_floating_point():
         raise UsageError(
