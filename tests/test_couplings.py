@@ -456,7 +456,7 @@ def test_the_loss_of_a_run_is_the_weighted_mean(fabric):
     pairs = run.pairs(batch, step_generator(1, 0))
     assert torch.equal(pairs.x, torch.randn(32, 2, generator=step_generator(1, 0)))
     g = step_generator(3, 0)
-    found = run.loss(run.network, pairs, {}, g)
+    found = run.loss(run.network, run.exercise(pairs, {}, g))
     t = Matching(CondOT()).draw_times(32, step_generator(3, 0)).float()[:, None]
     said = run.network((1 - t) * pairs.y + t * pairs.x, t[:, 0])
     w = (-(pairs.x - pairs.y).double().norm(dim=1) / 2.0 - mean).exp()

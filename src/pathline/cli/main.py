@@ -44,8 +44,8 @@ PANELS = {
         working.systems,
     ],
     "Work": [
-        working.run, working.bench, working.train, working.data, evaluating.evaluate,
-        likelihood.likelihood, tuning.tune,
+        working.run, working.bench, working.train, working.average, working.data,
+        evaluating.evaluate, likelihood.likelihood, tuning.tune,
     ],
 }  # fmt: skip
 

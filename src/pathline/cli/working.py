@@ -22,6 +22,12 @@ Train = Annotated[bool, typer.Option("--train", help="Also the claims that train
 Configs = Annotated[
     list[str], typer.Argument(help="TOML files, or names that are shipped; one after the other.")
 ]
+Devices = Annotated[int, typer.Option(help="How many share every batch.")]
+RunFolder = Annotated[str, typer.Argument(help="The output of pathline train.")]
+Width = Annotated[
+    float, typer.Option(help="Of the average, as a share of the training: 0 to 0.28.")
+]
+AtStep = Annotated[float | None, typer.Option(help="As it was at this step; the last if left out.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 DataName = Annotated[str | None, typer.Argument(help="Which one to make; a list if left out.")]
 
@@ -76,10 +82,13 @@ def run(
         raise typer.Exit(1)
 
 
-def train(configs: Configs, output: Out = None, resume: Resume = False) -> None:
+def train(
+    configs: Configs, output: Out = None, resume: Resume = False, devices: Devices = 1
+) -> None:
     """Train a model; the folder it writes is a model for pathline sample.
 
-    Of several configurations each gets a folder of its own in the output.
+    Of several configurations each gets a folder of its own in the output. Several devices share
+    every batch (DDP), and come to the weights that one would.
     """
     from pathline.learn.recipe import read_recipe
     from pathline.learn.trainer import train as train_model
@@ -92,8 +101,23 @@ def train(configs: Configs, output: Out = None, resume: Resume = False) -> None:
     for folder in folders:
         check_writable(folder / "model" / "config.json")
     for recipe, folder in zip(recipes, folders, strict=True):
-        made = train_model(recipe, folder, resume=resume)
+        made = train_model(recipe, folder, resume=resume, devices=devices)
         typer.echo(f"{made}: try pathline sample {made}")
+
+
+def average(run: RunFolder, width: Width, output: Out = None, step: AtStep = None) -> None:
+    """Make a model with another average of its weights, from the snapshots of a training run.
+
+    pathline average runs/fashion --width 0.12 -o fashion-12
+    """
+    from pathline.learn.averages import mixed, snapshots
+    from pathline.learn.checkpoint import FORMAT, read_folder, save_model
+
+    out = Path(output or f"{run}/average-{width:g}")
+    check_writable(out / "config.json")
+    tensors = mixed(snapshots(Path(run) / "averages"), width, step)
+    config, weights = read_folder(Path(run) / "model", FORMAT, set())
+    typer.echo(f"{save_model(out, {**weights, **tensors}, config)}: width {width:g}")
 
 
 def data(name: DataName = None, json: Json = False) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import as_view
+from pathline.learn.averages import exponent
 from pathline.learn.couplings import Coupling, couplings
 from pathline.learn.objectives import (
     LogitNormalTimes,
@@ -66,7 +67,9 @@ class Recipe:
         start: another data source, as `data`, where the flow begins; None is noise.
         coupling: how source and data are paired: "kind" ("independent", "exact_ot", "sinkhorn",
             "gibbs", "balanced_gibbs"), and its options; None is independent.
-        batch: samples an update.
+        batch: samples an update, on all devices together.
+        accumulate: parts of a device's batch that go through the network one after the other, to
+            save memory; the update is that of the whole.
         seed: of the weights, the data's order, the noise and the times.
         rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero.
         warmup: steps until the peak.
@@ -75,6 +78,9 @@ class Recipe:
         decay: weight decay of the matrices.
         clip: the largest norm of the gradient.
         ema: what a step keeps of the averaged weights.
+        averages: widths σ_rel of further averages, such as [0.05, 0.1]: written down every
+            `snapshot` steps, they make the average of any width after training.
+        snapshot: steps between two snapshots of these; 0 takes one at the end.
         precision: of the network's arithmetic, as Lightning Fabric writes it.
         compiled: whether the network goes through `torch.compile`.
         watch: what is written on the way.
@@ -88,6 +94,7 @@ class Recipe:
     start: Mapping[str, Any] | None = None
     coupling: Mapping[str, Any] | None = None
     batch: int = 64
+    accumulate: int = 1
     seed: int = 0
     rate: float = 1e-3
     warmup: int = 300
@@ -95,6 +102,8 @@ class Recipe:
     decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
+    averages: tuple[float, ...] = ()
+    snapshot: int = 0
     precision: str = "32-true"
     compiled: bool = False
     watch: Watch = field(default_factory=Watch)
@@ -104,6 +113,14 @@ class Recipe:
             raise UsageError(
                 f"training needs steps ≥ 1 and batch ≥ 1; they are {self.steps}, {self.batch}."
             )
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise UsageError(
+                f"accumulate = {self.accumulate} parts of one size do not make a batch of "
+                f"{self.batch}."
+            )
+        object.__setattr__(self, "averages", tuple(self.averages))
+        for width in self.averages:
+            exponent(width)  # refuses what is no width
 
     @property
     def fingerprint(self) -> str:

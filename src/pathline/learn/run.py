@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pathline.core.errors import CheckpointError, MissingExtra
+from pathline.core.errors import CheckpointError, MissingExtra, UsageError
 from pathline.core.files import write_atomically
+from pathline.learn.averages import Profile, exponent
 from pathline.learn.couplings import Coupling, Diagnosis, Pairs, Weighing, diagnose
 from pathline.learn.journal import Journal, Row
 from pathline.learn.recipe import Recipe, build_network
@@ -50,6 +51,40 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+@dataclass(frozen=True)
+class Exercise:
+    """A batch with all that was drawn for it: a part of it teaches its share of the whole.
+
+    Args:
+        x0: data, (batch, *state).
+        x1: where the paths begin, (batch, *state).
+        t: times, (batch,).
+        xi: bridge noise, (batch, *state); None for none.
+        weights: of the pairs, (batch,); None where all count alike.
+        cond: what the network is told besides.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    t: Tensor
+    xi: Tensor | None
+    weights: Tensor | None
+    cond: Mapping[str, Any]
+
+    def part(self, i: int, n: int) -> Exercise:
+        """Return the i-th of n parts of one size."""
+        size = len(self.x0) // n
+        rows = slice(i * size, (i + 1) * size)
+
+        def cut(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.ndim and len(value) == len(self.x0)
+            return value[rows] if is_batch else value
+
+        cond = {name: cut(value) for name, value in self.cond.items()}
+        drawn = cut(self.x0), cut(self.x1), cut(self.t), cut(self.xi), cut(self.weights)
+        return Exercise(*drawn, cond)
+
+
 @dataclass
 class Run:
     """What changes from step to step.
@@ -64,6 +99,7 @@ class Run:
         forward: the network as it is trained: compiled, in the recipe's precision.
         optimizer: AdamW.
         average: of each parameter over the steps.
+        profiles: the recipe's further averages.
         step: how many updates were made.
         journal: what they cost.
         weighing: the mean weight of the pairs so far.
@@ -78,19 +114,32 @@ class Run:
     forward: Any
     optimizer: Any
     average: list[Tensor]
+    profiles: list[list[Tensor]]
     step: int = 0
     journal: Journal = field(default_factory=Journal)
     weighing: Weighing = field(default_factory=Weighing)
 
     @classmethod
-    def start(cls, recipe: Recipe, source: Source | None = None) -> Run:
+    def start(cls, recipe: Recipe, source: Source | None = None, devices: int = 1) -> Run:
         """Return the run at step 0, with the weights of the recipe's seed.
 
+        With several devices each is a process of its own, which runs this program from its
+        beginning; every one draws the whole batch and learns from its share.
+
         Raises:
-            UsageError: the recipe cannot work.
+            UsageError: the recipe cannot work, or the batch cannot be shared.
             MissingExtra: lightning_fabric is not installed.
         """
-        fabric = _fabric().Fabric(accelerator="auto", devices=1, precision=recipe.precision)
+        if devices < 1 or recipe.batch % (devices * recipe.accumulate):
+            raise UsageError(
+                f"a batch of {recipe.batch} cannot be shared by {devices} devices in "
+                f"{recipe.accumulate} parts each."
+            )
+        how = {"strategy": "ddp"} if devices > 1 else {}
+        fabric = _fabric().Fabric(
+            accelerator="auto", devices=devices, precision=recipe.precision, **how
+        )
+        fabric.launch()
         network = build_network(recipe.network, recipe.seed)
         recipe.matching()  # refuses what cannot work before data are fetched
         coupling = recipe.pairing()
@@ -103,9 +152,16 @@ class Run:
         optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99))
         forward = _compiled(network, fabric.device) if recipe.compiled else network
         forward, optimizer = fabric.setup(forward, optimizer)
-        average = [p.detach().clone() for p in network.parameters()]
+        average, *profiles = (
+            [p.detach().clone() for p in network.parameters()] for _ in (None, *recipe.averages)
+        )
         sources = (source, start_source, coupling)
-        return cls(recipe, *sources, fabric, network, forward, optimizer, average)
+        return cls(recipe, *sources, fabric, network, forward, optimizer, average, profiles)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it is for this process to write files."""
+        return self.fabric.global_rank == 0
 
     def advance(self) -> tuple[Tensor, Tensor] | None:
         """Make one update; return the loss, and the gradient's norm before it was clipped.
@@ -113,7 +169,7 @@ class Run:
         A batch in which the weights leave less than two pairs is not learned from: None.
         """
         recipe = self.recipe
-        generator = step_generator(recipe.seed, self.step, self.fabric.global_rank)
+        generator = step_generator(recipe.seed, self.step)
         batch = self.source.batch(recipe.batch, generator)
         pairs = self.pairs(batch, generator)
         if self.coupling.is_weighted:
@@ -123,15 +179,25 @@ class Run:
                 return None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
-        with _attention_by_products(self.fabric.device):
-            loss = self.loss(self.forward, pairs, batch.cond, generator)
-        self.fabric.backward(loss)
+        whole = self.exercise(pairs, batch.cond, generator)
+        share = whole.part(self.fabric.global_rank, self.fabric.world_size)
+        losses: list[Tensor] = []
+        for k in range(recipe.accumulate):
+            is_inside = k + 1 < recipe.accumulate
+            with self.fabric.no_backward_sync(self.forward, enabled=is_inside):
+                with _attention_by_products(self.fabric.device):
+                    loss = self.loss(self.forward, share.part(k, recipe.accumulate))
+                self.fabric.backward(loss / recipe.accumulate)
+            losses.append(loss.detach())
+        loss = torch.stack(losses).mean()
+        if self.fabric.world_size > 1:
+            loss = self.fabric.all_reduce(loss, reduce_op="mean")
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self._update_average()
-        return loss.detach(), norm.detach()
+        return loss, norm.detach()
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Pairs:
         """Return the data of a batch, each with where its path begins, from `generator`."""
@@ -144,21 +210,25 @@ class Run:
             x, batch.x0, generator, labels=labels, source_labels=source_labels
         )
 
-    def loss(
-        self,
-        network: nn.Module,
-        pairs: Pairs,
-        cond: Mapping[str, Any],
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Return the mean loss of a batch, with times and bridge noise from `generator`."""
+    def exercise(
+        self, pairs: Pairs, cond: Mapping[str, Any], generator: torch.Generator
+    ) -> Exercise:
+        """Return a batch with times and bridge noise from `generator`, on the CPU."""
         matching = self.recipe.matching()
         t = matching.draw_times(len(pairs.y), generator)
         xi = torch.randn(pairs.y.shape, generator=generator) if matching.bridge else None
-        x0, x1, t, xi, cond = self.fabric.to_device((pairs.y, pairs.x, t, xi, dict(cond)))
-        losses = matching.loss(network, x0, x1, t, cond, xi)
-        if self.coupling.is_weighted:
-            losses = losses * self.weighing.weights(pairs.log_weight).to(losses)
+        is_weighted = self.coupling.is_weighted
+        weights = self.weighing.weights(pairs.log_weight) if is_weighted else None
+        return Exercise(pairs.y, pairs.x, t, xi, weights, cond)
+
+    def loss(self, network: nn.Module, part: Exercise) -> Tensor:
+        """Return the mean loss of a part of a batch."""
+        x0, x1, t, xi, cond = self.fabric.to_device(
+            (part.x0, part.x1, part.t, part.xi, dict(part.cond))
+        )
+        losses = self.recipe.matching().loss(network, x0, x1, t, cond, xi)
+        if part.weights is not None:
+            losses = losses * part.weights.to(losses)
         return losses.mean()
 
     @torch.no_grad()
@@ -167,7 +237,8 @@ class Run:
         batch, generator = self.source.held_out(n), step_generator(0, -1)
         pairs = self.pairs(batch, generator)
         with self.fabric.autocast():
-            return self.loss(self.averaged_network(), pairs, batch.cond, generator).item()
+            whole = self.exercise(pairs, batch.cond, generator)
+            return self.loss(self.averaged_network(), whole).item()
 
     def diagnosis(self) -> Diagnosis:
         """Return what the coupling does to a sample of the source and of the data."""
@@ -176,8 +247,12 @@ class Run:
 
     def averaged_state(self) -> dict[str, Tensor]:
         """Return the averaged weights, as a state of the network."""
+        return self.network.state_dict() | self.named(self.average)
+
+    def named(self, average: list[Tensor]) -> dict[str, Tensor]:
+        """Return an average of the parameters by their names."""
         names = [name for name, _ in self.network.named_parameters()]
-        return self.network.state_dict() | dict(zip(names, self.average, strict=True))
+        return dict(zip(names, average, strict=True))
 
     def averaged_network(self) -> nn.Module:
         """Return a copy of the network with the averaged weights, to be evaluated."""
@@ -196,6 +271,7 @@ class Run:
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.average,
+            "profiles": self.profiles,
             "optimizer": self.optimizer.state_dict(),
             "weighing": asdict(self.weighing),
             "journal": [asdict(row) for row in self.journal.rows],
@@ -215,7 +291,7 @@ class Run:
             )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
+        self.average, self.profiles = state["average"], state["profiles"]
         self.step = state["step"]
         self.weighing = Weighing(**state.get("weighing", {}))
         self.journal = Journal([Row(**row) for row in state["journal"]])
@@ -225,6 +301,14 @@ class Run:
         keep = min(self.recipe.ema, self.step / (9 + self.step))  # follows closely at first
         for average, weight in zip(self.average, self.network.parameters(), strict=True):
             average.lerp_(weight, 1 - keep)
+        for profile, kept in zip(self.profile_now, self.profiles, strict=True):
+            for average, weight in zip(kept, self.network.parameters(), strict=True):
+                average.lerp_(weight, 1 - profile.keeps())
+
+    @property
+    def profile_now(self) -> list[Profile]:
+        """What the further averages are at this step."""
+        return [Profile(float(self.step), exponent(width)) for width in self.recipe.averages]
 
 
 def read_state(path: Path, device: torch.device) -> Mapping[str, Any]:

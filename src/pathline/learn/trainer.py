@@ -18,6 +18,7 @@ from pathline.core.images import Layout, to_pixels, write_picture
 from pathline.core.progress import progress
 from pathline.data import DATASETS, prepare
 from pathline.fields import Denoiser
+from pathline.learn.averages import Snapshot
 from pathline.learn.checkpoint import assemble, save_model
 from pathline.learn.recipe import Recipe, read_recipe
 from pathline.learn.report import write_report
@@ -29,7 +30,7 @@ from pathline.steer import CFG
 
 __all__ = ["train"]
 
-STATE = "state.pt"
+STATE, AVERAGES = "state.pt", "averages"
 ROW = 20
 """Steps between two looks at the losses, which on a GPU wait for it."""
 
@@ -41,11 +42,12 @@ def train(
     resume: bool = True,
     source: Source | None = None,
     until: int | None = None,
+    devices: int = 1,
 ) -> Path:
     """Train a network, and write its model folder.
 
-    Writes in `out`: `state.pt` to resume from, `curve.csv`, `sheet-STEP.png`, `report.html`, and
-    `model/`.
+    Writes in `out`: `state.pt` to resume from, `curve.csv`, `sheet-STEP.png`, `report.html`,
+    `averages/` if the recipe has some, and `model/`.
 
     Args:
         config: a TOML file, the name of a shipped configuration ("emoji"), or a `Recipe`.
@@ -53,6 +55,8 @@ def train(
         resume: go on from the state in `out`; False refuses a folder that has one.
         source: where batches come from; None is what the configuration names.
         until: stop after this many steps in all; None trains to the end.
+        devices: that share every batch, each in a process that runs this program from its
+            beginning. The weights are those of one device, but for roundings.
 
     Returns:
         The model folder, for `load_model`.
@@ -67,11 +71,14 @@ def train(
     out = Path(out)
     if not resume and (out / STATE).exists():
         raise UsageError(f"{out} already holds a training run; resume it, or choose another.")
-    run = Run.start(recipe, source)
+    run = Run.start(recipe, source, devices)
     if (out / STATE).exists():
         run.restore(out / STATE)
-    run.journal.write(out / "curve.csv")  # refuses a place that cannot be written, before training
+    run.fabric.barrier()  # nobody writes before all have read
+    if run.writes:
+        run.journal.write(out / "curve.csv")  # refuses a place that cannot be written at once
     _loop(run, out, min(recipe.steps, until or recipe.steps))
+    run.fabric.barrier()
     return out / "model"
 
 
@@ -83,18 +90,32 @@ def _loop(run: Run, out: Path, last: int) -> None:
         task = bar.add_task(f"training {run.recipe.name}", total=last, completed=run.step)
         while run.step < last:
             n = min(ROW - run.step % ROW, last - run.step)
+            every = run.recipe.snapshot
+            n = min(n, every - run.step % every) if every else n
             _advance(run, n)
+            if run.step == last or (every and run.step % every == 0):
+                _snapshot(run, out / AVERAGES)
             bar.advance(task, n)
             now = time.monotonic()
+            if not run.writes:
+                continue
             if now - recorded > watch.every:
                 _record(run, out)
                 recorded = now
             if now - exported > watch.export:
                 _export(run, out)
                 exported = now
-    _record(run, out)
-    _export(run, out)
-    _warn_of_skips(run)
+    if run.writes:
+        _record(run, out)
+        _export(run, out)
+        _warn_of_skips(run)
+
+
+def _snapshot(run: Run, folder: Path) -> None:
+    """Write the recipe's further averages as they are now."""
+    if run.writes:
+        for profile, average in zip(run.profile_now, run.profiles, strict=True):
+            Snapshot.write(folder, profile, run.named(average))
 
 
 def _warn_of_skips(run: Run) -> None:
