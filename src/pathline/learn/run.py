@@ -173,8 +173,8 @@ class Run:
         batch = self.source.batch(recipe.batch, generator)
         pairs = self.pairs(batch, generator)
         if self.coupling.is_weighted:
-            self.weighing = self.weighing.after(pairs.log_weight)
-            if not self.weighing.takes(pairs.log_weight):
+            before, self.weighing = self.weighing, self.weighing.after(pairs.log_weight)
+            if self.weighing.skipped > before.skipped:
                 self.step += 1
                 return None
         for group in self.optimizer.param_groups:

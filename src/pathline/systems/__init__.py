@@ -1,7 +1,16 @@
 """Systems: one thin recipe a paper, whose claims are measured by `run`."""
 
 # A recipe registers its system when it is imported.
-from pathline.systems import deis, dmcmc, dpm_solver, dpm_solver_v3, sada, score_sde, usf_s3
+from pathline.systems import (
+    deis,
+    dmcmc,
+    dpm_solver,
+    dpm_solver_v3,
+    sada,
+    score_sde,
+    usf_s3,
+    weighted_cfm,
+)
 from pathline.systems.report import Report
 from pathline.systems.run import claims_of, listing, run
 from pathline.systems.system import Claim, Measured, Plot, System, register, systems
@@ -24,4 +33,5 @@ __all__ = [
     "score_sde",
     "systems",
     "usf_s3",
+    "weighted_cfm",
 ]

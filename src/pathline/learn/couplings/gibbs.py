@@ -12,6 +12,7 @@ Paper: Calvo-Ordoñez et al. 2025 (arXiv:2507.22270).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -158,7 +159,7 @@ def _normalised(log_weight: Tensor) -> Tensor:
 
 def _checked(log_weight: Tensor, cost: Tensor, eps: float) -> Tensor:
     """Return the weights of a batch, or refuse those of which one alone is left."""
-    if not bool(cost.isfinite().all()):
+    if not math.isfinite(float(cost.sum())):
         raise UsageError("a cost is not finite: the source or the data hold a NaN or an infinity.")
     left = int((log_weight - log_weight.max() > UNDERFLOW).sum())
     if left == 1 < len(log_weight):

@@ -44,7 +44,7 @@ class Weighing:
 
     def after(self, log_weight: Tensor) -> Weighing:
         """Return the weighing after another batch; one that teaches nothing is only counted."""
-        if not self.takes(log_weight):
+        if effective(log_weight) < FEWEST:
             return replace(self, skipped=self.skipped + 1)
         mean = _log_mean(log_weight)
         if self.log_mean is not None:
@@ -52,10 +52,6 @@ class Weighing:
             kept, new = math.log(keep) + self.log_mean, math.log1p(-keep) + mean
             mean = max(kept, new) + math.log1p(math.exp(-abs(kept - new)))
         return Weighing(mean, self.batches + 1, self.skipped)
-
-    def takes(self, log_weight: Tensor) -> bool:
-        """Whether a batch has enough effective pairs to learn from."""
-        return effective(log_weight) >= FEWEST
 
     def weights(self, log_weight: Tensor) -> Tensor:
         """Return the weights of a batch, (n,) float64; the first batch is its own mean."""
