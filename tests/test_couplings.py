@@ -34,7 +34,7 @@ from pathline.learn.couplings.coupling import costs, pair_costs
 from pathline.learn.run import Run, step_generator
 from pathline.learn.sources import LabelledImages, starts
 from pathline.paths import CondOT
-from pathline.solvers import grids, solve
+from pathline.solvers import grids, sample, solve
 from pathline.speed import normalised_path_energy, path_energy
 
 ot = pytest.importorskip("ot", reason='it comes with the extra "pathline[ot]"')
@@ -519,8 +519,10 @@ def test_bridge_noise_is_drawn_from_the_step(fabric):
         Matching(CondOT(), bridge=-1.0)
 
 
-def test_a_model_between_data_is_solved_from_them(fabric, tmp_path):
+def test_a_model_between_data_is_not_sampled_from_noise(fabric, tmp_path):
     model = load_model(train(replace(RECIPE, start={"source": "moons"}, steps=2), tmp_path))
+    with pytest.raises(UsageError, match=r"begins at other data \(moons\), not at noise"):
+        sample(model, 2)
     x = moons(range(3)).float()
     assert solve(model, x, solver="euler", grid=grids.uniform(2)).x.shape == (3, 2)
 

@@ -192,3 +192,20 @@ def test_a_missing_package_names_what_brings_it(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(MissingExtra, match=r'pip install "pathline\[text\]"'):
         encode_text("dog")
+
+
+def test_an_mlp_is_its_formula():
+    from pathline.nets import MLP
+
+    torch.manual_seed(0)
+    net = MLP(3, width=5, depth=1).double()
+    x, t = torch.randn(4, 3).double(), torch.rand(4).double()
+    (first, _), last = net.layers[0], net.layers[1]
+    h = torch.cat((x, t[:, None]), 1) @ first.weight.T + first.bias
+    alpha, scale = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017
+    h = scale * torch.where(h > 0, h, alpha * h.expm1())
+    torch.testing.assert_close(net(x, t), h @ last.weight.T + last.bias, rtol=1e-13, atol=1e-14)
+    with pytest.raises(UsageError, match=r"reads states \(batch, 3\), and was given \(4, 2\)"):
+        net(x[:, :2], t)
+    with pytest.raises(UsageError, match="at least 1; got 0, 64, 3"):
+        MLP(0)

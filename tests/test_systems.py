@@ -381,6 +381,19 @@ def test_sada_holds_what_its_specification_asks():
     assert [m for m in report.claims if not m.passed] == [] and report.passed
 
 
+def test_weighted_cfm_holds_what_its_specification_asks():
+    """Thresholds: the specification's, claims 1 to 4, 6 and 7; updates are timed elsewhere."""
+    asked = {
+        "entropic": 1e-12, "bias": 0.1, "bias-falls": 1.0, "symmetric-marginals": 1e-12,
+        "symmetric-plan": 1e-10, "cost": 0.0, "tilt-told": 0.05, "population": 1e-10,
+        "rule-moons": 2.0, "minibatch": 2.5, "batch-free": 0.01, "balanced": 0.01,
+    }  # fmt: skip
+    pytest.importorskip("ot", reason='it comes with the extra "pathline[ot]"')
+    report = systems.run("weighted-cfm", only=list(asked))
+    assert {m.claim.id: m.claim.threshold for m in report.claims} == asked
+    assert [m for m in report.claims if not m.passed] == [] and report.passed
+
+
 def test_dpm_solver_v3_holds_what_costs_little():
     quick = ["degenerate-x0", "degenerate-eps", "flow-derivative"]
     assert [m for m in systems.run("dpm-solver-v3", only=quick).claims if not m.passed] == []
