@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import pathline as pl
 from pathline.cli.main import app
-from pathline.core import noise
+from pathline.core import MissingExtra, noise
 from pathline.fields.problems import m4
 from pathline.learn.checkpoint import find_folder, load_model, model_names
 from pathline.solvers import EMSTable, SolverSchedule, StepChoice, UniPC, ems, grids
@@ -163,7 +163,7 @@ def test_without_ray_it_says_how_to_get_it():
     try:
         import ray  # noqa: F401
     except ImportError:
-        with pytest.raises(pl.MissingExtra, match=r"pathline\[ray\]"):
+        with pytest.raises(MissingExtra, match=r"pathline\[ray\]"):
             evolve(begun(), bowl, 5, ray=True)
 
 

@@ -6,7 +6,6 @@ path and a `Grid`; `Guide`s act on fields. See the README for a minute's tour.
 """
 
 from pathline.core import (
-    MissingExtra,
     NonFiniteError,
     PathlineError,
     Solution,
@@ -36,13 +35,11 @@ from pathline.steer import CFG, Classifier, Guide, Known, Measured
 
 __all__ = [
     "CFG",
-    "Classifier",
-    "Known",
-    "Measured",
     "DDIM",
     "EDM",
     "RK4",
     "VE",
+    "Classifier",
     "CondOT",
     "DPMpp",
     "Dataset",
@@ -53,7 +50,8 @@ __all__ = [
     "Grid",
     "Guide",
     "Heun",
-    "MissingExtra",
+    "Known",
+    "Measured",
     "Mixture",
     "NonFiniteError",
     "PathlineError",

@@ -89,6 +89,7 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
     Cost: (2 n_probes + 3) K (n + 1) evaluations, about; progress is shown.
 
     Example:
+        >>> from pathline.core import noise
         >>> from pathline.fields import Gaussian
         >>> from pathline.paths import VPLinear
         >>> law = Gaussian(VPLinear(), torch.zeros(2), torch.tensor([0.25, 4.0]))

@@ -173,7 +173,7 @@ CLAIMS = (
               abs(e.known(n, 0)[0] - 0.54) for n in (200, 1000)), 0.1, "higher"),
     Claim("known", "with one correction or four it is met within", lambda e: max(
         abs(e.known(1000, k)[0] - 0.54) for k in (1, 4)), 0.03),
-    Claim("known-spread", "with four the deviation is 0.218 within 0.01",
+    Claim("known-spread", "with four the deviation is 0.218 ± 0.01",
           lambda e: e.known(1000, 4)[1], 0.218, "equal", 0.01),
     Claim("hutchinson", "4096 probes estimate the divergence within so many standard errors",
           lambda e: max(off for off, _ in e.hutchinson().values()), 4.0),
