@@ -17,12 +17,12 @@ from pathline.bench.precision.query import Contestant, Ended, Query, Rehearsal
 from pathline.bench.precision.store import Key, Store, code_stamp, version_stamp
 from pathline.core.progress import track
 
-SCREEN = 6
-"""On a network everybody is measured at this many evaluations, or next to it, on the problem's few
-noises; then go on, to all its noises:"""
+SCREENS = 4, 6
+"""On a network everybody is measured at these numbers of evaluations, or next to them, on the
+problem's few noises; then go on, to all its noises:"""
 
-KEPT = 16
-"""each library's best ones up to `FEW` evaluations;"""
+KEPT = 12
+"""each library's best ones at each of them, up to `FEW` evaluations;"""
 
 FEW = 12
 
@@ -116,10 +116,13 @@ class _Measuring:
             self.these(contestants, f"{name}, all", counts)
             return
         few, many = [n for n in counts if n <= FEW], [n for n in counts if n > FEW]
-        near = sorted(few or many, key=lambda n: (abs(n - SCREEN), n))
-        for contestant in track(contestants, f"{name}, screening", len(contestants)):
-            self.screen(contestant, near)
-        self.these(self.best(contestants, SCREEN, KEPT), f"{name}, few", few)
+        chosen: dict[Key, Contestant] = {}
+        for screen in SCREENS:
+            near = sorted(few or many, key=lambda n: (abs(n - screen), n))
+            for contestant in track(contestants, f"{name}, screening", len(contestants)):
+                self.screen(contestant, near)
+            chosen |= {each.key: each for each in self.best(contestants, screen, KEPT)}
+        self.these(list(chosen.values()), f"{name}, few", few)
         if many:
             again = self.on_best_grids(contestants)
             for contestant in track(again, f"{name}, screening again", len(again)):
@@ -199,9 +202,9 @@ class _Measuring:
         return chosen
 
     def on_best_grids(self, contestants: Sequence[Contestant]) -> list[Contestant]:
-        """Return each sampler on the `GRIDS` grids that were its best in the first screening."""
+        """Return each sampler on the `GRIDS` grids that were its best in the last screening."""
         samplers: dict[tuple[str, str], list[Contestant]] = {}
-        for contestant in sorted(contestants, key=lambda c: self.rank(c, SCREEN)):
+        for contestant in sorted(contestants, key=lambda c: self.rank(c, SCREENS[-1])):
             samplers.setdefault((contestant.by, contestant.sampler), []).append(contestant)
         return [contestant for those in samplers.values() for contestant in those[:GRIDS]]
 
