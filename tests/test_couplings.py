@@ -35,6 +35,7 @@ from pathline.learn.run import Run, step_generator
 from pathline.learn.sources import LabelledImages, starts
 from pathline.paths import CondOT
 from pathline.solvers import grids, sample, solve
+from pathline.solvers.likelihood import log_prob
 from pathline.speed import normalised_path_energy, path_energy
 
 ot = pytest.importorskip("ot", reason='it comes with the extra "pathline[ot]"')
@@ -524,6 +525,8 @@ def test_a_model_between_data_is_not_sampled_from_noise(fabric, tmp_path):
     with pytest.raises(UsageError, match=r"begins at other data \(moons\), not at noise"):
         sample(model, 2)
     x = moons(range(3)).float()
+    with pytest.raises(UsageError, match=r"begins at other data \(moons\).*pass their log-density"):
+        log_prob(model, x)
     assert solve(model, x, solver="euler", grid=grids.uniform(2)).x.shape == (3, 2)
 
 

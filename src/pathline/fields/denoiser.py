@@ -132,6 +132,12 @@ def denoiser_in(field: Any) -> Denoiser | None:
     return field
 
 
+def source_of(field: Any) -> str | None:
+    """Return which data a flow between two sets of data begins at; None if it begins at noise."""
+    start = getattr(denoiser_in(field), "details", {}).get("start")
+    return None if start is None else str(start.get("source"))
+
+
 def with_network(field: Any, network: nn.Module) -> Field:
     """Return the field with another network in its denoiser."""
     if isinstance(field, Denoiser):

@@ -23,6 +23,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import Stats
 from pathline.fields import Condition, Field, View, convert
+from pathline.fields.denoiser import source_of
 from pathline.fields.trace import Exact, Hutchinson, Trace
 from pathline.paths import GaussianPath
 from pathline.solvers.adaptive_rk import AdaptiveRK
@@ -143,6 +144,11 @@ def log_prob(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         raise UsageError(
             f"a density is one of real numbers, and these are {x.dtype}: dequantise and scale "
             "pictures first (pathline.learn.likelihood.bits_per_dim)."
+        )
+    if prior is None and (source := source_of(model)) is not None:
+        raise UsageError(
+            f"this model begins at other data ({source}), not at noise: pass their log-density as "
+            "prior=."
         )
     flow = as_field(model) if guide is None else guide(as_field(model))
     rule = AdaptiveRK() if solver is None else as_solver(solver)

@@ -25,7 +25,7 @@ from pathline.core.solution import (
     status_names,
 )
 from pathline.fields import Condition, Denoiser, Field, VectorField
-from pathline.fields.denoiser import denoiser_in
+from pathline.fields.denoiser import source_of
 from pathline.paths import GaussianPath, Time, as_time, bshape
 from pathline.solvers.evaluate import Call, Evaluator, Speed, Watched
 from pathline.solvers.execute import Step, execute
@@ -404,10 +404,10 @@ def _sampling(
     path = model.path if isinstance(model, Field) else None
     if path is None:
         raise UsageError("sampling needs a model on a path; for an equation of your own use solve.")
-    if source := getattr(denoiser_in(model), "details", {}).get("start"):
+    if (source := source_of(model)) is not None:
         raise UsageError(
-            f"this model begins at other data ({source.get('source')}), not at noise: draw those, "
-            "and use solve(model, x, ...)."
+            f"this model begins at other data ({source}), not at noise: draw those, and use "
+            "solve(model, x, ...)."
         )
     shape = model.shape if begin.shape is None else begin.shape
     if shape is None:
