@@ -21,6 +21,7 @@ from pathline.solvers import NoiseInjection, grids, sample, solve, solvers
 from pathline.solvers.likelihood import log_prob
 from pathline.solvers.solve import start
 from pathline.speed import DMCMC, ExactLevels
+from pathline.systems import run as run_system
 
 POINTS = noise.normal(range(6), (3,), stream="probe", dtype=torch.float64)
 KARRAS = grids.karras(18, last="denoise")
@@ -383,6 +384,11 @@ def test_radii_and_infinite_variances_are_warned_of():
         PFGMpp(0.02, 1000 * math.sqrt(128), 128.0)
     with pytest.warns(UserWarning, match="infinite variance"):
         Matching(PFGMpp(dof=2.0), "x0")
+
+
+def test_the_system_measures_its_claims():
+    report = run_system("pfgmpp", only=["limit", "limit-rate", "field", "sampler", "variance"])
+    assert all(claim.passed for claim in report.claims) and len(report.claims) == 5
 
 
 def test_a_plan_knows_its_order_and_its_path():
