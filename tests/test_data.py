@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pathline.core.errors import UsageError
-from pathline.data import FetchError, Package, emoji, fashion, fetch, prepare
+from pathline.data import FetchError, Package, digits, emoji, fashion, fetch, prepare
 from pathline.data.fetch import cache_folder, sha256_of
+from pathline.learn.sources import SOURCES
 
 KEEP = "PATHLINE_CACHE"
 
@@ -207,3 +209,17 @@ def test_fashion_has_seventy_thousand_balanced_images():
     assert data.train_images.shape == (60000, 28, 28)
     assert np.bincount(data.train_labels).tolist() == [6000] * 10
     assert np.bincount(data.test_labels).tolist() == [1000] * 10
+
+
+def test_digits_are_shared_between_training_and_testing():
+    pytest.importorskip("sklearn", reason='it comes with the extra "pathline[data]"')
+    data = digits.load()
+    assert data.train_images.shape == (1500, 8, 8) and data.test_images.shape == (297, 8, 8)
+    assert data.train_images.max() == digits.LEVELS - 1
+    assert set(data.test_labels.tolist()) == set(range(10))
+    points = SOURCES["digits"]()
+    drawn = points.batch(64, torch.Generator().manual_seed(0)).x0
+    pixels = ((drawn + 1) * digits.LEVELS / 2).floor()
+    assert drawn.abs().max() <= 1 and pixels.min() >= 0 and pixels.max() == digits.LEVELS - 1
+    whole = {tuple(each) for each in data.train_images.reshape(1500, -1).tolist()}
+    assert all(tuple(each) in whole for each in pixels.flatten(1).int().tolist())

@@ -127,6 +127,22 @@ def test_more_dequantisations_bound_the_probability_of_pixels_more_tightly():
     assert torch.equal(again.bits, one.bits[2:])
 
 
+@pytest.mark.parametrize("levels", [17, 256])
+def test_pixels_of_any_number_of_levels(levels):
+    """Each stays in its cell, and a cell's probability is what a Gaussian gives it."""
+    pixels = torch.arange(levels, dtype=torch.uint8).reshape(-1, 1)
+    x = dequantised(pixels, range(levels), levels=levels)
+    cells = ((x[:, 0] + 1) * levels / 2).floor()
+    assert torch.equal(cells, torch.arange(levels).double())
+    law = Gaussian(VPLinear(), torch.zeros(1).double(), torch.full((1,), 0.01).double())
+    few = bits_per_dim(law, pixels[levels // 2 :][:1], levels=levels, draws=100).bits
+    at = 2 * (levels // 2) / levels - 1
+    spread = math.hypot(0.1 * float(law.path.alpha(1e-3)), float(law.path.sigma(1e-3)))
+    edges = torch.tensor([at, at + 2 / levels]).double() / spread
+    below, above = torch.special.ndtr(edges)
+    assert float(few) == pytest.approx(-math.log2(above - below), abs=0.02)
+
+
 def jacobian(n):
     generator = torch.Generator().manual_seed(n)
     return torch.randn(n, n, generator=generator, dtype=torch.float64)
@@ -172,7 +188,7 @@ def test_an_exact_trace_is_exact_for_any_function():
 
 def test_bad_input_is_told():
     law = mixture(VPLinear())
-    x = law.draw(range(2))
+    x, pixels = law.draw(range(2)), torch.full((1, 2), 17, dtype=torch.uint8)
     told = (
         (lambda: log_prob(law, x, solver="ddpm"), "draws noise"),
         (lambda: log_prob(law, x, seeds=[1]), "1 seeds were given for 2 samples"),
@@ -182,6 +198,7 @@ def test_bad_input_is_told():
         (lambda: log_prob(law, 2 + 0 * x).bits_per_dim(), "go from 2 to 2, and the range is from"),
         (lambda: dequantised(x, [0, 1]), "uint8, not torch.float64"),
         (lambda: bits_per_dim(law, torch.ones(1, 2, dtype=torch.uint8), draws=0), "at least 1"),
+        (lambda: dequantised(pixels, [0], levels=17), "end at 16, and these at 17"),
         (lambda: Hutchinson(0), "at least 1 probe"),
         (lambda: Hutchinson(1, "uniform"), "choose 'rademacher' or 'gaussian'"),
         (lambda: HutchPP(2), "3 products at least"),

@@ -1,7 +1,7 @@
-"""Likelihood of pictures: bits per dimension of 8-bit images under a model of real numbers.
+"""Likelihood of pictures: bits per dimension of images of L = 256 levels under a real density.
 
-    P(pixels) = ∫ p(x) dx over the cell of the pixels = E_u p(x(u)) / 128^d,   u ~ U[0, 1)^d
-    x(u) = 2 (pixels + u)/256 − 1
+    P(pixels) = ∫ p(x) dx over the cell of the pixels = E_u p(x(u)) (2/L)^d,   u ~ U[0, 1)^d
+    x(u) = 2 (pixels + u)/L − 1
 
 So log p at one u bounds log P from below, on average, and the log of the mean over several draws
 does more tightly: a dequantisation that needs no network of its own.
@@ -52,24 +52,31 @@ class Bits:
         return float(self.bits.mean()), error
 
 
-def dequantised(pixels: Tensor, seeds: Sequence[int], draw: int = 0) -> Tensor:
-    """Return 8-bit pixels as points of their cells in [−1, 1]^d, uniformly.
+def dequantised(
+    pixels: Tensor, seeds: Sequence[int], draw: int = 0, levels: int = LEVELS
+) -> Tensor:
+    """Return pixels as points of their cells in [−1, 1]^d, uniformly.
 
     Args:
         pixels: (batch, channels, height, width) uint8.
         seeds: one a picture.
         draw: the number of the draw.
+        levels: L; pixels go from 0 to L − 1.
 
     Returns:
         float64, of the same shape.
 
     Raises:
-        UsageError: the pixels are no uint8 numbers.
+        UsageError: the pixels are no uint8 numbers below L.
     """
     if pixels.dtype != torch.uint8:
-        raise UsageError(f"pixels are whole numbers from 0 to 255, uint8, not {pixels.dtype}.")
+        raise UsageError(
+            f"pixels are whole numbers from 0 to {levels - 1}, uint8, not {pixels.dtype}."
+        )
+    if pixels.numel() and (most := int(pixels.max())) >= levels:
+        raise UsageError(f"pixels of {levels} levels end at {levels - 1}, and these at {most}.")
     u = noise.uniform(seeds, pixels.shape[1:], stream="data", index=draw, dtype=torch.float64)
-    return (pixels.double() + u.to(pixels.device)) * (2 / LEVELS) - 1
+    return (pixels.double() + u.to(pixels.device)) * (2 / levels) - 1
 
 
 def bits_per_dim(
@@ -77,6 +84,7 @@ def bits_per_dim(
     pixels: Tensor,
     *,
     draws: int = 1,
+    levels: int = LEVELS,
     seeds: Sequence[int] | None = None,
     batch: int = 16,
     **how: Any,
@@ -87,6 +95,7 @@ def bits_per_dim(
         model: a denoiser of pictures in [−1, 1].
         pixels: (n, channels, height, width) uint8.
         draws: dequantisations a picture; more bound its probability more tightly.
+        levels: L; pixels go from 0 to L − 1.
         seeds: of dequantisation and probes, one a picture; 0, 1, … if None.
         batch: pictures that run together.
         how: what `log_prob` takes: solver, steps, trace, guide, the condition.
@@ -107,7 +116,7 @@ def bits_per_dim(
         drawn = [
             log_prob(
                 model,
-                dequantised(pixels[part], seeds[part], k),
+                dequantised(pixels[part], seeds[part], k, levels),
                 seeds=noise.derived_seeds(seeds[part], k),
                 **how,
             )
@@ -119,5 +128,5 @@ def bits_per_dim(
         errors.append((log.softmax(0) * error).square().sum(0).sqrt())
         nfe = max(nfe, sum(each.stats.nfe for each in drawn))
     per_bit = pixels[0].numel() * math.log(2)
-    bits = -torch.cat(logs) / per_bit + math.log2(LEVELS / 2)
+    bits = -torch.cat(logs) / per_bit + math.log2(levels / 2)
     return Bits(bits, torch.cat(errors) / per_bit, nfe)

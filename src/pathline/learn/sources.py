@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from pathline.core.errors import UsageError, unknown
-from pathline.data import emoji, fashion
+from pathline.data import digits, emoji, fashion
 from pathline.fields.problems import eight_gaussians, moons
 from pathline.learn.captions import Captions, TextTable, captions_of, text_table
 from pathline.learn.objectives import drawn_noise
@@ -27,6 +27,7 @@ __all__ = [
     "Points",
     "Source",
     "classes_of",
+    "digits_source",
     "eight_gaussians_source",
     "emoji_source",
     "fashion_source",
@@ -213,15 +214,20 @@ class Points:
     Args:
         points: (n, *state).
         test_points: (m, *state), held out.
+        cell: the width of the cell around each number from which it is drawn, uniformly:
+            dequantisation, which a density needs.
     """
 
     points: Tensor
     test_points: Tensor
+    cell: float = 0.0
 
     def batch(self, n: int, generator: torch.Generator) -> Batch:
         """Return n points, each as likely as any other."""
-        chosen = torch.randint(len(self.points), (n,), generator=generator)
-        return Batch(self.points[chosen], {})
+        x0 = self.points[torch.randint(len(self.points), (n,), generator=generator)]
+        if self.cell:
+            x0 = x0 + self.cell * (torch.rand(x0.shape, generator=generator) - 0.5)
+        return Batch(x0, {})
 
     def held_out(self, n: int) -> Batch:
         """Return the first n held-out points."""
@@ -264,6 +270,20 @@ def small_fashion_source(n: int | None = None) -> Points:
     return Points((train[:n] - mean) / std, (test - mean) / std)
 
 
+def digits_source() -> Points:
+    """Return the digits of scikit-learn, (1, 8, 8) in [−1, 1], dequantised.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    data = digits.load()
+    train, test = (
+        (torch.from_numpy(images)[:, None].float() + 0.5) * (2 / digits.LEVELS) - 1
+        for images in (data.train_images, data.test_images)
+    )
+    return Points(train, test, cell=2 / digits.LEVELS)
+
+
 def eight_gaussians_source(**options: Any) -> Points:
     """Return `problems.eight_gaussians`; `options` are its radius and std, and n."""
     n = options.pop("n", 50_000)
@@ -276,6 +296,7 @@ def moons_source(n: int = 50_000, **options: Any) -> Points:
 
 
 SOURCES: Mapping[str, Callable[..., Source]] = {
+    "digits": digits_source,
     "eight_gaussians": eight_gaussians_source,
     "emoji": emoji_source,
     "fashion": fashion_source,
