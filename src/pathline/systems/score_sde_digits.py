@@ -47,8 +47,9 @@ def model(path: str) -> Denoiser:
 def bits(path: str) -> float:
     """Return the bits per dimension of the held-out digits."""
     pixels = torch.from_numpy(digits.load().test_images)[:, None]
+    trained = model(path)
     with torch.no_grad():
-        found = bits_per_dim(model(path), pixels, levels=digits.LEVELS, batch=99)
+        found = bits_per_dim(trained, pixels, levels=digits.LEVELS, batch=99)
     return found.mean()[0]
 
 
@@ -59,9 +60,10 @@ def distance(path: str, corrections: int) -> float:
     real = torch.cat([torch.from_numpy(a) for a in (data.train_images, data.test_images)])
     real = (real.flatten(1).double() + 0.5) * (2 / digits.LEVELS) - 1
     how, grid = PredictorCorrector("reverse_diffusion", n=corrections), grids.uniform(STEPS)
+    trained = model(path)
     with torch.no_grad():
         parts: list[Tensor] = [
-            sample(model(path), seeds=range(i, i + BATCH), solver=how, grid=grid).x
+            sample(trained, seeds=range(i, i + BATCH), solver=how, grid=grid).x
             for i in track(range(0, SAMPLES, BATCH), f"sampling, {path}", SAMPLES // BATCH)
         ]
     return frechet(torch.cat(parts).flatten(1), real)
