@@ -1,4 +1,4 @@
-"""Networks in the call of EDM's code: an exact denoiser in that call, and what the adapter reads."""
+"""Networks in the call of EDM's code: an exact denoiser, and what the adapter reads."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_classes_are_numbers_or_rows():
     [
         (lambda: edm.denoiser(3), "must be callable, and is a int"),
         (lambda: edm.denoiser(lambda x: x), r"not called as network\(x, sigma\)"),
-        (lambda: pl.sample(edm.denoiser(Precond()), 1, class_labels=3), r"classes 0 to 2, not \[3\]"),
+        (lambda: pl.sample(edm.denoiser(Precond()), 1, class_labels=3), r"0 to 2, not \[3\]"),
         (lambda: pl.sample(edm.denoiser(Precond()), 1, class_labels=torch.ones(1, 2)), "rows of 3"),
     ],
 )  # fmt: skip
