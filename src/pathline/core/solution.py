@@ -53,6 +53,7 @@ class Stats:
         rejected: steps tried and thrown away (adaptive solvers).
         per_sample: evaluations of each sample, where they may differ; else None.
         walks: for a stepped solver, how many steps each sample took and threw away.
+        vjps: vector-Jacobian products through the network, for each sample (gradient guides).
     """
 
     nfe: int
@@ -61,6 +62,7 @@ class Stats:
     rejected: int = 0
     per_sample: tuple[int, ...] | None = None
     walks: tuple[Walked, ...] | None = None
+    vjps: int = 0
 
 
 @dataclass(frozen=True)

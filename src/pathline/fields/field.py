@@ -95,8 +95,21 @@ class Field(ABC):
 
     @property
     def calls(self) -> int:
-        """Network calls that one evaluation costs."""
+        """Network calls that one evaluation costs; the most, where times differ."""
         return 1
+
+    def calls_at(self, times: Tensor) -> int:
+        """Return the network calls that an evaluation at each of these times costs, for a sample.
+
+        Args:
+            times: (n,), or (n, batch) where samples have their own: then those of the dearest.
+        """
+        return self.calls * len(times)
+
+    @property
+    def vjps(self) -> int:
+        """Vector-Jacobian products through the network that one evaluation costs."""
+        return 0
 
     @property
     def shape(self) -> tuple[int, ...] | None:

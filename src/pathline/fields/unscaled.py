@@ -108,6 +108,13 @@ class Unscaled(Field):
     def calls(self) -> int:
         return self.inner.calls
 
+    def calls_at(self, times: Tensor) -> int:
+        return self.inner.calls_at(times)
+
+    @property
+    def vjps(self) -> int:
+        return self.inner.vjps
+
     @property
     def shape(self) -> tuple[int, ...] | None:
         return self.inner.shape

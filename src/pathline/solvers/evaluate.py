@@ -108,6 +108,13 @@ class Watched(Field):
     def calls(self) -> int:
         return self.inner.calls
 
+    def calls_at(self, times: Tensor) -> int:
+        return self.inner.calls_at(times)
+
+    @property
+    def vjps(self) -> int:
+        return self.inner.vjps
+
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         return self.inner.part(cond, rows)
 

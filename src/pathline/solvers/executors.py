@@ -170,6 +170,13 @@ class _CompiledField(Field):
     def calls(self) -> int:
         return self.inner.calls
 
+    def calls_at(self, times: Tensor) -> int:
+        return self.inner.calls_at(times)
+
+    @property
+    def vjps(self) -> int:
+        return self.inner.vjps
+
     @property
     def shape(self) -> tuple[int, ...] | None:
         return self.inner.shape

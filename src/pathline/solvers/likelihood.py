@@ -200,6 +200,13 @@ class Flow(Field):
     def calls(self) -> int:
         return self.inner.calls
 
+    def calls_at(self, times: Tensor) -> int:
+        return self.inner.calls_at(times)
+
+    @property
+    def vjps(self) -> int:
+        return self.inner.vjps
+
     @property
     def device(self) -> torch.device | None:
         return self.inner.device

@@ -534,7 +534,8 @@ def _solution(
         status, stats, report = record.status_of(status), record.stats(job.field.calls), None
     else:
         nfe, each, report = record.n, record.per_sample, record.report()
-        stats = Stats(nfe, nfe * job.field.calls, job.plan.steps, per_sample=each)
+        stats = Stats(nfe, _network_calls(job, nfe), job.plan.steps, per_sample=each)
+    stats = replace(stats, vjps=stats.nfe * job.field.vjps)
     seeds, grid = job.seeds or (), tuple(plain(t) for t in job.plan.grid)
     dtype = str(x.dtype).removeprefix("torch.")
     told = status_names(status)
@@ -543,6 +544,14 @@ def _solution(
     trajectory = torch.stack(list(kept)) if kept else None
     end = job.plan.times[-1]
     return Solution(x, end, status, stats, receipt, times, trajectory, report)
+
+
+def _network_calls(job: _Job, nfe: int) -> int:
+    """Return the network calls of `nfe` evaluations; where all were made, each at its own time."""
+    plan, field = job.plan, job.field
+    if isinstance(plan, Plan) and nfe == plan.nfe:
+        return field.calls_at(plan.instants[list(plan.evaluated)])
+    return nfe * field.calls
 
 
 def _failure(solution: Solution, message: str) -> SolveError:

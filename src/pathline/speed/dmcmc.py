@@ -398,6 +398,13 @@ class _Conditioned(Field):
     def calls(self) -> int:
         return self.inner.calls
 
+    def calls_at(self, times: Tensor) -> int:
+        return self.inner.calls_at(times)
+
+    @property
+    def vjps(self) -> int:
+        return self.inner.vjps
+
     def of(self, chains: Tensor) -> _Conditioned:
         """Return the field of these chains alone."""
         picked = {k: v[chains] if _is_batched(v) else v for k, v in self.told.items()}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.fields import Field
 from pathline.paths import Time, as_time
+from pathline.steer.estimate import Estimate, differentiable
 from pathline.steer.guide import guides
 from pathline.steer.likelihood import Likelihood, gradient
 
@@ -33,7 +33,9 @@ class Classifier(Likelihood):
     Args:
         network: (x (batch, *state), t (batch,)) → logits (batch, classes), of noisy x at time t.
         labels: the class of every sample, or one for all.
-        weight: w; above 1 sharpens the class at the cost of variety.
+        weight: w; above 1 sharpens the class at the cost of variety, and 0 is none.
+
+    Cost: one gradient of the classifier an evaluation; none through the model.
 
     Raises:
         UsageError: no network; labels that do not fit the batch or the classes.
@@ -64,9 +66,12 @@ class Classifier(Likelihood):
         picked = labels.expand(len(x))[:, None]
         return logits.log_softmax(1).gather(1, picked)[:, 0]
 
-    def term(self, x: Tensor, t: Tensor, field: Field) -> Tensor:
-        del field
-        further = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            at = x if further else x.detach().requires_grad_()
-            return self.weight * gradient(self.log_prob(at, t), at, further)
+    @property
+    def is_none(self) -> bool:
+        return self.weight == 0
+
+    def term(self, now: Estimate) -> Tensor:
+        further = torch.is_grad_enabled() and now.x.requires_grad
+        with torch.inference_mode(False), torch.enable_grad():
+            at = now.x if further else differentiable(now.x).detach().requires_grad_()
+            return self.weight * gradient(self.log_prob(at, now.t), at, further)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.fields import Field
 from pathline.paths import bshape
+from pathline.steer.estimate import Estimate
 from pathline.steer.guide import guides
 from pathline.steer.likelihood import Likelihood
 
@@ -35,7 +35,7 @@ class Measured(Likelihood):
         matrix: A, (measurements, d) for states of d elements.
         y: (batch, measurements), or one sample's, (1, measurements).
         std: s, of the noise of a measurement.
-        weight: of the term.
+        weight: of the term; 0 is none.
 
     Raises:
         UsageError: shapes that do not fit; a negative s.
@@ -73,17 +73,20 @@ class Measured(Likelihood):
         seen = values > 1e-10 * values[0]
         return u[:, seen], values[seen], v[seen], self.y.double() @ u[:, seen]
 
-    def term(self, x: Tensor, t: Tensor, field: Field) -> Tensor:
+    @property
+    def is_none(self) -> bool:
+        return self.weight == 0
+
+    def term(self, now: Estimate) -> Tensor:
+        x = now.x
         _, values, v, y = (each.to(x) for each in self._factors)
         if v.shape[1] != x[0].numel() or len(y) not in (1, len(x)):
             raise UsageError(
                 f"a matrix for states of {v.shape[1]} elements and measurements of {len(y)} "
                 f"samples were given for samples {tuple(x.shape)}."
             )
-        path = field.path
-        assert path is not None
         flat = x.flatten(1)
-        alpha, sigma = bshape(path.alpha(t), flat), bshape(path.sigma(t), flat)
+        alpha, sigma = (bshape(c(now.t), flat) for c in (now.path.alpha, now.path.sigma))
         wrong = alpha * y - flat @ v.T * values
         variance = (sigma * values) ** 2 + (alpha * self.std) ** 2
         return self.weight * ((wrong / variance * values) @ v).view_as(x)
