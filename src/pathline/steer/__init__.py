@@ -1,5 +1,6 @@
 """Steering: guides, functions from field to field, and what is kept while a solve goes on."""
 
+from pathline.steer import operators
 from pathline.steer.autoguidance import Autoguidance
 from pathline.steer.cfg import APG, CFG
 from pathline.steer.classifier import Classifier
@@ -7,25 +8,37 @@ from pathline.steer.constraints import Clip, DynamicThreshold
 from pathline.steer.estimate import Correction, Estimate, Pull, Steering
 from pathline.steer.guide import Chain, Guide, Guided, guides
 from pathline.steer.known import Known
+from pathline.steer.linear import DPS, MMPS, DiffPIR, Inpaint, PiGDM, Projection
+from pathline.steer.loss import Loss
 from pathline.steer.measured import Measured
 from pathline.steer.regions import Regions
+from pathline.steer.repeat import Repeat
 
 __all__ = [
     "APG",
     "CFG",
+    "DPS",
+    "MMPS",
     "Autoguidance",
     "Chain",
     "Classifier",
     "Clip",
     "Correction",
+    "DiffPIR",
     "DynamicThreshold",
     "Estimate",
     "Guide",
     "Guided",
+    "Inpaint",
     "Known",
+    "Loss",
     "Measured",
+    "PiGDM",
+    "Projection",
     "Pull",
     "Regions",
+    "Repeat",
     "Steering",
     "guides",
+    "operators",
 ]

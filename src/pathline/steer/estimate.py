@@ -19,6 +19,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ class Estimate:
         Raises:
             UsageError: it returns something else, or cannot be differentiated.
         """
-        at = self.x0 if self.further else self.x0.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            at = self.x0 if self.further else differentiable(self.x0).detach().requires_grad_()
             value = of(at)
         if value.shape != (len(at),):
             raise UsageError(
@@ -129,8 +130,26 @@ class Steering(Guide):
 
     @property
     def vjps(self) -> int:
-        """Vector-Jacobian products an evaluation; the last one is shared with other pulls."""
+        """Vector-Jacobian products an evaluation; above 0, it is a pull."""
         return 0
+
+    @property
+    def shares(self) -> bool:
+        """Whether the last product of a pull can be that of others too: Jᵀ(u + v)."""
+        return True
+
+    def corrected(self, now: Estimate) -> Tensor:
+        """Return x̃_0, (batch, *state); what a correction does."""
+        raise NotImplementedError
+
+    def cotangent(self, now: Estimate) -> Tensor:
+        """Return u, (batch, *state), with the factor that makes Jᵀu a step of x̂_0: of a pull."""
+        raise NotImplementedError
+
+    def finished(self, step: Tensor, now: Estimate) -> Tensor:
+        """Return the step of x̂_0 made of Jᵀu, for a pull that does not share it."""
+        del now
+        return step
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,38 @@ class Correction(Steering):
     @abstractmethod
     def corrected(self, now: Estimate) -> Tensor:
         """Return x̃_0, (batch, *state)."""
+
+
+class Exact(Correction):
+    """A correction after which data hold exactly."""
+
+    @property
+    @abstractmethod
+    def is_exact(self) -> bool:
+        """Whether they do: at full strength."""
+
+    @abstractmethod
+    def data(self) -> Tensor:
+        """Return a state, (batch, *state), of which the data hold."""
+
+    @abstractmethod
+    def projected(self, x0: Tensor) -> Tensor:
+        """Return x0, (batch, *state), with the data in it.
+
+        Raises:
+            UsageError: the data are missing, or do not fit.
+        """
+
+    @abstractmethod
+    def off(self, x0: Tensor) -> float:
+        """Return how far the data are from holding of x0, relative to them."""
+
+    def corrected(self, now: Estimate) -> Tensor:
+        return self.projected(now.x0)
+
+
+OFF = 1e-3
+"""By how much of them data may be missed where they are put exactly."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +218,9 @@ class Steered(Guided):
 
     @property
     def vjps(self) -> int:
-        pulls = [guide.vjps for guide in self.guides if isinstance(guide, Pull)]
-        shared = sum(pulls) - len(pulls) + 1 if pulls else 0
-        return self.inner.vjps + shared
+        shared = sum(guide.vjps > 0 and guide.shares for guide in self.guides)
+        each = sum(guide.vjps for guide in self.guides)
+        return self.inner.vjps + each - max(shared - 1, 0)
 
     def calls_at(self, times: Tensor) -> int:
         return self.inner.calls_at(times)
@@ -183,7 +234,7 @@ class Steered(Guided):
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         path = self.path
         assert path is not None
-        pulls = any(isinstance(guide, Pull) for guide in self.guides)
+        pulls = any(guide.vjps for guide in self.guides)
         with torch.inference_mode(False):  # what is kept must serve gradients
             times, cond = differentiable(times), {k: differentiable(v) for k, v in cond.items()}
             bound = self.inner.bind(times, differentiable(x), cond)
@@ -204,7 +255,9 @@ class Steered(Guided):
     ) -> Tensor:
         raw = evaluate(x)
         before = line.p * x + line.q * raw
-        return raw + (self._walked(self._estimate(x, t, before)).x0 - before) * line.back
+        further = torch.is_grad_enabled() and before.requires_grad
+        after = self._walked(self._estimate(x, t, before, further)).x0
+        return raw + (after - before) * line.back
 
     def _pulled(
         self, evaluate: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, line: _Line
@@ -227,15 +280,22 @@ class Steered(Guided):
         """Return the estimate after all guides; pulls, which stand together, share a product."""
         left = list(self.guides)
         while left:
-            guide = left.pop(0)
-            if isinstance(guide, Correction):
-                now = replace(now, x0=guide.corrected(now))
-            elif isinstance(guide, Pull):
-                total = guide.cotangent(now)
-                while left and isinstance(left[0], Pull):
-                    total = total + left.pop(0).cotangent(now)  # type: ignore[attr-defined]
-                now = replace(now, x0=now.x0 + now.pulled(total))
+            if not left[0].vjps:
+                now = replace(now, x0=left.pop(0).corrected(now))
+                continue
+            n = next((i for i, guide in enumerate(left) if not guide.vjps), len(left))
+            now, left = replace(now, x0=now.x0 + _together(left[:n], now)), left[n:]
         return now
+
+
+def _together(pulls: Sequence[Steering], now: Estimate) -> Tensor:
+    """Return the steps of x̂_0 of all pulls, at one estimate."""
+    alone = [pull for pull in pulls if not pull.shares]
+    shared = [pull.cotangent(now) for pull in pulls if pull.shares]
+    steps = [pull.finished(now.pulled(pull.cotangent(now), again=True), now) for pull in alone]
+    if shared:
+        steps.append(now.pulled(torch.stack(shared).sum(0)))
+    return torch.stack(steps).sum(0)
 
 
 @dataclass(frozen=True)
@@ -251,17 +311,26 @@ def check_together(guides: Sequence[Guide]) -> None:
     """Refuse guides that cannot act one after the other.
 
     Raises:
-        UsageError: pulls that stand apart.
+        UsageError: pulls that stand apart; a projection that undoes an earlier one.
     """
-    pulls = [i for i, guide in enumerate(guides) if isinstance(guide, Pull) and not guide.is_none]
-    between = (
-        [g for g in guides[pulls[0] : pulls[-1]] if isinstance(g, Correction)] if pulls else ()
-    )
+    guides = [guide for guide in guides if isinstance(guide, Steering) and not guide.is_none]
+    pulls = [i for i, guide in enumerate(guides) if guide.vjps]
+    among = guides[pulls[0] : pulls[-1]] if pulls else []
+    between = [guide for guide in among if not guide.vjps]
     if between:
         raise UsageError(
             f"{named(guides[pulls[0]])} and {named(guides[pulls[-1]])} take gradients through the "
             f"model, which are taken together; move {named(between[0])} before or behind both."
         )
+    exact = [guide for guide in guides if isinstance(guide, Exact) and guide.is_exact]
+    for before, after in combinations(exact, 2):
+        off = before.off(after.projected(before.data()))
+        if off > OFF:
+            raise UsageError(
+                f"{named(after)} undoes what {named(before)} has put exactly: {off:.2g} of it is "
+                "off afterwards. Make one operator of both (operators.Dense.stacked), or give one "
+                "of them strength below 1."
+            )
 
 
 def differentiable(value: Any) -> Any:

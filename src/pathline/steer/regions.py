@@ -17,6 +17,7 @@ from pathline.core.errors import UsageError
 from pathline.fields import Condition, Denoiser, Evaluate, Field
 from pathline.steer.contrast import joined, repeated, twice
 from pathline.steer.guide import Guide, Guided, guides
+from pathline.steer.operators import fits
 
 
 @guides.register("regions", aliases=("regional",), paper="arXiv:2302.08113, Eq. 5")
@@ -137,12 +138,6 @@ def _together(
         return lambda k, state: [each(k, state) for each in bound]
     inner = field.bind(twice(times, n), torch.cat([x] * n), whole)
     return lambda k, state: inner(k, torch.cat([state] * n)).chunk(n)
-
-
-def fits(shape: Sequence[int], state: Sequence[int]) -> bool:
-    """Whether a shape broadcasts to that of a state, and no further."""
-    pairs = zip(reversed(shape), reversed(state), strict=False)
-    return len(shape) <= len(state) and all(a in (1, b) for a, b in pairs)
 
 
 def _plain(value: Any) -> Any:
