@@ -157,7 +157,7 @@ class _Copy:
         drawn = dict(zip(row.z, range(self._draws, self._draws + len(row.z)), strict=True))
         self._draws += len(drawn)
         z = {drawn[d]: c for d, c in row.z.items()}
-        return self._to.write(row.t, x, f, z, lands=row.lands, constant=row.constant)
+        return self._to.write(float(row.t), x, f, z, lands=row.lands, constant=row.constant)
 
     def _back(self, s: Level, t: Level) -> int:
         """Write the forward transition from level t to level s."""
