@@ -3,6 +3,7 @@
 from pathline.fields.denoiser import Denoiser
 from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
+from pathline.fields.retimed import Retimed, retimed
 from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
 
@@ -16,6 +17,7 @@ __all__ = [
     "Gaussian",
     "Mixture",
     "Prediction",
+    "Retimed",
     "Unscaled",
     "UnscaledPath",
     "VectorField",
@@ -23,5 +25,6 @@ __all__ = [
     "as_view",
     "change",
     "convert",
+    "retimed",
     "target",
 ]

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pathline.core.errors import UsageError
-from pathline.fields.field import Condition, Evaluate, Field
-from pathline.fields.views import View, change
-from pathline.paths import GaussianPath, StudentT, Time, as_time, bshape
+from pathline.fields.retimed import Carried
+from pathline.fields.views import View
+from pathline.paths import GaussianPath, StudentT, Time, as_time
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class UnscaledPath(GaussianPath):
 
 
 @dataclass(frozen=True)
-class Unscaled(Field):
+class Unscaled(Carried):
     """A denoiser in unscaled coordinates: x̂_0 as a function of y = x/α.
 
     Args:
@@ -87,58 +86,15 @@ class Unscaled(Field):
         True
     """
 
-    inner: Field
-
-    def __post_init__(self) -> None:
-        if self.inner.path is None:
-            raise UsageError("unscaled coordinates need a path; this field has none.")
-
     @property
     def path(self) -> GaussianPath:  # type: ignore[override]
         """The inner path, unscaled."""
-        assert self.inner.path is not None
-        return UnscaledPath(self.inner.path)
+        return UnscaledPath(self.known)
 
     @property
     def view(self) -> View:  # type: ignore[override]
         """Always x̂_0, which the coordinates do not change."""
         return "x0"
 
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.inner.shape
-
-    @property
-    def device(self) -> torch.device | None:
-        return self.inner.device
-
-    def condition(self, cond: Condition, batch: int) -> Condition:
-        return self.inner.condition(cond, batch)
-
-    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
-
-    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
-        assert self.inner.path is not None
-        evaluate = self.inner.bind(times, x, cond)
-        p, q = change(self.inner.path, self.inner.view, "x0", times)
-        alpha, p, q = (
-            [bshape(c, x) for c in cs.unbind()] for cs in (self.inner.path.alpha(times), p, q)
-        )
-
-        def unscaled(k: int, y: Tensor) -> Tensor:
-            state = alpha[k] * y
-            return p[k] * state + q[k] * evaluate(k, state)
-
-        return unscaled
+    def there(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        return times, self.known.alpha(times)

@@ -16,7 +16,8 @@ Paper: Song et al. 2021 (arXiv:2011.13456); Kingma et al. 2021 for λ.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,6 +117,17 @@ def bshape(coefficient: Tensor, like: Tensor) -> Tensor:
     """Cast a () or (batch,) coefficient to the dtype and device of `like`, ready to multiply it."""
     coefficient = coefficient.to(device=like.device, dtype=like.dtype)
     return coefficient.reshape(-1, *[1] * (like.ndim - 1)) if coefficient.ndim else coefficient
+
+
+def hash_once(value: Any) -> int:
+    """Hash a frozen dataclass by its fields, once: plans are looked up by their path.
+
+    For values that hold a long table: `__hash__ = hash_once` in the class.
+    """
+    kept = value.__dict__
+    if "_hashed" not in kept:
+        kept["_hashed"] = hash(tuple(getattr(value, f.name) for f in fields(value)))
+    return kept["_hashed"]
 
 
 paths: Registry[GaussianPath] = Registry("path")

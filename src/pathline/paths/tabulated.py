@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.core.registry import Entry
-from pathline.paths.path import GaussianPath, Time, as_time, paths
+from pathline.paths.path import GaussianPath, Time, as_time, hash_once, paths
 
 
 @paths.register("tabulated", aliases=("discrete",), paper="arXiv:2206.00927, App. D.2")
@@ -38,12 +38,7 @@ class Tabulated(GaussianPath):
         if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
             raise UsageError("alphas_cumprod must fall strictly from one label to the next.")
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.alphas_cumprod)
-
-    def __hash__(self) -> int:  # once: plans are looked up by their path, and a table is long
-        return self._hash
+    __hash__ = hash_once
 
     @classmethod
     def from_betas(cls, betas: Iterable[float]) -> Tabulated:
