@@ -4,6 +4,7 @@ from pathline.fields.denoiser import Denoiser
 from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
 from pathline.fields.retimed import Retimed, retimed
+from pathline.fields.separation import estimate as estimate_separation
 from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
 
@@ -25,6 +26,7 @@ __all__ = [
     "as_view",
     "change",
     "convert",
+    "estimate_separation",
     "retimed",
     "target",
 ]

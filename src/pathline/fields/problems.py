@@ -58,5 +58,18 @@ def moons(seeds: Sequence[int], scale: float = 3.0, std: float = 0.2) -> Tensor:
     return scale * (torch.stack((x, y), 1) + std * z) - 1
 
 
+def m9(path: GaussianPath) -> Mixture:
+    """Return M9, nine equal round Gaussians in the plane, of mean 0 and E ‖x‖² = 2, in float64.
+
+    The centres are the origin, the corners (±2, ±2) and the tips (±4, 0), (0, ±4) of a grid, the
+    variance 0.2, all divided by √(16/3 + 0.2).
+    """
+    corners = [[2.0 * i, 2.0 * j] for i in (-1, 1) for j in (-1, 1)]
+    tips = [[4.0, 0.0], [-4.0, 0.0], [0.0, 4.0], [0.0, -4.0]]
+    rms = math.sqrt(16 / 3 + 0.2)
+    means, stds = _float64([[0.0, 0.0], *corners, *tips]) / rms, 0.2**0.5 / rms
+    return Mixture(path, means, torch.full((9, 2), stds).double(), _float64([1 / 9] * 9))
+
+
 def _float64(values: list[float] | list[list[float]]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)

@@ -10,7 +10,6 @@ So the path of a model is a choice of whoever samples, and no matter of training
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ class Carried(Field):
 
     def __post_init__(self) -> None:
         if self.inner.path is None:
-            raise UsageError(f"{type(self).__name__} needs a path, and this field has none.")
+            raise UsageError("other coordinates of a field need a path; this field has none.")
 
     @abstractmethod
     def there(self, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +174,7 @@ def retimed(field: Field, path: GaussianPath, *, beyond: Beyond = "refuse") -> R
         >>> law = Gaussian(VPLinear(), torch.tensor([2.0]), torch.tensor([0.25]))
         >>> on_flow = retimed(law, CondOT(), beyond="trim")
         >>> round(on_flow.path.t_max, 4)
-        0.9934
+        0.9935
     """
     if beyond not in ("refuse", "trim"):
         raise UsageError(f"beyond={beyond!r}: choose 'refuse' or 'trim'.")
@@ -201,6 +200,4 @@ def _trimmed(path: GaussianPath, known: GaussianPath) -> GaussianPath:
     end = path.t_min if high <= most else float(path.time_of_log_snr(most))
     if (end, start) == (path.t_min, path.t_max):
         return path
-    # a time and its level round trip only to rounding; half a part in 10⁹ keeps both inside
-    start = start if low >= least else math.nextafter(start, 0)
     return Trimmed(path, end, start)

@@ -112,6 +112,10 @@ class GaussianPath(ABC):
         """
         return bshape(self.alpha(t), x0) * x0 + bshape(self.sigma(t), x0) * eps
 
+    def describe(self) -> dict[str, Any]:
+        """Return what `paths.rebuild` makes the path from, as plain values."""
+        return paths.describe(self)
+
 
 def bshape(coefficient: Tensor, like: Tensor) -> Tensor:
     """Cast a () or (batch,) coefficient to the dtype and device of `like`, ready to multiply it."""
@@ -119,14 +123,14 @@ def bshape(coefficient: Tensor, like: Tensor) -> Tensor:
     return coefficient.reshape(-1, *[1] * (like.ndim - 1)) if coefficient.ndim else coefficient
 
 
-def hash_once(value: Any) -> int:
+def hash_once(self: Any) -> int:
     """Hash a frozen dataclass by its fields, once: plans are looked up by their path.
 
     For values that hold a long table: `__hash__ = hash_once` in the class.
     """
-    kept = value.__dict__
+    kept = self.__dict__
     if "_hashed" not in kept:
-        kept["_hashed"] = hash(tuple(getattr(value, f.name) for f in fields(value)))
+        kept["_hashed"] = hash(tuple(getattr(self, f.name) for f in fields(self)))
     return kept["_hashed"]
 
 

@@ -33,7 +33,9 @@ class Trimmed(GaussianPath):
             told = cast("Mapping[str, Any]", self.inner)
             object.__setattr__(self, "inner", paths.rebuild(told))
         if not 0 < self.t_min < self.t_max <= 1:
-            raise UsageError(f"0 < t_min < t_max ≤ 1 is needed; they are {self.t_min}, {self.t_max}.")
+            raise UsageError(
+                f"0 < t_min < t_max ≤ 1 is needed; they are {self.t_min}, {self.t_max}."
+            )
 
     def alpha(self, t: Time) -> Tensor:
         return self.inner.alpha(t)
