@@ -16,6 +16,7 @@ from pathline.fields.separation import BATCH, posterior_mean, rising
 from pathline.paths import (
     Interpolated,
     KineticOptimal,
+    PFGMpp,
     Separation,
     Trigonometric,
     Trimmed,
@@ -27,7 +28,7 @@ from pathline.paths.energy import power
 from pathline.paths.kinetic import EXACT
 from pathline.paths.separation import gaussian_mmse
 from pathline.systems import run
-from pathline.systems.kinetic_optimal_paths import two_points
+from pathline.systems.kinetic_optimal_energies import two_points
 
 VARIANCES = (1.6, 1.1, 0.3)
 TWO = Separation.of(two_points, 64)
@@ -190,6 +191,7 @@ def test_bounds_hold_between_and_beyond_the_nodes():
         (lambda: KineticOptimal(TWO, 0.0), "floor of κ"),
         (lambda: KineticOptimal(TWO, scale=-1.0), "scale of the data"),
         (lambda: energy(pl.CondOT(), TWO, scale=0.0), "scale of the data"),
+        (lambda: energy(PFGMpp(), TWO), "path.gaussian"),
         (lambda: Trimmed(pl.CondOT(), 0.5, 0.2), "t_min < t_max"),
         (lambda: Interpolated((0.0, 1.0), (0.0,), (1.0, 1.0)), "two nodes"),
         (lambda: Interpolated((0.0, 0.5), (0.0, 1.0), (1.0, 1.0)), "from 0 to 1"),
@@ -367,11 +369,12 @@ def test_what_cannot_be_measured_is_refused():
     refused("no path|on a path", pl.VectorField(lambda x, t: x), data)
     wild = pl.Denoiser(lambda x, t: 9 * x, pl.CondOT(), view="x0")
     refused("increase draws", wild, data)
-    path = pl.CondOT()
-    data = law.draw(range(500))
+    law = problems.m4(pl.CondOT())
     good = torch.tensor([0.3, 1.0], dtype=torch.float64)
-    late = pl.Denoiser(lambda x, t: law(x, t).x0 * good[(t > 0.5).long()][:, None], path, "x0")
-    refused("λ falls", late, data, scales=[0.9, 1.5], draws=2000)
+    late = pl.Denoiser(lambda x, t: law(x, t).x0 * good[(t > 0.5).long()][:, None], law.path, "x0")
+    refused("λ falls", late, law.draw(range(500)), scales=[0.85, 1.0], draws=2000)
+    heavy = pl.Dataset(PFGMpp(dof=8.0), data)
+    refused("Gaussian noise", heavy)
 
 
 # --- other paths for a trained model ------------------------------------------------------------
@@ -399,6 +402,12 @@ def test_every_kind_of_solver_samples_it_as_an_oracle_of_that_path(solver):
     one, other = pl.sample(moved, **how), pl.sample(exact, **how)
     torch.testing.assert_close(one.x, other.x, rtol=1e-6, atol=1e-6)
     assert one.stats.nfe == other.stats.nfe
+
+
+def test_a_receipt_names_the_model_and_the_path_it_was_moved_to():
+    model = pl.Denoiser(lambda x, t: x, VP, name="m", shape=(2,))
+    told = pl.sample(retimed(model, VP), 1, steps=2).receipt.recipe["model"]
+    assert told == {"name": "m", "weights": None, "path": json.loads(json.dumps(VP.describe()))}
 
 
 def test_conditions_and_guidance_pass_through():
@@ -438,6 +447,23 @@ def test_a_path_that_the_model_does_not_cover_is_refused_with_both_ranges():
         retimed(pl.VectorField(lambda x, t: x), VP)
     with pytest.raises(pl.UsageError, match="must be a path"):
         retimed(model, "cond_ot")
+    with pytest.raises(pl.UsageError, match="law of the noise cannot"):
+        retimed(pl.Denoiser(lambda x, t: x, PFGMpp()), pl.EDM())
+
+
+def test_a_model_of_pfgmpp_keeps_its_noise_on_another_path():
+    """Its levels even in log σ: the same states at the same σ, and the same start."""
+    law = pl.Dataset(PFGMpp(dof=8.0), draws(20, 3))
+    even = Trimmed(PFGMpp(dof=8.0), 0.01, 0.5)
+    moved = retimed(law, even)
+    assert moved.path.kernel == law.path.kernel and moved.path.gaussian == Trimmed(
+        pl.EDM(), 0.01, 0.5
+    )
+    x = draws(5, 3)
+    torch.testing.assert_close(moved(x, 0.2).x0, law(x, 0.2).x0)
+    begun = pl.sample(moved, seeds=range(4), steps=1, dtype=torch.float64, trajectory=True)
+    drawn = law.path.kernel.draw(range(4), (3,), stream="initial", dtype=torch.float64)
+    torch.testing.assert_close(begun.trajectory[0], drawn * 40)
 
 
 # --- the recipe ---------------------------------------------------------------------------------

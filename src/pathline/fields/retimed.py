@@ -118,6 +118,12 @@ class Retimed(Carried):
         super().__post_init__()
         if not isinstance(self.path, GaussianPath):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError("the new path must be a path, for example pathline.CondOT().")
+        if self.path.kernel != self.known.kernel:
+            raise UsageError(
+                f"the path's noise has D={self.path.kernel.dof:g}, and the model was trained on "
+                f"D={self.known.kernel.dof:g}: time and scale can be changed, the law of the noise "
+                "cannot."
+            )
         (high, low), (most, least) = _levels(self.path), _levels(self.known)
         if low < least - _ROUNDING or high > most + _ROUNDING:
             raise UsageError(

@@ -31,6 +31,9 @@ from pathline.paths.separation import check_scales, gaussian_mmse
 BATCH = 1024
 """Draws, and points of a data set, that are handled at once."""
 
+_PART = 128
+"""Draws that a denoiser is asked at once."""
+
 SCALES: tuple[float, ...] = tuple(torch.logspace(-2, 2, 64, dtype=torch.float64).tolist())
 """Where λ is measured if nobody says it."""
 
@@ -259,7 +262,7 @@ def _known(source: Tensor | Field, data: Tensor | None, draws: int, seed: int) -
     if not isinstance(source, Field):
         return _normalised(source)
     if data is not None:
-        return _normalised(data)
+        return _normalised(data if source.device is None else data.to(source.device))
     if isinstance(source, Mixture):
         weights, means = source.weights.double()[:, None], source.means.double()
         mean = (weights * means).sum(0)
@@ -296,8 +299,9 @@ def _asked(field: Field, known: _Data, cond: dict[str, Any]) -> Denoise:
     def denoise(x: Tensor, s: float) -> Tensor:
         t = path.time_of_log_snr(math.log(s / std))
         state = float(path.alpha(t)) * (std * x + middle)
+        parts = state.reshape(len(x), *known.mean.shape).split(_PART)
         with torch.no_grad():
-            x0 = field(state.reshape(len(x), *known.mean.shape), t, **cond).x0
+            x0 = torch.cat([field(part, t, **cond).x0 for part in parts])
         return (x0.double().flatten(1) - middle) / std
 
     return denoise
@@ -336,6 +340,11 @@ def _chosen(source: Tensor | Field, scales: Sequence[float] | None, std: float) 
         return s
     if source.path is None:
         raise UsageError("the separation is measured with a denoiser on a path; this has none.")
+    if not source.path.kernel.is_gaussian:
+        raise UsageError(
+            "the separation is that of Gaussian noise, and the noise of this denoiser's path has "
+            f"D={source.path.kernel.dof:g}: measure the data themselves."
+        )
     low, high = (float(source.path.log_snr(t)) for t in (source.path.t_max, source.path.t_min))
     known = ((s / std).log() >= low - 1e-9) & ((s / std).log() <= high + 1e-9)
     if scales is None and int(known.sum()) >= 2:

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from pathline.core.errors import UsageError, unknown
 from pathline.data import digits, emoji, fashion
-from pathline.fields.problems import eight_gaussians, moons
+from pathline.fields.problems import eight_gaussians, m9, moons
 from pathline.learn.captions import Captions, TextTable, captions_of, text_table
 from pathline.learn.objectives import drawn_noise
 from pathline.paths import CondOT, StudentT
@@ -33,6 +33,7 @@ __all__ = [
     "fashion_source",
     "is_plain",
     "moons_source",
+    "nine_gaussians_source",
     "points_source",
     "small_fashion_source",
     "starts",
@@ -290,6 +291,11 @@ def eight_gaussians_source(**options: Any) -> Points:
     return points_source(eight_gaussians(CondOT(), **options).draw, n)
 
 
+def nine_gaussians_source(n: int = 50_000) -> Points:
+    """Return `problems.m9`, n points of it."""
+    return points_source(m9(CondOT()).draw, n)
+
+
 def moons_source(n: int = 50_000, **options: Any) -> Points:
     """Return `problems.moons`, n of them; `options` are its scale and std."""
     return points_source(partial(moons, **options), n)
@@ -301,6 +307,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "emoji": emoji_source,
     "fashion": fashion_source,
     "moons": moons_source,
+    "nine_gaussians": nine_gaussians_source,
     "small_fashion": small_fashion_source,
 }
 """The sources that a training configuration can name."""

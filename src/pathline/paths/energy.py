@@ -33,11 +33,19 @@ def power(
     In polar form, ρ'² + κ² ρ² ψ'², where nothing cancels.
 
     Args:
-        path: any Gaussian path.
+        path: any path of Gaussian noise.
         separation: of the data, or their mmse(s) per dimension, at variance 1.
         t: times inside (0, 1).
         scale: c, the standard deviation of the data.
+
+    Raises:
+        UsageError: the path's noise is not Gaussian.
     """
+    if not path.kernel.is_gaussian:
+        raise UsageError(
+            f"this is the energy of a path with Gaussian noise, and this one's has "
+            f"D={path.kernel.dof:g}; take path.gaussian."
+        )
     mmse = separation.error if isinstance(separation, Separation) else separation
     t = as_time(t).double()
     alpha, d_alpha = scale * path.alpha(t), scale * path.d_alpha(t)
@@ -56,12 +64,12 @@ def energy(path: GaussianPath, separation: Separation | Mmse, *, scale: float = 
     single points.
 
     Args:
-        path: any Gaussian path.
+        path: any path of Gaussian noise.
         separation: of the data, or their mmse(s) per dimension, at variance 1.
         scale: c, the standard deviation of the data.
 
     Raises:
-        UsageError: the scale is not positive.
+        UsageError: the scale is not positive, or the path's noise not Gaussian.
 
     Example: the straight path on isotropic Gaussian data, 2 − π/2.
         >>> from pathline.paths import CondOT

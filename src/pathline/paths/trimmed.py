@@ -11,6 +11,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.paths.flow import CondOT
 from pathline.paths.path import GaussianPath, Time, paths
+from pathline.paths.student import StudentT
 
 
 @paths.register("trimmed", aliases=("between",))
@@ -36,6 +37,16 @@ class Trimmed(GaussianPath):
             raise UsageError(
                 f"0 < t_min < t_max ≤ 1 is needed; they are {self.t_min}, {self.t_max}."
             )
+
+    @property
+    def kernel(self) -> StudentT:
+        """The inner path's."""
+        return self.inner.kernel
+
+    @property
+    def gaussian(self) -> Trimmed:
+        """The same of the inner path."""
+        return Trimmed(self.inner.gaussian, self.t_min, self.t_max)
 
     def alpha(self, t: Time) -> Tensor:
         return self.inner.alpha(t)

@@ -24,9 +24,9 @@ from pathline.core.solution import (
     name_samples,
     status_names,
 )
-from pathline.fields import Condition, Denoiser, Field, VectorField
+from pathline.fields import Condition, Denoiser, Field, Retimed, VectorField
 from pathline.fields.denoiser import source_of
-from pathline.paths import GaussianPath, Time, as_time, bshape
+from pathline.paths import GaussianPath, Time, as_time, bshape, paths
 from pathline.solvers.evaluate import Call, Evaluator, Speed, Watched
 from pathline.solvers.execute import Step, execute
 from pathline.solvers.executors import Executor, as_executor
@@ -493,17 +493,25 @@ def start(
 
 def _described(field: Field, how: _How) -> dict[str, Any]:
     """Return what a receipt says of the model, the guide and the policy."""
-    model: dict[str, Any] = {}
-    if isinstance(field, Denoiser):
-        model = {"name": field.name, "weights": field.details.get("weights")}
     describe = getattr(how.guide, "describe", None)
-    told = {"model": model, "guide": describe() if describe is not None else None}
+    told = {"model": _model(field), "guide": describe() if describe is not None else None}
     if how.speed is not None:
         told["speed"] = how.speed.describe()
     if how.keep is not None:
         told["keep"] = how.keep.describe()
     name = as_executor(how.executor).name
     return told if name == "eager" else {**told, "executor": name}
+
+
+def _model(field: Field) -> dict[str, Any]:
+    """Return the name and checksum of a model; if it was moved to another path, that path too."""
+    if isinstance(field, Retimed):
+        path = field.path
+        told = paths.describe(path) if paths.has(path) else {"type": type(path).__name__}
+        return {**_model(field.inner), "path": told}
+    if isinstance(field, Denoiser):
+        return {"name": field.name, "weights": field.details.get("weights")}
+    return {}
 
 
 def _finish(
