@@ -138,6 +138,11 @@ def source_of(field: Any) -> str | None:
     return None if start is None else str(start.get("source"))
 
 
+def null_of(field: Any) -> Mapping[str, Any] | None:
+    """Return what tells a field "no condition"; None if it was trained with a condition only."""
+    return getattr(field, "null", None)
+
+
 def with_network(field: Any, network: nn.Module) -> Field:
     """Return the field with another network in its denoiser."""
     if isinstance(field, Denoiser):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
+from pathline.fields.denoiser import Denoiser, null_of
 from pathline.fields.field import Condition, Evaluate, Field
 from pathline.fields.views import View, change
 from pathline.paths import GaussianPath, Trimmed, bshape
@@ -68,6 +69,13 @@ class Carried(Field):
     def calls(self) -> int:
         return self.inner.calls
 
+    def calls_at(self, times: Tensor) -> int:
+        return self.inner.calls_at(self.there(times)[0])
+
+    @property
+    def vjps(self) -> int:
+        return self.inner.vjps
+
     @property
     def shape(self) -> tuple[int, ...] | None:
         return self.inner.shape
@@ -78,8 +86,8 @@ class Carried(Field):
 
     @property
     def null(self) -> Mapping[str, Any] | None:
-        """The inner field's null condition, for guidance; None if it has none."""
-        return getattr(self.inner, "null", None)
+        """The model's null condition, for guidance; None if it has none, or is guided already."""
+        return null_of(self.inner) if isinstance(self.inner, Denoiser | Carried) else None
 
     def condition(self, cond: Condition, batch: int) -> Condition:
         return self.inner.condition(cond, batch)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
-from pathline.fields import Condition, Denoiser, Evaluate, Field
+from pathline.fields import Condition, Evaluate, Field
+from pathline.fields.denoiser import null_of
 from pathline.paths import GaussianPath, bshape
 from pathline.steer.guide import Guide, Guided, named
 
@@ -149,7 +150,7 @@ class Unconditioned(Contrasted):
         Raises:
             UsageError: it was not.
         """
-        null = field.null if isinstance(field, Denoiser) else None
+        null = null_of(field)
         if null is None:
             raise UsageError(
                 f"guidance {guide.weight} needs a model that was also trained without a condition, "

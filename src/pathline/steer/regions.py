@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Denoiser, Evaluate, Field
+from pathline.fields import Condition, Evaluate, Field
+from pathline.fields.denoiser import null_of
 from pathline.steer.contrast import joined, repeated, twice
 from pathline.steer.guide import Guide, Guided, guides
 from pathline.steer.operators import fits
@@ -64,7 +65,7 @@ class Regions(Guide):
         return masks / masks.sum(0)
 
     def __call__(self, field: Field) -> Field:
-        null = field.null if isinstance(field, Denoiser) else None
+        null = null_of(field)
         if isinstance(field, Guided):
             raise UsageError("Regions chooses which conditions are evaluated, so it comes first.")
         if self.weight != 1 and null is None:
