@@ -356,6 +356,8 @@ def test_names_that_nobody_knows(here):
     assert_refused(here, ["run", "dpm-solver", "--only", "point-mas"], "did you mean point-mass")
     assert_refused(here, ["data", "emojis"], "did you mean emoji")
     assert_refused(here, ["bench", "overhed"], "did you mean overhead")
+    assert_refused(here, ["bench", "overhead", "--nfe", "5"], "takes no --nfe")
+    assert_refused(here, ["bench", "paths", "--problem", "m4"], "takes no --problem")
     assert_refused(here, ["train", "nothing.toml"], "no training configuration")
 
 

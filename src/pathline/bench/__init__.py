@@ -1,13 +1,18 @@
-"""Benchmarks: measured beside other libraries, with the bars that the project keeps."""
+"""Benchmarks: beside other libraries, or of paths beside each other, with the bars we keep."""
 
 from collections.abc import Callable
 from typing import Any
 
 from pathline.bench.overhead import overhead
+from pathline.bench.paths import compare as compare_paths
 from pathline.bench.precision import Comparison, solvers
 from pathline.bench.report import Bar, Report, Row
 
-BENCHES: dict[str, Callable[..., Any]] = {"overhead": overhead, "solvers": solvers}
+BENCHES: dict[str, Callable[..., Any]] = {
+    "overhead": overhead,
+    "solvers": solvers,
+    "paths": compare_paths,
+}
 """Every benchmark, by the name that `pathline bench` knows it by."""
 
 __all__ = ["BENCHES", "Bar", "Comparison", "Report", "Row", "overhead", "solvers"]

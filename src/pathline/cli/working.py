@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Collection
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +38,8 @@ Problems = Annotated[
     typer.Option("--problem", help="Of bench solvers: an oracle, a model or a folder; repeatable."),
 ]
 Counts = Annotated[
-    list[int] | None, typer.Option("--nfe", help="Of bench solvers: evaluations; repeatable.")
+    list[int] | None,
+    typer.Option("--nfe", help="Of bench solvers and bench paths: evaluations; repeatable."),
 ]
 Noises = Annotated[int | None, typer.Option("-n", help="Of bench solvers: how many noises.")]
 BenchName = Annotated[str | None, typer.Argument(help="Which one; a list if left out.")]
@@ -146,7 +149,7 @@ def bench(
     nfe: Counts = None,
     n: Noises = None,
 ) -> None:
-    """Measure speed or error beside other libraries; exit code 0 only if every bar is kept."""
+    """Measure speed, error or paths beside others; exit code 0 only if every bar is kept."""
     from pathline.bench import BENCHES
 
     if name is None:
@@ -154,11 +157,10 @@ def bench(
         return
     if name not in BENCHES:
         raise unknown("benchmark", name, BENCHES)
-    asked = given(problems=problem, nfe=nfe, n=n)
-    if name == "solvers":
+    takes = signature(BENCHES[name]).parameters
+    asked = _taken(name, takes, given(problems=problem, nfe=nfe, n=n))
+    if "output" in takes:
         asked["output"] = output
-    elif asked:
-        raise UsageError(f"bench {name} takes no --problem, --nfe or -n; bench solvers does.")
     if output is not None:
         check_writable(Path(output) / f"{name}.json")
     report = BENCHES[name](**asked)
@@ -168,3 +170,11 @@ def bench(
         report.save(output)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _taken(name: str, takes: Collection[str], asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what was asked of a benchmark; refuse what it does not take."""
+    for what, flag in (("problems", "--problem"), ("nfe", "--nfe"), ("n", "-n")):
+        if what in asked and what not in takes:
+            raise UsageError(f"bench {name} takes no {flag}; bench solvers does.")
+    return asked
