@@ -65,14 +65,11 @@ class TextTable:
 
     def padded(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Return states (n, length, width) float32 and mask (n, length); longer ones are cut."""
-        context = torch.zeros(len(captions), length, self.states.shape[1])
-        mask = torch.zeros(len(captions), length, dtype=torch.bool)
-        for i, caption in enumerate(captions):
-            row = self.rows[caption]
-            states = self.states[self.start[row] : self.start[row + 1]][:length]
-            context[i, : len(states)] = states.float()
-            mask[i, : len(states)] = True
-        return context, mask
+        rows = torch.tensor([self.rows[caption] for caption in captions])
+        places = self.start[rows, None] + torch.arange(length)
+        mask = places < self.start[rows + 1, None]
+        states = self.states[places.clamp(max=len(self.states) - 1)]
+        return states.masked_fill(~mask[..., None], 0).float(), mask
 
 
 def text_table(captions: Sequence[str], chunk: int = 256) -> TextTable:

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathline.core.errors import CheckpointError, MissingExtra, UsageError
 from pathline.core.files import write_atomically
+from pathline.learn.ahead import Ahead
 from pathline.learn.averages import Profile, exponent
 from pathline.learn.couplings import Coupling, Diagnosis, Pairs, Weighing, diagnose
 from pathline.learn.journal import Journal, Row
@@ -33,6 +34,9 @@ __all__ = ["Run", "learning_rate", "read_state", "step_generator"]
 
 PROBE = 1000
 """Samples that a coupling is fitted to and diagnosed on."""
+
+AHEAD = 8
+"""Batches that are drawn while a GPU computes."""
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -60,7 +64,7 @@ class Exercise:
         x1: where the paths begin, (batch, *state).
         t: times, (batch,).
         xi: bridge noise, (batch, *state); None for none.
-        weights: of the pairs, (batch,); None where all count alike.
+        log_weight: of the pairs, (batch,) float64; None where all count alike.
         cond: what the network is told besides.
     """
 
@@ -68,7 +72,7 @@ class Exercise:
     x1: Tensor
     t: Tensor
     xi: Tensor | None
-    weights: Tensor | None
+    log_weight: Tensor | None
     cond: Mapping[str, Any]
 
     def part(self, i: int, n: int) -> Exercise:
@@ -81,7 +85,17 @@ class Exercise:
             return value[rows] if is_batch else value
 
         cond = {name: cut(value) for name, value in self.cond.items()}
-        drawn = cut(self.x0), cut(self.x1), cut(self.t), cut(self.xi), cut(self.weights)
+        drawn = cut(self.x0), cut(self.x1), cut(self.t), cut(self.xi), cut(self.log_weight)
+        return Exercise(*drawn, cond)
+
+    def pinned(self) -> Exercise:
+        """Return the same in memory from which a GPU copies while it computes."""
+
+        def pin(value: Any) -> Any:
+            return value.pin_memory() if isinstance(value, Tensor) else value
+
+        cond = {name: pin(value) for name, value in self.cond.items()}
+        drawn = pin(self.x0), pin(self.x1), pin(self.t), pin(self.xi), self.log_weight
         return Exercise(*drawn, cond)
 
 
@@ -103,6 +117,7 @@ class Run:
         step: how many updates were made.
         journal: what they cost.
         weighing: the mean weight of the pairs so far.
+        exercises: of each step; on a GPU they are drawn while it computes.
     """
 
     recipe: Recipe
@@ -118,6 +133,11 @@ class Run:
     step: int = 0
     journal: Journal = field(default_factory=Journal)
     weighing: Weighing = field(default_factory=Weighing)
+    exercises: Ahead[Exercise] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        is_gpu = self.fabric.device.type == "cuda"
+        self.exercises = Ahead(self._draw, AHEAD if is_gpu else 0)
 
     @classmethod
     def start(cls, recipe: Recipe, source: Source | None = None, devices: int = 1) -> Run:
@@ -148,8 +168,8 @@ class Run:
         if coupling.is_weighted:
             coupling = coupling.fitted(*_probe(recipe, source, start_source))
         network.to(fabric.device).train()
-        groups = _parameter_groups(network, recipe.decay)
-        optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99))
+        groups, is_gpu = _parameter_groups(network, recipe.decay), fabric.device.type == "cuda"
+        optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99), fused=is_gpu)
         forward = _compiled(network, fabric.device) if recipe.compiled else network
         forward, optimizer = fabric.setup(forward, optimizer)
         average, *profiles = (
@@ -169,17 +189,14 @@ class Run:
         A batch in which the weights leave less than two pairs is not learned from: None.
         """
         recipe = self.recipe
-        generator = step_generator(recipe.seed, self.step)
-        batch = self.source.batch(recipe.batch, generator)
-        pairs = self.pairs(batch, generator)
-        if self.coupling.is_weighted:
-            before, self.weighing = self.weighing, self.weighing.after(pairs.log_weight)
+        whole = self.exercises.at(self.step)
+        if whole.log_weight is not None:
+            before, self.weighing = self.weighing, self.weighing.after(whole.log_weight)
             if self.weighing.skipped > before.skipped:
                 self.step += 1
                 return None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
-        whole = self.exercise(pairs, batch.cond, generator)
         share = whole.part(self.fabric.global_rank, self.fabric.world_size)
         losses: list[Tensor] = []
         for k in range(recipe.accumulate):
@@ -217,9 +234,15 @@ class Run:
         matching = self.recipe.matching()
         t = matching.draw_times(len(pairs.y), generator)
         xi = torch.randn(pairs.y.shape, generator=generator) if matching.bridge else None
-        is_weighted = self.coupling.is_weighted
-        weights = self.weighing.weights(pairs.log_weight) if is_weighted else None
-        return Exercise(pairs.y, pairs.x, t, xi, weights, cond)
+        log_weight = pairs.log_weight if self.coupling.is_weighted else None
+        return Exercise(pairs.y, pairs.x, t, xi, log_weight, cond)
+
+    def _draw(self, step: int) -> Exercise:
+        """Return the exercise of a step; it depends on nothing else."""
+        generator = step_generator(self.recipe.seed, step)
+        batch = self.source.batch(self.recipe.batch, generator)
+        whole = self.exercise(self.pairs(batch, generator), batch.cond, generator)
+        return whole.pinned() if self.fabric.device.type == "cuda" else whole
 
     def loss(self, network: nn.Module, part: Exercise) -> Tensor:
         """Return the mean loss of a part of a batch."""
@@ -227,8 +250,8 @@ class Run:
             (part.x0, part.x1, part.t, part.xi, dict(part.cond))
         )
         losses = self.recipe.matching().loss(network, x0, x1, t, cond, xi)
-        if part.weights is not None:
-            losses = losses * part.weights.to(losses)
+        if part.log_weight is not None:
+            losses = losses * self.weighing.weights(part.log_weight).to(losses)
         return losses.mean()
 
     @torch.no_grad()
@@ -299,11 +322,10 @@ class Run:
     @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(self.recipe.ema, self.step / (9 + self.step))  # follows closely at first
-        for average, weight in zip(self.average, self.network.parameters(), strict=True):
-            average.lerp_(weight, 1 - keep)
+        weights = list(self.network.parameters())
+        torch._foreach_lerp_(self.average, weights, 1 - keep)
         for profile, kept in zip(self.profile_now, self.profiles, strict=True):
-            for average, weight in zip(kept, self.network.parameters(), strict=True):
-                average.lerp_(weight, 1 - profile.keeps())
+            torch._foreach_lerp_(kept, weights, 1 - profile.keeps())
 
     @property
     def profile_now(self) -> list[Profile]:
