@@ -520,3 +520,30 @@ def test_what_is_not_there_is_refused(saved, tmp_path):
         load_model(tmp_path / "nothing")
     with pytest.raises(UsageError, match="is a file; give the folder"):
         load_model(saved[2] / "config.json")
+
+
+def test_sentences_that_were_kept_serve_where_the_encoder_is_missing(monkeypatch, tmp_path):
+    from pathline.core.errors import MissingExtra
+    from pathline.learn import prompts
+
+    def encode(texts, length=None):
+        texts = [texts] if isinstance(texts, str) else texts
+        length = length or max(map(len, texts))
+        states = torch.zeros(len(texts), length, 384)
+        mask = torch.arange(length) < torch.tensor([[len(text)] for text in texts])
+        for row, text in zip(states, texts, strict=True):
+            row[: len(text)] = torch.tensor([float(ord(c)) for c in text])[:, None]
+        return states, mask
+
+    def missing(*_):
+        raise MissingExtra("transformers", "text", "to read text")
+
+    monkeypatch.setenv("PATHLINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(prompts, "encode_text", encode)
+    there = prompts.read(["dog", "a cat"], 9)
+    prompts.keep(["dog"])
+    prompts.keep(["a cat", "dog"])
+    monkeypatch.setattr(prompts, "encode_text", missing)
+    assert all(map(torch.equal, prompts.read(["dog", "a cat"], 9), there))
+    with pytest.raises(MissingExtra):
+        prompts.read(["dog", "a fish"])

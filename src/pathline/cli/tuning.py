@@ -17,6 +17,7 @@ from pathline.cli.options import chosen_device, chosen_guide, parsed_seeds
 from pathline.cli.output import check_writable
 from pathline.cli.sampling import Device, Guidance, Model
 from pathline.core.errors import UsageError
+from pathline.core.tensors import full_float32
 from pathline.fields import Denoiser
 
 Counts = Annotated[str, typer.Option("--nfe", help="Numbers of evaluations, such as 4-6,8,10.")]
@@ -89,14 +90,15 @@ def tune(  # noqa: PLR0913 - each is an option
     guide = chosen_guide(guidance, next(iter(train.values()))[0] if train else None, denoiser)
     work = cache_folder() / "tune"
     keep = work / f"{denoiser.name}.safetensors"
-    bench = bench_of(denoiser, guide, train, test, (n, 2 * n), reference, keep)
-    if statistics:
-        details = {**denoiser.details, "ems": measured(bench, out / ems.FILE, work)}
-        bench = replace(bench, model=replace(denoiser, details=details))
-    if minutes is not None:
-        spent = (time.perf_counter() - begun) / 60
-        settings = replace(settings, budget=tries_within(bench, counts, minutes, spent, work))
-    found = search(bench, counts, settings, out=out, work=work, ray=ray)
+    with full_float32():
+        bench = bench_of(denoiser, guide, train, test, (n, 2 * n), reference, keep)
+        if statistics:
+            details = {**denoiser.details, "ems": measured(bench, out / ems.FILE, work)}
+            bench = replace(bench, model=replace(denoiser, details=details))
+        if minutes is not None:
+            spent = (time.perf_counter() - begun) / 60
+            settings = replace(settings, budget=tries_within(bench, counts, minutes, spent, work))
+        found = search(bench, counts, settings, out=out, work=work, ray=ray)
     if json:
         typer.echo(jsonlib.dumps([t.to_dict() for t in found], ensure_ascii=False, indent=1))
         return

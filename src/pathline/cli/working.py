@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pathline.cli.listing import Json, show
-from pathline.cli.options import given
+from pathline.cli.options import chosen_device, given
 from pathline.cli.output import check_writable
 from pathline.core.errors import UsageError, unknown
 
@@ -42,6 +42,10 @@ Counts = Annotated[
     typer.Option("--nfe", help="Of bench solvers and bench paths: evaluations; repeatable."),
 ]
 Noises = Annotated[int | None, typer.Option("-n", help="Of bench solvers: how many noises.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--device", help="Of bench solvers: cpu or cuda; the fastest if left out."),
+]
 BenchName = Annotated[str | None, typer.Argument(help="Which one; a list if left out.")]
 
 
@@ -141,13 +145,14 @@ def data(name: DataName = None, json: Json = False) -> None:
     show([row] if json else [{"what": k, "is": v} for k, v in row.items()], json)
 
 
-def bench(
+def bench(  # noqa: PLR0913 - each is an option
     name: BenchName = None,
     json: Json = False,
     output: Out = None,
     problem: Problems = None,
     nfe: Counts = None,
     n: Noises = None,
+    device: Where = None,
 ) -> None:
     """Measure speed, error or paths beside others; exit code 0 only if every bar is kept."""
     from pathline.bench import BENCHES
@@ -158,7 +163,9 @@ def bench(
     if name not in BENCHES:
         raise unknown("benchmark", name, BENCHES)
     takes = signature(BENCHES[name]).parameters
-    asked = _taken(name, takes, given(problems=problem, nfe=nfe, n=n))
+    asked = _taken(name, takes, given(problems=problem, nfe=nfe, n=n, device=device))
+    if "device" in takes:
+        asked["device"] = chosen_device(device)
     if "output" in takes:
         asked["output"] = output
     if output is not None:
@@ -174,7 +181,12 @@ def bench(
 
 def _taken(name: str, takes: Collection[str], asked: dict[str, Any]) -> dict[str, Any]:
     """Return what was asked of a benchmark; refuse what it does not take."""
-    for what, flag in (("problems", "--problem"), ("nfe", "--nfe"), ("n", "-n")):
+    for what, flag in (
+        ("problems", "--problem"),
+        ("nfe", "--nfe"),
+        ("n", "-n"),
+        ("device", "--device"),
+    ):
         if what in asked and what not in takes:
             raise UsageError(f"bench {name} takes no {flag}; bench solvers does.")
     return asked

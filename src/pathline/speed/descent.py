@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from pathline.core.errors import PathlineError
 from pathline.core.files import write_atomically
@@ -140,21 +140,18 @@ def _round(bench: Endpoint, at: Descent, freedom: Freedom) -> Descent:
     """Return where one move leads."""
     numbers = Numbers.of(at.schedule, freedom)
     here = bench.residuals(at.schedule)
-    score, n = _size(here, len(bench.starts)), len(bench.starts)
-    weight = 1 / np.maximum(_each(here, n), 1e-300)
-    weight = np.repeat(weight / weight.sum(), len(here) // n)
-    slopes = np.stack([_slope(bench, numbers, i, here) for i in range(numbers.n)], 1)
-    hessian, gradient = slopes.T @ (slopes * weight[:, None]), slopes.T @ (here * weight)
+    score = _size(here)
+    hessian, gradient = _normal_equations(bench, numbers, here)
     tries, mu = at.tries + 1 + numbers.n, at.mu
     for _ in range(TRIES):
-        damping = mu * (np.diag(hessian) + 1e-9 * np.trace(hessian) + 1e-300)
-        move = -np.linalg.solve(hessian + np.diag(damping), gradient)
-        move = move * min(1.0, MOST / max(float(np.abs(move).max()), 1e-300))
+        damping = mu * (hessian.diag() + 1e-9 * hessian.trace() + 1e-300)
+        move = -torch.linalg.solve(hessian + damping.diag(), gradient)
+        move = move * min(1.0, MOST / max(float(move.abs().max()), 1e-300))
         best = (score, at.schedule)
         for size in SIZES:  # weights that follow the errors make the first move a cautious one
             moved = numbers.moved(size * move)
             tries += 1
-            found = math.inf if moved is None else _size(bench.residuals(moved), n)
+            found = math.inf if moved is None else _size(bench.residuals(moved))
             if moved is None or found >= best[0]:
                 break
             best = found, moved
@@ -165,27 +162,36 @@ def _round(bench: Endpoint, at: Descent, freedom: Freedom) -> Descent:
     return Descent(at.schedule, score, mu, tries, is_done=True)
 
 
-def _each(residuals: np.ndarray, n: int) -> np.ndarray:
+def _normal_equations(bench: Endpoint, numbers: Numbers, here: Tensor) -> tuple[Tensor, Tensor]:
+    """Return JᵀWJ and JᵀWr, on the CPU."""
+    weight = 1 / _each(here).clamp(min=1e-300)
+    weight = (weight / weight.sum())[:, None]
+    slopes = torch.stack([_slope(bench, numbers, i, here) for i in range(numbers.n)])
+    flat = slopes.flatten(1)
+    return (flat @ (slopes * weight).flatten(1).T).cpu(), (flat @ (here * weight).flatten()).cpu()
+
+
+def _each(residuals: Tensor) -> Tensor:
     """Return the root mean square of each sample."""
-    return np.sqrt(np.square(residuals.reshape(n, -1)).mean(1))
+    return residuals.square().mean(1).sqrt()
 
 
-def _size(residuals: np.ndarray, n: int) -> float:
+def _size(residuals: Tensor) -> float:
     """Return the mean of the samples' errors; +∞ where it is no number."""
-    size = float(_each(residuals, n).mean())
-    return size if np.isfinite(size) else float("inf")
+    size = float(_each(residuals).mean())
+    return size if math.isfinite(size) else math.inf
 
 
-def _slope(bench: Endpoint, numbers: Numbers, i: int, here: np.ndarray) -> np.ndarray:
+def _slope(bench: Endpoint, numbers: Numbers, i: int, here: Tensor) -> Tensor:
     """Return ∂r/∂θ_i by a difference, towards either side; zero where neither can be."""
     for side in (DIFFERENCE, -DIFFERENCE):
-        move = np.zeros(numbers.n)
+        move = torch.zeros(numbers.n, dtype=torch.float64)
         move[i] = side
         moved = numbers.moved(move)
         if moved is not None:
             slope = (bench.residuals(moved) - here) / side
-            return np.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
-    return np.zeros_like(here)
+            return torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.zeros_like(here)
 
 
 @dataclass(frozen=True)
@@ -223,20 +229,20 @@ class Numbers:
         """How many there are."""
         return len(self.levels) - 2 + len(self.weighs)
 
-    def moved(self, by: np.ndarray) -> SolverSchedule | None:
+    def moved(self, by: Tensor) -> SolverSchedule | None:
         """Return the schedule with its numbers moved; None if its times were no longer in order."""
         inner = len(self.levels) - 2
-        levels = np.array(self.levels)
+        levels = torch.tensor(self.levels, dtype=torch.float64)
         levels[1:-1] += by[:inner]
-        if (np.diff(levels) < 2 * NEAREST).any():
+        if bool((levels.diff() < 2 * NEAREST).any()):
             return None
         path, old = self.schedule.path, self.schedule.times
-        at = path.time_of_log_snr(torch.from_numpy(levels[1:-1])).tolist()
+        at = path.time_of_log_snr(levels[1:-1]).tolist()
         inside = (t if m else o for t, m, o in zip(at, by, old[1:], strict=False))
         choices = list(self.schedule.choices)
         moves = dict(zip(self.weighs, by[inner:].tolist(), strict=True))
         for i, ratio in self.ratios.items():  # R stays where h moves
-            h = levels[i + 1] - levels[i + 1 + choices[i].start]
+            h = float(levels[i + 1] - levels[i + 1 + choices[i].start])
             ratio += moves.pop((i, Where("scale", 0)), 0.0)
             choices[i] = replace(choices[i], scale=float(ratio / h))
         for (i, (name, k)), move in moves.items():

@@ -22,6 +22,9 @@ How = Plan | SolverSchedule
 RACE = ((2, 5), (8, 2), (16, 1))
 """Rounds of the race: on so many noises, and one of so many goes on."""
 
+WIDE_RACE = ((8, 5), (32, 3), (128, 1))
+"""The same where many noises cost what one does."""
+
 FINALISTS = 10
 """Fixed ways that the race leaves."""
 
@@ -84,7 +87,7 @@ def _way(
 def race(bench: Endpoint, fixed: Mapping[str, How], nfe: int) -> list[str]:
     """Return the names of the best fixed ways, best first, by rounds on more and more noises."""
     left = list(fixed)
-    for n, share in RACE:
+    for n, share in RACE if bench.starts.device.type == "cpu" else WIDE_RACE:
         few = bench.first(n).remembering()
         what = f"{nfe} evaluations: {len(left)} fixed solvers, {len(few.starts)} noises"
         errors = {name: few.typical(fixed[name]) for name in track(left, what)}

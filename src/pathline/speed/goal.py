@@ -29,7 +29,10 @@ TRAIN_SEED, TEST_SEED = 500_000, 700_000
 """Where the noises begin; those of `pathline bench solvers`, from 1 000 000 on, stay unseen."""
 
 CHUNK = 16
-"""Samples that run together while references are made."""
+"""Samples that run together while references are made, on a CPU;"""
+
+WIDE_CHUNK = 256
+"""and elsewhere, where a call costs the same for one as for many."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,13 @@ class Bench:
 
     def seconds(self) -> float:
         """Return how long an evaluation of one sample takes, as it is guided; measured once."""
-        path, few = self.train.field.path, self.train.first(CHUNK)
+        path, device = self.train.field.path, self.train.starts.device
         assert path is not None  # a denoiser has one
-        plan = DPMpp().plan(path, LogSNR(2))
-        few.first(1).samples(plan)  # what is done once is done now
+        plan, few = DPMpp().plan(path, LogSNR(2)), self.train.first(_chunk(device))
+        warm = few.first(1) if device.type == "cpu" else few
+        warm.samples(plan).cpu()  # what is done once is done now
         begun = time.perf_counter()
-        few.samples(plan)
+        few.samples(plan).cpu()  # which waits for the device
         return (time.perf_counter() - begun) / (2 * len(few.starts))
 
 
@@ -105,7 +109,9 @@ def _endpoint(model: Denoiser, field: Field, conditions: Conditions, seed: int, 
     x = start(
         model.path, model.path.t_max, seeds, model.shape, torch.float32, model.device or "cpu"
     )
-    return Endpoint(field, x, x, field.condition(told, n))
+    cond = field.condition(told, n)
+    cond = {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+    return Endpoint(field, x, x, cond)
 
 
 def _repeated(conditions: Conditions, n: int) -> dict[str, list[Any]]:
@@ -119,7 +125,8 @@ def _references(
     benches: Sequence[Endpoint], steps: int, about: Mapping[str, Any], keep: Path | None
 ) -> list[Tensor]:
     """Return where the noises of each bench lead; parts that are done are kept as they come."""
-    mark = hashlib.sha256(json.dumps([about, versions()], sort_keys=True).encode()).hexdigest()
+    told = [about, versions(), _chunk(benches[0].starts.device)]
+    mark = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     done = _kept(keep, mark)
     path = benches[0].field.path
     assert path is not None  # a denoiser has one
@@ -127,7 +134,7 @@ def _references(
     parts = [
         (f"{i}-{j}", part)
         for i, bench in enumerate(benches)
-        for j, part in enumerate(bench.parts(CHUNK))
+        for j, part in enumerate(bench.parts(_chunk(bench.starts.device)))
     ]
     for name, part in track([p for p in parts if p[0] not in done], "references"):
         done[name] = part.samples(plan).cpu()
@@ -143,6 +150,10 @@ def _references(
         )
         for i, bench in enumerate(benches)
     ]
+
+
+def _chunk(device: torch.device) -> int:
+    return CHUNK if device.type == "cpu" else WIDE_CHUNK
 
 
 def _kept(keep: Path | None, mark: str) -> dict[str, Tensor]:

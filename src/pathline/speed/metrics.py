@@ -12,13 +12,12 @@ few samples; the others compare sets, and tell no more than their samples do.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +41,7 @@ class Memory:
     """Evaluations of one batch under one condition, by time and state; the oldest are dropped."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[float, bytes], Tensor] = {}
+        self._known: dict[tuple[float, tuple[int, ...]], Tensor] = {}
 
     def over(self, evaluate: Evaluate, plan: Plan) -> Evaluate:
         """Return `evaluate`, asked only for what is not in memory."""
@@ -58,8 +57,23 @@ class Memory:
         return remembered
 
 
-def _digest(x: Tensor) -> bytes:
-    return hashlib.blake2b(x.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _digest(x: Tensor) -> tuple[int, ...]:
+    """Return 128 bits of a state, made where it is: two sums of its bits times random numbers.
+
+    Integers wrap around, so the order of summation does not matter.
+    """
+    bits = x.detach().contiguous().view(_BITS[x.element_size()]).flatten().long()
+    return tuple((bits * _multipliers(len(bits), x.device)).sum(1).tolist())
+
+
+@lru_cache(maxsize=4)
+def _multipliers(n: int, device: torch.device) -> Tensor:
+    most = torch.iinfo(torch.int64).max
+    drawn = torch.randint(most, (2, n), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn + 1).to(device)
 
 
 @dataclass(frozen=True)
@@ -124,13 +138,13 @@ class Endpoint:
                 evaluate = self.memory.over(evaluate, plan)
             return complete(plan, evaluate, [self.starts])
 
-    def residuals(self, how: Plan | SolverSchedule) -> np.ndarray:
-        """Return the error of every number of every sample, one long float64 array on the CPU."""
-        return (self.samples(how) - self.ends).double().flatten().cpu().numpy()
+    def residuals(self, how: Plan | SolverSchedule) -> Tensor:
+        """Return the error of every number of every sample, (n, numbers) in float64."""
+        return (self.samples(how) - self.ends).double().flatten(1)
 
     def errors(self, how: Plan | SolverSchedule) -> Tensor:
         """Return each sample's mean square error, (n,)."""
-        return (self.samples(how) - self.ends).double().square().flatten(1).mean(1)
+        return self.residuals(how).square().mean(1)
 
     def typical(self, how: Plan | SolverSchedule) -> float:
         """Return the mean of the samples' root mean square errors: what few outliers weigh less in.

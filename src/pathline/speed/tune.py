@@ -42,11 +42,11 @@ DESCENTS = 2
 """The best schedules of the race, which take a first step down; the better one goes on."""
 LEAST = 10
 """Schedules that must be tried at each number of evaluations."""
-DOWN = 0.8
+DOWN = 0.95
 """What share of the budget the descent may spend, before a search that begins where it ends."""
 ENOUGH = 3
 """Rounds that a descent of all weights must afford; with less, one slope a step moves."""
-RACED = 500
+RACED = {"cpu": 500, "cuda": 3000}
 """Samples that the race between fixed ways runs, at each number of evaluations."""
 ANEW = 0.3
 """What share of the evaluations of a schedule that is tried is not in memory yet, about."""
@@ -154,7 +154,8 @@ def tries_within(
     if isinstance(kept, int):
         return kept
     seconds, evaluations = bench.seconds(), sum(set(counts))
-    fixed = evaluations * (RACED + 7 * len(bench.test.starts)) * seconds
+    raced = RACED[bench.train.starts.device.type]
+    fixed = evaluations * (raced + 7 * len(bench.test.starts)) * seconds
     one = evaluations * len(bench.train.starts) * ANEW * seconds
     tries = int((60 * (minutes - spent) - fixed) / one)
     if tries < LEAST:

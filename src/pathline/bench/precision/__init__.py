@@ -19,6 +19,7 @@ from pathline.bench.precision.problems import Problem, problem_names, problem_of
 from pathline.bench.precision.report import Comparison, Outcome, Seen
 from pathline.bench.report import place
 from pathline.core.errors import UsageError
+from pathline.core.tensors import full_float32
 
 __all__ = ["COUNTS", "Comparison", "Outcome", "compare", "solvers"]
 
@@ -31,6 +32,7 @@ def solvers(
     nfe: Sequence[int] | None = None,
     n: int | None = None,
     output: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Comparison:
     """Compare all samplers; resume what is in the output folder already.
 
@@ -39,6 +41,7 @@ def solvers(
         nfe: evaluations; `COUNTS` if None.
         n: noises; 256 for an oracle and 4 for a network if None.
         output: the folder of the results; nothing is kept if None.
+        device: where networks run.
 
     Raises:
         UsageError: a problem that is not known, or counts below one.
@@ -48,11 +51,12 @@ def solvers(
     counts = sorted(set(COUNTS if nfe is None else nfe))
     if not counts or counts[0] < 1:
         raise UsageError(f"evaluations are counted from 1, and {counts} were asked for.")
-    chosen = [problem_of(name, n) for name in problems or problem_names()]
+    chosen = [problem_of(name, n, device) for name in problems or problem_names()]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return Comparison([compare(problem, counts, output) for problem in chosen])
+        with full_float32():
+            return Comparison([compare(problem, counts, output) for problem in chosen])
     finally:
         torch.set_num_threads(threads)
 
@@ -70,13 +74,18 @@ def compare(problem: Problem, counts: Sequence[int], output: str | Path | None) 
         known,
         not problem.is_cheap,
         counts,
-        place(),
+        place() | _accelerator(problem.x.device),
     )
     if frechet.is_seen(problem):
         outcome = replace(outcome, seen=_seen(problem, outcome, folder))
     store.about = outcome.summary()
     store.save()
     return outcome
+
+
+def _accelerator(device: torch.device) -> dict[str, str]:
+    """Return what the network ran on, if it was no processor."""
+    return {} if device.type == "cpu" else {"device": torch.cuda.get_device_name(device)}
 
 
 def _seen(problem: Problem, outcome: Outcome, folder: Path | None) -> Seen:

@@ -108,7 +108,7 @@ def between_real(problem: Problem) -> float:
 def _pixels(problem: Problem, contestant: Contestant, steps: int) -> Iterator[Tensor]:
     for first in range(SEED, SEED + FRECHET_SIZE, BATCH):
         part = learned(_denoiser(problem), BATCH, first)
-        yield to_uint8(contestant.run(Query(part), steps).x.float())
+        yield to_uint8(contestant.run(Query(part), steps).x.float().cpu())
 
 
 def _denoiser(problem: Problem) -> Denoiser:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -131,6 +132,7 @@ def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: G
     path, view = problem.path, problem.field.view
     late = path.time_of_log_snr(torch.tensor(path.log_snr_range()[0], dtype=torch.float64))
 
+    @cache
     def plan(n: int) -> Plan | None:
         resized = grid.resized(n)
         starts = [resized]

@@ -61,8 +61,8 @@ class Sampled:
         if "eta" in arguments:  # nothing is drawn; without this a Brownian tree is built
             arguments["noise_sampler"] = _no_noise
         model, x = _model(query, self.straight), _begin(query, float(sigmas[0]), self.straight)
-        levels = sigmas.to(x.dtype)
-        with torch.random.fork_rng(devices=[]):
+        levels = sigmas.to(x)
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             end = getattr(sampling, self.name)(model, x, levels, disable=True, **arguments)
         return _end(query, end, float(sigmas[-1]), self.straight)
 

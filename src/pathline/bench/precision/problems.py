@@ -108,7 +108,7 @@ class Problem:
             tensors = {"stop": found.stop, "data": found.data}
             tensors["difference"] = torch.tensor(found.difference)
             write_atomically(file, lambda temporary: save_file(tensors, temporary))
-        kept = load_file(file)
+        kept = load_file(file, device=str(self.x.device))
         return Converged(kept["stop"], kept["data"], float(kept["difference"]), _METHODS)
 
 
@@ -224,17 +224,29 @@ def oracle(name: str, path: GaussianPath, n: int | None = None) -> Problem:
     return Problem(name, law, law, x, settings, is_cheap=True)
 
 
-def learned(name: str | Denoiser, n: int | None = None, first: int = FIRST_SEED) -> Problem:
-    """Return a model, shipped or in a folder, guided as it recommends, from a seed on."""
-    model = name if isinstance(name, Denoiser) else load_model(name)
+def learned(
+    name: str | Denoiser,
+    n: int | None = None,
+    first: int = FIRST_SEED,
+    device: torch.device | str = "cpu",
+) -> Problem:
+    """Return a model, shipped or in a folder, guided as it recommends, from a seed on.
+
+    One that is loaded already stays on its device.
+    """
+    model = name if isinstance(name, Denoiser) else load_model(name).to(device)
+    device = model.device or torch.device("cpu")
     n = MODEL_SAMPLES if n is None else n
     if model.shape is None:
         raise UsageError(f"{model.name} does not say the shape of a sample.")
     seeds = range(first, first + n)
     cond, weight = _wishes(model, seeds), float(model.defaults.get("guidance", CFG().weight))
     guided = CFG(weight)(model) if cond else model
-    asked = Remembering(Asked(guided, guided.condition(cond, n)))
-    x = noise.normal(seeds, model.shape) * float(model.path.sigma(model.path.t_max))
+    told = guided.condition(cond, n)
+    told = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in told.items()}
+    asked = Remembering(Asked(guided, told))
+    x = noise.normal(seeds, model.shape, device=device)
+    x = x * float(model.path.sigma(model.path.t_max))
     settings = {
         "problem": model.name,
         "weights": model.details["weights"]["sha256"],
@@ -264,12 +276,13 @@ def problem_names() -> Sequence[str]:
     return [*ORACLES, *model_names()]
 
 
-def problem_of(name: str, n: int | None = None) -> Problem:
+def problem_of(name: str, n: int | None = None, device: torch.device | str = "cpu") -> Problem:
     """Return a problem by name: an oracle, a shipped model, or a model folder.
 
     Args:
         name: of it.
         n: noises; 256 for an oracle, 4 for a network if None.
+        device: where a network runs; oracles are on the CPU.
 
     Raises:
         UsageError: no such problem, or no noises.
@@ -280,7 +293,7 @@ def problem_of(name: str, n: int | None = None) -> Problem:
         return oracle(name, ORACLES[name](), n)
     if name not in model_names() and not Path(name).is_dir():
         raise unknown("problem", name, problem_names())
-    return learned(name, n)
+    return learned(name, n, device=device)
 
 
 def rehearsal(problem: Problem) -> Problem:
@@ -290,5 +303,5 @@ def rehearsal(problem: Problem) -> Problem:
         oracle("rehearsal", problem.path, 1),
         model=law,
         field=law,
-        x=problem.x.new_ones(1, 3).double(),
+        x=torch.ones(1, 3, dtype=torch.float64),
     )
