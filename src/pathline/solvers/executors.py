@@ -231,7 +231,7 @@ class _Capture:
     def __init__(self, call: Call, given: Sequence[Tensor]) -> None:
         self.call = call
         self._given = [x.detach().clone() for x in given]
-        self._cond = {k: _buffer(v) for k, v in call.cond.items()}
+        self._cond = {k: _buffer(v, given[0].device) for k, v in call.cond.items()}
         draws = {d for row in call.plan.rows for d in row.z}
         self._noise = {d: torch.empty_like(given[0]) for d in draws}
         self._at = call.plan.instants.to(given[0].device)
@@ -307,8 +307,9 @@ def _check_capturable(call: Call, given: Sequence[Tensor]) -> None:
         )
 
 
-def _buffer(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+def _buffer(value: Any, device: torch.device) -> Any:
+    """Return a copy on the device of the loop, wherever the condition was made."""
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 def _key(call: Call, given: Sequence[Tensor]) -> Any:
