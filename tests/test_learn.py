@@ -27,6 +27,7 @@ from pathline.learn import (
     stratified,
     train,
 )
+from pathline.learn.ahead import Ahead
 from pathline.learn.captions import TextTable, captions_of
 from pathline.learn.recipe import Watch, build_network
 from pathline.learn.run import Run, learning_rate, step_generator
@@ -285,6 +286,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(fabric, tmp_path):
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["step"] == ROW
     assert all(torch.isfinite(v).all() for v in state["network"].values())
+
+
+def test_batches_drawn_ahead_are_those_drawn_in_time(fabric):
+    """As a GPU has them: by threads, several steps before they are learned from."""
+    late, ahead = (Run.start(replace(RECIPE, steps=9), Toy()) for _ in range(2))
+    ahead.exercises = Ahead(ahead._draw, depth=4)
+    for _ in range(9):
+        late.advance(), ahead.advance()
+    pairs = zip(late.network.parameters(), ahead.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_the_average_is_the_running_mean_at_first(fabric):

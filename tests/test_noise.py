@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -95,6 +96,13 @@ def test_the_draws_are_standard_normal_and_uniform():
 def test_a_seed_is_an_integer_below_two_to_the_64(seed):
     with pytest.raises(UsageError, match="not an integer from 0"):
         noise.normal([seed], (2,))
+
+
+def test_square_roots_are_those_of_the_reals():
+    """Within two roundings of the root in extended precision, wherever a radius squared is."""
+    x = torch.exp(torch.linspace(math.log(2.0**-32), math.log(46.0), 100_001, dtype=torch.float64))
+    exact = np.sqrt(x.numpy().astype(np.longdouble))
+    assert np.abs(noise._sqrt(x).numpy() / exact - 1).max() <= 2 * 2.0**-53
 
 
 @pytest.mark.gpu
