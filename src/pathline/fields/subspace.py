@@ -79,7 +79,8 @@ class Subspace:
         """
         flat = points.flatten(1).double()
         center = flat.mean(0)
-        _, values, vectors = torch.linalg.svd(flat - center, full_matrices=False)
+        triangle = torch.linalg.qr(flat - center, mode="r").R  # as exact, and much smaller
+        _, values, vectors = torch.linalg.svd(triangle, full_matrices=False)
         held = values.square().cumsum(0) / values.square().sum().clamp(min=1e-300)
         whole = flat.shape[1]
         found = 1 + int((held < share).sum()) if dim is None else dim

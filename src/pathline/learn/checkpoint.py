@@ -56,7 +56,8 @@ def save_model(
         weights: the network's state.
         config: "name", "network" (its class and arguments), "path" (as `paths.describe` says it),
             "view", "label" (a factor, or "table"), "condition" ("text", "label" with the names of
-            "classes", "value" and whether it was "dropped", or None), "shape", and whatever else is worth recording.
+            "classes", "value" and whether it was "dropped", or None), "shape", and whatever else is
+            worth recording.
         dtype: of the weights on disk; float16 halves the file and keeps three digits.
 
     Raises:

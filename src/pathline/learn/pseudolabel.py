@@ -211,7 +211,7 @@ class Regressor(nn.Module):
         return self.mean + self.std * self.network(x.to(weight.dtype)).reshape(len(x)).to(x.dtype)
 
 
-def fit_regressor(
+def fit_regressor(  # noqa: PLR0913 - keyword-only: how long, how fast, and from where
     x: Tensor,
     y: Tensor,
     network: nn.Module | None = None,

@@ -1,6 +1,6 @@
 """Optimisation by sampling: designs that score high and stay among the data.
 
-    Alg. 1   g_i = ∇f(z_i),  y_i = g_i · z_i + δ,   z_i ← a sample of the model guided to g_i · x = y_i
+    Alg. 1   g_i = ∇f(z_i),  y_i = g_i · z_i + δ,  z_i ← a sample guided to g_i · x = y_i
     Alg. 2   besides, after every round, the model learns from the newest batch
 
 A model of data is the feasible set: guidance that goes through it never leaves what it knows. With
@@ -10,7 +10,7 @@ the samples, so the quadratic goes, and what is left is the maximiser of f among
 
 Only f and its gradient at the current samples are asked for, once a round and sample.
 
-Paper: Guo et al. 2024 (arXiv:2404.14743), Alg. 1 and 2; Chen et al. 2024 (arXiv:2404.07771), Sec. 5.
+Paper: Guo et al. 2024 (arXiv:2404.14743), Alg. 1 and 2; Chen et al. 2024 (arXiv:2404.07771).
 """
 
 from __future__ import annotations
