@@ -56,8 +56,8 @@ def save_model(
         weights: the network's state.
         config: "name", "network" (its class and arguments), "path" (as `paths.describe` says it),
             "view", "label" (a factor, or "table"), "condition" ("text", "label" with the names of
-            "classes", "value" and whether it was "dropped", or None), "shape", and whatever else is
-            worth recording.
+            "classes", "y" (a number) and whether it was "dropped", or None), "shape", and whatever
+            else is worth recording.
         dtype: of the weights on disk; float16 halves the file and keeps three digits.
 
     Raises:
@@ -203,7 +203,7 @@ def _encode_nothing(**cond: Any) -> dict[str, Tensor]:
 _CONDITIONS: dict[str | None, Callable[[nn.Module, Mapping[str, Any]], _Told]] = {
     "text": _told_text,
     "label": _told_class,
-    "value": _told_value,
+    "y": _told_value,
     None: _told_nothing,
 }
 

@@ -79,7 +79,8 @@ class SubspaceScore(nn.Module):
     @property
     def basis(self) -> Tensor:
         """V, (dim, latent): the Q of the free matrix whose R has a positive diagonal."""
-        q, r = torch.linalg.qr(self.frame.float())
+        dtype = torch.promote_types(self.frame.dtype, torch.float32)  # QR knows no smaller one
+        q, r = torch.linalg.qr(self.frame.to(dtype))
         return (q * torch.sign(torch.diagonal(r))).to(self.frame.dtype)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

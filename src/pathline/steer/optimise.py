@@ -293,7 +293,9 @@ class Optimiser:
                 f"{path} holds another search (its {', '.join(other)} differ); choose another "
                 "file, or remove it."
             )
-        memory = {k.removeprefix("memory."): v for k, v in tensors.items() if "memory." in k}
+        memory = {
+            k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")
+        }
         device = self.model.device or "cpu"
         x, rewards, off, best = (tensors[name] for name in ("x", "rewards", "off", "best"))
         return Search(x.to(device), rewards, off, best.to(device), memory)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
 from pathline.paths import bshape
+from pathline.steer.classifier import Logits
 from pathline.steer.estimate import Correction, Estimate, Steering
 from pathline.steer.guide import guides, named
 
@@ -194,7 +195,7 @@ class Naive(Targeted, Correction):
         return self.told("naive_gradient", variance=self.variance)
 
 
-def closeness(reward: Callable[[Tensor, Tensor], Tensor], y: float) -> Reward:
+def closeness(reward: Logits, y: float) -> Logits:
     """Return a classifier of whether a reward of a noisy state is y, for `Classifier`.
 
         p(yes | x) = exp(−(y − μ(x, t))²/2),   w ∇ log p = −w ∇ (y − μ)²/2
@@ -213,7 +214,7 @@ def closeness(reward: Callable[[Tensor, Tensor], Tensor], y: float) -> Reward:
         half = (y - reward(x, t)).square().clamp(min=1e-30) / 2
         return torch.stack((-half, (-torch.expm1(-half)).log()), 1)
 
-    return logits  # type: ignore[return-value]
+    return logits
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
