@@ -85,6 +85,10 @@ def squared(x0):
     return (x0 - 0.3).square().flatten(1).sum(1) / 2
 
 
+def tilted(x0):
+    return torch.sin(x0).flatten(1).mean(1)
+
+
 CALLS_ALONE = steer.CFG(3.0, interval=(0.3, 0.7))
 
 SPECIMENS = {
@@ -110,6 +114,8 @@ SPECIMENS = {
     "pigdm": (steer.PiGDM(**LINEAR, std=0.1), steer.PiGDM(**LINEAR, weight=0.0)),
     "mmps": (steer.MMPS(**LINEAR, std=0.1), steer.MMPS(**LINEAR, weight=0.0)),
     "loss": (steer.Loss(squared, 2.0), steer.Loss(squared, 0.0)),
+    "look_ahead": (steer.LookAhead(tilted, 1.5), steer.LookAhead(tilted, 1.5, weight=0.0)),
+    "naive_gradient": (steer.Naive(tilted, 1.5), steer.Naive(tilted, 1.5, weight=0.0)),
     "clip": (steer.Clip(-0.4, 0.4), steer.Clip(-torch.inf, torch.inf)),
     "dynamic_threshold": (
         steer.DynamicThreshold(0.9, 0.4),

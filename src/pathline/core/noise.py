@@ -90,7 +90,7 @@ def words(
     n_blocks: int,
     *,
     stream: str,
-    index: int,
+    index: int | Tensor,
     device: torch.device | str,
 ) -> Tensor:
     """Return random 32-bit words, (batch, 4, n_blocks) int64.
@@ -99,14 +99,15 @@ def words(
         seeds: one integer a sample, 0 ≤ seed < 2⁶⁴; or the keys made of them.
         n_blocks: blocks of four words a sample.
         stream: what the draw is for, a key of `STREAMS`.
-        index: which draw of that stream, 0 ≤ index < 2³².
+        index: which draw of that stream, 0 ≤ index < 2³²; (batch, 1) int64 for one a sample.
         device: where the words are made; the values do not depend on it.
     """
     low, high = seeds if isinstance(seeds, Keys) else keys(seeds, device)
     block = torch.arange(n_blocks, dtype=torch.int64, device=device)[None]
     tag = torch.full((), STREAMS[stream], dtype=torch.int64, device=device)
-    draw = torch.full((), index, dtype=torch.int64, device=device)
-    return torch.stack(philox((block & _MASK, block >> 32, draw, tag), (low, high)), dim=1)
+    if not isinstance(index, Tensor):
+        index = torch.full((), index, dtype=torch.int64, device=device)
+    return torch.stack(philox((block & _MASK, block >> 32, index, tag), (low, high)), dim=1)
 
 
 def uniform(
@@ -130,7 +131,7 @@ def normal(
     shape: Sequence[int],
     *,
     stream: str = "initial",
-    index: int = 0,
+    index: int | Tensor = 0,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -140,7 +141,7 @@ def normal(
         seeds: one integer a sample, 0 ≤ seed < 2⁶⁴; sample i depends on seeds[i] alone. Or `keys`.
         shape: the shape of one sample.
         stream: what the draw is for, a key of `STREAMS`.
-        index: which draw of that stream (the step, for a stochastic solver).
+        index: which draw of that stream (the step, for a stochastic solver); as for `words`.
         dtype: of the result (the default dtype if None); drawn in float64, then rounded once.
         device: where the draws are made; the values do not depend on it.
 
@@ -159,6 +160,26 @@ def normal(
     radius = _sqrt(-2.0 * _log((radius_word.to(torch.float64) + 0.5) * 2.0**-32))
     cosine, sine = _turn(angle_word)
     return _shaped(torch.cat((radius * cosine, radius * sine), 1), shape, size, dtype)
+
+
+def normals(
+    keys: Keys,
+    shape: Sequence[int],
+    indices: Sequence[int],
+    *,
+    stream: str,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return what `normal` draws at each of these indices, (indices, batch, *shape), at once.
+
+    The values are the same to the bit; for small samples it takes a fraction of the time.
+    """
+    device, n = keys.low.device, len(indices)
+    which = torch.tensor(indices, dtype=torch.int64, device=device)
+    which = which.repeat_interleave(len(keys.low))[:, None]
+    every = Keys(keys.low.repeat(n, 1), keys.high.repeat(n, 1))
+    made = normal(every, shape, stream=stream, index=which, dtype=dtype, device=device)
+    return made.unflatten(0, (n, -1))
 
 
 def rademacher(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.fields.field import Condition, Field
+from pathline.fields.field import Condition, Evaluate, Field
 from pathline.fields.views import View
 from pathline.paths import GaussianPath, Time, as_time, bshape
 
@@ -48,7 +49,13 @@ class Gaussian(Oracle):
     Args:
         path: any Gaussian path.
         mean: (dim,).
-        covariance: (dim, dim) symmetric positive semi-definite, or (dim,) variances.
+        covariance: (dim, dim) symmetric positive semi-definite, or (dim,) variances. It may be
+            singular: data on a subspace (`Subspace.gaussian`) have x̂_0 on it exactly.
+
+    Raises:
+        UsageError: noise that is not Gaussian; at the first use, a covariance that is none.
+
+    Cost: one eigendecomposition in float64 for all evaluations, then two products each.
     """
 
     path: GaussianPath  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -63,18 +70,66 @@ class Gaussian(Oracle):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.mean.shape)
 
-    def _spectrum(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        covariance = self.covariance.to(like)
-        if covariance.ndim == 1:
-            covariance = covariance.diag()
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """Variances and the directions that have them, in float64; not negative by rounding."""
+        covariance = self._matrix
         values, vectors = torch.linalg.eigh(covariance)
-        return self.mean.to(like), values, vectors
+        if float(values.detach()[0]) < -1e-6 * float(values.detach().abs().max()):
+            raise UsageError(
+                f"a covariance has no negative variance, and this one has {float(values[0]):.3g}; "
+                "give a symmetric positive semi-definite matrix, or (dim,) variances."
+            )
+        return values.clamp(min=0), vectors
+
+    @property
+    def _matrix(self) -> Tensor:
+        """The covariance, (dim, dim) float64."""
+        with torch.inference_mode(False):  # what is kept must serve gradients
+            covariance = self.covariance.clone().double()
+            return covariance.diag() if covariance.ndim == 1 else covariance
+
+    def _spectrum(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.covariance.requires_grad:  # its graph is made anew for every evaluation
+            self.__dict__.pop("_axes", None)
+        with torch.inference_mode(False):
+            values, vectors = self._axes
+        return self.mean.to(like), values.to(like), vectors.to(like)
+
+    def given(self, matrix: Tensor, y: Tensor, std: float) -> Gaussian:
+        """Return the law of x_0 given y = A x_0 + s n: the posterior, in closed form.
+
+            m + K (y − A m),   C − K A C,   K = C Aᵀ (A C Aᵀ + s² I)⁻¹
+
+        Args:
+            matrix: A, (measured, dim); or (dim,) of one measurement.
+            y: (measured,), or () of one.
+            std: s, above 0.
+        """
+        if not std > 0:
+            raise UsageError(f"std={std}: a law given a measurement needs noise on it, s > 0.")
+        a, c, m = matrix.reshape(-1, *self.shape).double(), self._matrix, self.mean.double()
+        root = torch.linalg.cholesky(a @ c @ a.T + std**2 * torch.eye(len(a)).to(a))
+        gain = torch.cholesky_solve(a @ c, root).T
+        left = c - gain @ (a @ c)
+        return replace(self, mean=m + gain @ (y.double().reshape(-1) - a @ m),
+                       covariance=(left + left.T) / 2)  # fmt: skip
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         mean, values, vectors = self._spectrum(x)
-        alpha, sigma = bshape(self.path.alpha(t), x), bshape(self.path.sigma(t), x)
-        gain = alpha * values / (alpha**2 * values + sigma**2)
-        return mean + ((x - alpha * mean) @ vectors * gain) @ vectors.T
+        steps: list[tuple[Tensor, Tensor]] = []
+        for a, s in zip(self.path.alpha(times), self.path.sigma(times), strict=True):
+            alpha, sigma = bshape(a, x), bshape(s, x)
+            steps.append((alpha * mean, alpha * values / (alpha**2 * values + sigma**2)))
+
+        def evaluate(k: int, state: Tensor) -> Tensor:
+            center, gain = steps[k]
+            return mean + ((state - center) @ vectors * gain) @ vectors.T
+
+        return evaluate
 
     def draw(self, seeds: Sequence[int]) -> Tensor:
         """Return data, (batch, dim) float64; each is a function of its seed."""

@@ -13,6 +13,8 @@ from pathline.learn.couplings import (
     couplings,
     diagnose,
 )
+from pathline.learn.directed import Directed, Proposal, train_directed
+from pathline.learn.fine_tuning import FineTuning
 from pathline.learn.journal import TrainingError
 from pathline.learn.objectives import (
     LogitNormalTimes,
@@ -21,19 +23,37 @@ from pathline.learn.objectives import (
     UniformTimes,
     stratified,
 )
+from pathline.learn.pseudolabel import (
+    Labels,
+    PseudoLabelled,
+    Regressor,
+    Ridge,
+    fit_regressor,
+    fit_ridge,
+    pseudo_labels,
+)
+from pathline.learn.rates import Rate, measure_rate
 from pathline.learn.recipe import Recipe, Watch, read_recipe
 from pathline.learn.trainer import train
 
 __all__ = [
     "BalancedGibbs",
     "Coupling",
+    "Directed",
     "ExactOT",
+    "FineTuning",
     "Gibbs",
     "Independent",
+    "Labels",
     "LogNormalLevels",
     "LogitNormalTimes",
     "Matching",
+    "Proposal",
+    "PseudoLabelled",
+    "Rate",
     "Recipe",
+    "Regressor",
+    "Ridge",
     "Sinkhorn",
     "TrainingError",
     "UniformTimes",
@@ -41,12 +61,17 @@ __all__ = [
     "choose_eps",
     "couplings",
     "diagnose",
+    "fit_regressor",
+    "fit_ridge",
     "load_classifier",
     "load_model",
+    "measure_rate",
     "model_names",
+    "pseudo_labels",
     "read_recipe",
     "save_model",
     "stratified",
     "train",
     "train_classifier",
+    "train_directed",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from importlib import resources
@@ -19,10 +20,10 @@ from pathline.core.files import write_atomically
 from pathline.data.fetch import sha256_of
 from pathline.fields import Denoiser
 from pathline.learn import prompts
-from pathline.learn.labels import encode_label
+from pathline.learn.labels import encode_label, encode_value
 from pathline.learn.objectives import time_label
 from pathline.learn.recipe import build_network
-from pathline.nets import DiT, Preconditioned, UNet
+from pathline.nets import DiT, Preconditioned, SubspaceScore, UNet
 from pathline.nets.text import MAX_TOKENS
 from pathline.paths import paths
 from pathline.solvers import ems
@@ -56,7 +57,8 @@ def save_model(
         weights: the network's state.
         config: "name", "network" (its class and arguments), "path" (as `paths.describe` says it),
             "view", "label" (a factor, or "table"), "condition" ("text", "label" with the names of
-            "classes", or None), "shape", and whatever else is worth recording.
+            "classes", "y" (a number) and whether it was "dropped", or None), "shape", and whatever
+            else is worth recording.
         dtype: of the weights on disk; float16 halves the file and keeps three digits.
 
     Raises:
@@ -184,6 +186,13 @@ def _told_class(network: nn.Module, config: Mapping[str, Any]) -> _Told:
     return {"label": torch.tensor([len(names)])}, encode
 
 
+def _told_value(network: nn.Module, config: Mapping[str, Any]) -> _Told:
+    if not isinstance(network, SubspaceScore):
+        raise CheckpointError(f"a {type(network).__name__} cannot be told a value.")
+    null = {"y": torch.tensor([math.nan])} if config.get("dropped") else None
+    return null, encode_value
+
+
 def _told_nothing(network: nn.Module, config: Mapping[str, Any]) -> _Told:
     return None, _encode_nothing
 
@@ -195,6 +204,7 @@ def _encode_nothing(**cond: Any) -> dict[str, Tensor]:
 _CONDITIONS: dict[str | None, Callable[[nn.Module, Mapping[str, Any]], _Told]] = {
     "text": _told_text,
     "label": _told_class,
+    "y": _told_value,
     None: _told_nothing,
 }
 

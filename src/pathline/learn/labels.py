@@ -1,4 +1,4 @@
-"""Classes as people name them, and as networks are told."""
+"""Classes and values as people name them, and as networks are told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
 
-__all__ = ["encode_label"]
+__all__ = ["encode_label", "encode_value"]
 
 
 def encode_label(classes: Sequence[str], label: Any = None, **other: Any) -> dict[str, Tensor]:
@@ -35,6 +35,33 @@ def encode_label(classes: Sequence[str], label: Any = None, **other: Any) -> dic
         got = ", ".join(sorted(other)) or "no label"
         raise UsageError(f"this model is told a class, as in label={classes[0]!r}, and got {got}.")
     return {"label": torch.tensor([_number(classes, one) for one in given])}
+
+
+def encode_value(y: Any = None, **other: Any) -> dict[str, Tensor]:
+    """Return a number that a user names as {"y": (n,)}.
+
+    Args:
+        y: a number, or one a sample.
+        other: refused: what such a network is not told.
+
+    Raises:
+        UsageError: there is none, it is not finite, or no number.
+
+    Example:
+        >>> encode_value(0.5)["y"]
+        tensor([0.5000])
+    """
+    if other or y is None:
+        got = ", ".join(sorted(other)) or "no value"
+        raise UsageError(f"this model is told a value, as in y=0.5, and got {got}.")
+    try:
+        told = torch.as_tensor(float(y) if isinstance(y, str) else y).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"y={y!r} is no number; this model is told one, as in y=0.5.") from error
+    told = told if told.is_floating_point() else told.to(torch.get_default_dtype())
+    if not bool(told.isfinite().all()):
+        raise UsageError(f"y={y!r} is not finite; this model is told a number, as in y=0.5.")
+    return {"y": told}
 
 
 def _number(classes: Sequence[str], label: Any) -> int:

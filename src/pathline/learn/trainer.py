@@ -190,8 +190,10 @@ def _config(run: Run) -> dict[str, Any]:
 
 
 def _condition(run: Run) -> dict[str, Any]:
-    """Return what the network is told: a text, one of the source's classes, or nothing."""
+    """Return what the network is told: a text, one of the source's classes, a value, or nothing."""
     table = run.recipe.network
+    if table.get("label_width"):
+        return {"condition": "y", "dropped": bool(getattr(run.source, "is_dropped", False))}
     if table.get("classes"):
         names = getattr(run.source, "classes", range(table["classes"]))
         return {"condition": "label", "classes": [str(name) for name in names]}

@@ -249,6 +249,10 @@ def combined(terms: Sum, known: Known) -> Tensor:
     return total
 
 
+AHEAD = 2**15
+"""Numbers that are drawn at once: for small states, the noise of many steps."""
+
+
 def drawing(plan: Plan, seeds: Sequence[int] | None, like: Tensor) -> Draw:
     """Return what draws z_d of a plan, shaped like the state.
 
@@ -259,9 +263,20 @@ def drawing(plan: Plan, seeds: Sequence[int] | None, like: Tensor) -> Draw:
         return _nothing
     if seeds is None:
         raise UsageError("a stochastic solver needs seeds, one a sample.")
-    shape, dtype, device = like.shape[1:], like.dtype, like.device
-    keys = noise.keys(seeds, device)
-    return lambda d: noise.normal(keys, shape, stream="step", index=d, dtype=dtype, device=device)
+    keys, shape, dtype = noise.keys(seeds, like.device), like.shape[1:], like.dtype
+    last = max(d for row in plan.rows for d in row.z)
+    ahead = max(1, AHEAD // max(like.numel(), 1))
+    drawn: dict[int, Tensor] = {}
+
+    def draw(d: int) -> Tensor:
+        if d not in drawn:
+            drawn.clear()
+            coming = range(d, max(d, min(d + ahead - 1, last)) + 1)
+            made = noise.normals(keys, shape, coming, stream="step", dtype=dtype)
+            drawn.update(zip(coming, made.unbind(), strict=True))
+        return drawn[d]
+
+    return draw
 
 
 def _nothing(index: int) -> Tensor:

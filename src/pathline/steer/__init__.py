@@ -11,8 +11,10 @@ from pathline.steer.known import Known
 from pathline.steer.linear import DPS, MMPS, DiffPIR, Inpaint, PiGDM, Projection
 from pathline.steer.loss import Loss
 from pathline.steer.measured import Measured
+from pathline.steer.optimise import Learner, Optimiser, Search, slope_of
 from pathline.steer.regions import Regions
 from pathline.steer.repeat import Repeat
+from pathline.steer.reward import LookAhead, Naive, Targeted, closeness
 
 __all__ = [
     "APG",
@@ -31,14 +33,22 @@ __all__ = [
     "Guided",
     "Inpaint",
     "Known",
+    "Learner",
+    "LookAhead",
     "Loss",
     "Measured",
+    "Naive",
+    "Optimiser",
     "PiGDM",
     "Projection",
     "Pull",
     "Regions",
     "Repeat",
+    "Search",
     "Steering",
+    "Targeted",
+    "closeness",
     "guides",
     "operators",
+    "slope_of",
 ]

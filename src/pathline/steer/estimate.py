@@ -89,17 +89,23 @@ class Estimate:
         Raises:
             UsageError: it returns something else, or cannot be differentiated.
         """
+        return self.linearised(of)[1]
+
+    def linearised(self, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the value of a function of x̂_0, (batch,), and its gradient as `slope` does."""
         with torch.inference_mode(False), torch.enable_grad():
             at = self.x0 if self.further else differentiable(self.x0).detach().requires_grad_()
             value = of(at)
-        if value.shape != (len(at),):
-            raise UsageError(
-                f"a loss returns one number a sample, ({len(at)},), not {tuple(value.shape)}."
-            )
-        if not value.requires_grad:
-            raise UsageError("the loss cannot be differentiated: it was made without gradients.")
-        (made,) = torch.autograd.grad(value.sum(), at, create_graph=self.further)
-        return made
+            if value.shape != (len(at),):
+                raise UsageError(
+                    f"a loss returns one number a sample, ({len(at)},), not {tuple(value.shape)}."
+                )
+            if not value.requires_grad:
+                raise UsageError(
+                    "the loss cannot be differentiated: it was made without gradients."
+                )
+            (made,) = torch.autograd.grad(value.sum(), at, create_graph=self.further)
+        return (value if self.further else value.detach()), made
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,10 @@ class Steering(Guide):
         """Return the step of x̂_0 made of Jᵀu, for a pull that does not share it."""
         del now
         return step
+
+    def stepped(self, now: Estimate) -> Tensor:
+        """Return the step of x̂_0 of a pull that does not share its last product."""
+        return self.finished(now.pulled(self.cotangent(now), again=True), now)
 
 
 @dataclass(frozen=True)
@@ -292,7 +302,7 @@ def _together(pulls: Sequence[Steering], now: Estimate) -> Tensor:
     """Return the steps of x̂_0 of all pulls, at one estimate."""
     alone = [pull for pull in pulls if not pull.shares]
     shared = [pull.cotangent(now) for pull in pulls if pull.shares]
-    steps = [pull.finished(now.pulled(pull.cotangent(now), again=True), now) for pull in alone]
+    steps = [pull.stepped(now) for pull in alone]
     if shared:
         steps.append(now.pulled(torch.stack(shared).sum(0)))
     return torch.stack(steps).sum(0)

@@ -3,6 +3,7 @@
 # A recipe registers its system when it is imported.
 from pathline.systems import (
     deis,
+    diffusion_overview,
     dmcmc,
     dpm_solver,
     dpm_solver_v3,
@@ -25,6 +26,7 @@ __all__ = [
     "System",
     "claims_of",
     "deis",
+    "diffusion_overview",
     "dmcmc",
     "dpm_solver",
     "dpm_solver_v3",
