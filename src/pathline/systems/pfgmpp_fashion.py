@@ -61,8 +61,9 @@ def pictures(split: str) -> Tensor:
 
 def model(dof: float) -> Denoiser:
     """Return the model of this D, trained on first use; a run that was cut short goes on."""
-    source = Points(pictures("train"), pictures("test"))
-    return load_model(train(recipe(dof), cache_folder() / f"pfgmpp-{dof:g}", source=source))
+    source, how = Points(pictures("train"), pictures("test")), recipe(dof)
+    folder = cache_folder() / "pfgmpp" / how.fingerprint[:16]
+    return load_model(train(how, folder, source=source))
 
 
 def distances(
