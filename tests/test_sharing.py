@@ -83,13 +83,14 @@ from test_sharing import SHARDABLE
 from pathline.learn.trainer import train
 
 name, out = sys.argv[1:]
-for until in (8, 16):
+for until in (3, 6):
     train(SHARDABLE[name], out, until=until, devices=2, strategy="fsdp")
 """
 SHARDABLE = {
-    "moons": RECIPE,
+    "moons": replace(RECIPE, steps=9),
     "digits": replace(
         RECIPE,
+        steps=9,
         data={"source": "digits"},
         network={"class": "UNet", "width": 8, "multipliers": [1, 2], "blocks": 1},
         averages=(0.1,),
@@ -113,7 +114,7 @@ def test_shards_of_two_processes_come_to_the_weights_of_one(tmp_path, name, tole
 
     A U-Net has its channels last in one process and first in shards, so convolutions round
     differently, and Adam makes a whole step of the sign of a gradient that is nearly nothing: its
-    weights agree to a few of its 24 steps of 1e-4, its moments as those of others do.
+    weights agree to a few of its 9 steps of 1e-4, its moments as those of others do.
     """
     script, one, two = tmp_path / "sharded.py", tmp_path / "one", tmp_path / "two"
     script.write_text(SHARDED)

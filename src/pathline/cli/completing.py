@@ -17,9 +17,12 @@ from pathline.cli.sampling import Device, Model, watched
 from pathline.core.errors import UsageError
 from pathline.core.images import Layout, to_pixels, write_picture
 from pathline.fields import Denoiser
-from pathline.solvers import grids
+from pathline.solvers import Grid, grids
 from pathline.solvers.corrector import PredictorCorrector
 from pathline.steer import Known
+
+NOISE = -7.0
+"""The log-SNR at which samples begin if a path begins at pure noise."""
 
 Picture = Annotated[str, typer.Argument(help="A PNG of the model's size.")]
 Prompt = Annotated[str | None, typer.Option(help="What it shows: words, or a class.")]
@@ -60,8 +63,8 @@ def complete(  # noqa: PLR0913 - each is an option
     request = Request(
         denoiser,
         model,
-        PredictorCorrector("reverse_diffusion", n=corrections),
-        grids.uniform(steps),
+        PredictorCorrector("ddpm", n=corrections),
+        _grid(denoiser, steps),
         options.chosen_guide(guidance, prompt, denoiser),
         options.chosen_condition(prompt, denoiser),
         options.chosen_seeds(n, seed, None),
@@ -124,6 +127,14 @@ def classifier(
     check_writable(Path(output) / "model" / "config.json")
     made = train_noisy_classes(output, data, ClassLesson(seed=seed))
     typer.echo(f"{made}: try pathline sample MODEL CLASS --classifier {made}")
+
+
+def _grid(model: Denoiser, steps: int) -> Grid:
+    """Return even times, which begin where there is a trace of the data: scores need one."""
+    start = model.path.t_max
+    if float(model.path.log_snr(start)) < NOISE:
+        start = float(model.path.time_of_log_snr(NOISE))
+    return grids.uniform(steps, start=start)
 
 
 def _known(model: Denoiser, picture: str, mask: str | None) -> Known:
