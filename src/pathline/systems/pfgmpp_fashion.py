@@ -13,7 +13,7 @@ from pathline.core.progress import track
 from pathline.data import fashion
 from pathline.data.fetch import cache_folder
 from pathline.fields import Denoiser
-from pathline.learn import Recipe, load_classifier, load_model, train
+from pathline.learn import Recipe, Watch, load_classifier, load_model, train
 from pathline.learn.quality.distances import frechet
 from pathline.learn.quality.features import embed
 from pathline.learn.quality.reference import to_uint8
@@ -49,6 +49,7 @@ def recipe(dof: float, steps: int = 3000) -> Recipe:
             "sigma_std": 1.2,
             "error": SIGMA_DATA,
         },
+        watch=Watch(every=15.0),
     )
 
 
