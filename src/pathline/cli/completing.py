@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -103,7 +103,7 @@ def interpolate(  # noqa: PLR0913 - each is an option
     check_writable(Path(output))
     denoiser = load_model(model).to(options.chosen_device(device))
     ends = as_data(pictures(denoiser, [first, last])[0]).to(options.chosen_device(device))
-    told = options.chosen_condition(prompt, denoiser)
+    told: dict[str, Any] = {**options.chosen_condition(prompt, denoiser)}
     rule = AdaptiveRK(rtol=tolerance, atol=tolerance)
     begun = time.perf_counter()
     with torch.no_grad():

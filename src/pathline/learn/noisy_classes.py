@@ -76,11 +76,11 @@ def labelled(name: str) -> Labelled:
         raise unknown("data set with classes", name, ("digits", "fashion"))
     if name == "digits":
         data = digits.load()
-        labels = (torch.from_numpy(a).long() for a in (data.train_labels, data.test_labels))
-        return Labelled(digits_source(), *labels, digits.CLASSES)
+        labels, others = (torch.from_numpy(a).long() for a in (data.train_labels, data.test_labels))
+        return Labelled(digits_source(), labels, others, digits.CLASSES)
     known = fashion_source()
-    images = (pixels.float() / 127.5 - 1 for pixels in (known.images, known.test_images))
-    return Labelled(Points(*images), known.labels, known.test_labels, known.classes)
+    train, test = (pixels.float() / 127.5 - 1 for pixels in (known.images, known.test_images))
+    return Labelled(Points(train, test), known.labels, known.test_labels, known.classes)
 
 
 @dataclass(frozen=True)

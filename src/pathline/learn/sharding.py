@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 
@@ -20,8 +20,6 @@ __all__ = ["Strategy", "as_strategy", "fabric_strategy", "like", "loaded_moments
 
 Strategy = Literal["ddp", "fsdp"]
 """How processes share the work: each with all of the network, or with its shards."""
-
-T = TypeVar("T")
 
 
 def as_strategy(name: str) -> Strategy:
@@ -51,12 +49,12 @@ def fabric_strategy(strategy: Strategy, devices: int) -> dict[str, Any]:
     return {"strategy": "ddp"} if devices > 1 else {}
 
 
-def whole(value: T) -> T:
+def whole(value: Any) -> Any:
     """Return a value with every shard in it put together; all processes must ask at once."""
     if isinstance(value, Mapping):
-        return cast(T, {k: whole(v) for k, v in value.items()})  # type: ignore[redundant-cast]
+        return {k: whole(v) for k, v in value.items()}
     if isinstance(value, list):
-        return cast(T, [whole(v) for v in value])
+        return [whole(v) for v in value]
     return value.full_tensor() if _is_sharded(value) else value
 
 
