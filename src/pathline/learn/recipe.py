@@ -63,7 +63,8 @@ class Recipe:
             factor, "sigma", or "table": the path's own labels), "time_mean", "time_std" for
             logit-normal times or "sigma_mean", "sigma_std" for log-normal levels, "error", the view
             in which the error is measured, σ_data for EDM's weighting or "likelihood" for g² of the
-            score's, and "bridge", the noise around the way from source to data.
+            score's, "bridge", the noise around the way from source to data, and "reference", how
+            many other data a target is a mean of.
         start: another data source, as `data`, where the flow begins; None is noise.
         coupling: how source and data are paired: "kind" ("independent", "exact_ot", "sinkhorn",
             "gibbs", "balanced_gibbs"), and its options; None is independent.

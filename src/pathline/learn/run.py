@@ -25,12 +25,20 @@ from pathline.core.errors import CheckpointError, MissingExtra, UsageError
 from pathline.core.files import write_atomically
 from pathline.learn.ahead import Ahead
 from pathline.learn.averages import Profile, exponent
-from pathline.learn.couplings import Coupling, Diagnosis, Pairs, Weighing, diagnose
+from pathline.learn.couplings import (
+    Coupling,
+    Diagnosis,
+    Independent,
+    Pairs,
+    Weighing,
+    diagnose,
+)
 from pathline.learn.exercise import Exercise
 from pathline.learn.journal import Journal, Row
 from pathline.learn.recipe import Recipe, build_network
 from pathline.learn.sharding import Strategy, fabric_strategy, like, loaded_moments, whole
 from pathline.learn.sources import Batch, Source, classes_of, starts
+from pathline.learn.steadied import check_reference, steadied
 
 __all__ = ["Run", "learning_rate", "read_state", "step_generator"]
 
@@ -127,8 +135,9 @@ class Run:
         )
         fabric.launch()
         network = build_network(recipe.network, recipe.seed)
-        recipe.matching()  # refuses what cannot work before data are fetched
-        coupling = recipe.pairing()
+        matching, coupling = recipe.matching(), recipe.pairing()  # refuse what cannot work
+        is_plain = isinstance(coupling, Independent) and not (recipe.start or matching.bridge)
+        check_reference(recipe.objective, is_plain)
         source = source or recipe.source()
         start_source = recipe.start_source()
         if coupling.is_weighted:
@@ -211,6 +220,9 @@ class Run:
         generator = step_generator(self.recipe.seed, step)
         batch = self.source.batch(self.recipe.batch, generator)
         drawn = self.exercise(self.pairs(batch, generator), batch.cond, generator)
+        if n := self.recipe.objective.get("reference", 0):
+            others = self.source.batch(n, generator).x0
+            drawn = steadied(drawn, self.recipe.matching().path, others)
         return drawn.pinned() if self.fabric.device.type == "cuda" else drawn
 
     def loss(self, network: nn.Module, part: Exercise) -> Tensor:
