@@ -9,13 +9,14 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install -c constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench systems lint format clean
+.PHONY: help demo test test-slow bench systems systems-training lint format clean
 
 help:
 	@echo "make demo       install what the demo needs and run it: out/demo/index.html"
 	@echo "make test       install what the tests need, lint, type-check, run the suite"
 	@echo "make test-slow  the tests that take long"
 	@echo "make systems    measure the claims of every system, and keep the values"
+	@echo "make systems-training  the claims that train models, into benchmarks/ too; resumable"
 	@echo "make bench      overhead beside diffusers, k-diffusion and azula"
 	@echo "make lint       formatting, rules, floors, types"
 	@echo "make format     mend what ruff can mend"
@@ -35,6 +36,9 @@ bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 
 systems: $(VENV)/.installed-test
 	$(BIN)/python -m pathline.systems
+
+systems-training: $(VENV)/.installed-test
+	$(BIN)/python -m pathline.systems --train
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check

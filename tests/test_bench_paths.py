@@ -35,14 +35,14 @@ def test_what_is_trained_is_what_is_said():
     }
     assert made["kinetic_optimal"] == estimate_separation(DATA.points.double()).path()
     assert made["pfgmpp, D = 64"] == PFGMpp(dof=64.0) and made["edm"] == pl.EDM()
-    assert made["cond_ot"] == pl.CondOT() and len(made) == 8
+    assert made["cond_ot"] == pl.CondOT() and len(made) == 9
 
 
 def test_a_run_compares_all_paths_and_is_taken_up(small, tmp_path):
     found = compare(nfe=[3, 5], steps=2)
     assert [report.name for report in found.reports] == ["paths-sliced", "paths-frechet"]
     for report in found.reports:
-        assert len({row.by for row in report.rows}) == 8 * len(WAYS)
+        assert len({row.by for row in report.rows}) == 9 * len(WAYS)
         assert all(math.isfinite(row.value) and row.value > 0 for row in report.rows)
         values = {(row.by, row.method): row.value for row in report.rows}
         first = next(bar for bar in report.bars if bar.text.startswith("vp_linear"))

@@ -277,14 +277,18 @@ def test_a_prompt_is_told_in_the_words_of_the_model():
 def test_training_is_passed_on(here, monkeypatch):
     asked = []
 
-    def train(recipe, out, *, resume, devices=1):
-        asked.append((recipe.name, str(out), resume, devices))
+    def train(recipe, out, *, resume, devices, strategy):
+        asked.append((recipe.name, str(out), resume, devices, strategy))
         return out / "model"
 
     monkeypatch.setattr("pathline.learn.trainer.train", train)
     assert "pathline sample runs/emoji/model" in done("train", "emoji")
-    done("train", "emoji", "-o", "mine", "--resume", "--devices", "2")
-    assert asked == [("emoji", "runs/emoji", False, 1), ("emoji", "mine", True, 2)]
+    done("train", "emoji", "-o", "mine", "--resume", "--devices", "2", "--strategy", "fsdp")
+    assert asked == [
+        ("emoji", "runs/emoji", False, 1, "ddp"),
+        ("emoji", "mine", True, 2, "fsdp"),
+    ]
+    assert_refused(here, ["train", "emoji", "--strategy", "fdsp"], "did you mean fsdp")
     (here / "file").write_text("a file")
     assert_refused(here, ["train", "emoji", "-o", "file/run"], "is a file, not a folder")
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from pathline.core.errors import CheckpointError, UsageError
 from pathline.data.emoji import Emoji
-from pathline.fields import VIEWS, Gaussian
+from pathline.fields import VIEWS, Gaussian, change, target
 from pathline.learn import (
     LogitNormalTimes,
     Matching,
@@ -156,6 +156,29 @@ def test_the_loss_is_each_samples_own():
     # a network that knows ε = (x_t − (1 − t) x0)/t errs by nothing
     says = lambda x, label: (x - x0) / label[:, None, None]  # noqa: E731
     assert matching.loss(says, x0, eps, t, {}).max() < 1e-28
+
+
+@pytest.mark.parametrize("view", ["eps", "velocity", "x0"])
+def test_published_weights_are_those_of_the_score(view):
+    """λ ‖s_θ − ∇ log p(x_t | x_0)‖², λ = σ² ("eps"), 1 ("score") and g² ("likelihood")."""
+    path, generator = VPLinear(), torch.Generator().manual_seed(0)
+    x0, eps, wrong = torch.randn(3, 5, 2, generator=generator, dtype=torch.float64)
+    t = torch.rand(5, generator=generator, dtype=torch.float64) * 0.9 + 0.05
+    x = path.alpha(t)[:, None] * x0 + path.sigma(t)[:, None] * eps
+    exact = target(path, view, x0, eps, t)
+
+    def score(said):
+        p, q = change(path, view, "score", t)
+        return p[:, None] * x + q[:, None] * said
+
+    off = (score(exact + wrong) + eps / path.sigma(t)[:, None]).square().mean(1)
+    weights = {"eps": path.sigma(t) ** 2, "score": 1.0, "likelihood": path.diffusion_squared(t)}
+    for error, weight in weights.items():
+        matching = Matching(path, view, error=error)
+        loss = matching.loss(lambda x, label: exact + wrong, x0, eps, t, {})
+        torch.testing.assert_close(loss, weight * off, rtol=1e-9, atol=0)
+    table = {"path": "vp_linear", "view": view, "error": "likelihood"}
+    assert replace(RECIPE, objective=table).matching().error == "likelihood"
 
 
 def test_times_stay_where_the_path_is_defined():

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json as jsonlib
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from PIL import Image
 from torch import Tensor
 
 from pathline.cli.listing import Json, show
 from pathline.cli.options import chosen_condition, chosen_device
+from pathline.cli.reading import pictures
 from pathline.cli.sampling import Device, Model
 from pathline.core.errors import UsageError
 from pathline.fields import Denoiser
@@ -52,7 +50,7 @@ def likelihood(  # noqa: PLR0913 - each is an option
     from pathline.solvers.adaptive_rk import AdaptiveRK
 
     denoiser = load_model(model).to(chosen_device(device))
-    pixels, names = _held_out(denoiser, n) if not files else _read(denoiser, files)
+    pixels, names = _held_out(denoiser, n) if not files else pictures(denoiser, files)
     begun = time.perf_counter()
     told: dict[str, Any] = {**chosen_condition(prompt, denoiser)}
     with torch.no_grad():
@@ -92,27 +90,3 @@ def _held_out(model: Denoiser, n: int) -> tuple[Tensor, list[str]]:
         raise UsageError(f"at least 1 picture is needed, and -n {n} was given.")
     pixels = subject_of(model).pictures("held_out")[:n]
     return pixels, [f"held out, {i}" for i in range(len(pixels))]
-
-
-def _read(model: Denoiser, files: list[str]) -> tuple[Tensor, list[str]]:
-    """Return pictures as (n, channels, height, width) uint8, and their names."""
-    shape = model.shape
-    if shape is None or len(shape) != 3:
-        raise UsageError(f"{model.name} is not a model of pictures.")
-    made: list[Tensor] = []
-    for name in files:
-        try:
-            with Image.open(name) as image:
-                pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
-        except OSError as reason:
-            raise UsageError(f"cannot read a picture from {name}: {reason}.") from reason
-        picture = torch.from_numpy(pixels.copy())
-        picture = picture[None] if picture.ndim == 2 else picture.permute(2, 0, 1)
-        if tuple(picture.shape) != tuple(shape):
-            height, width = picture.shape[1:]
-            raise UsageError(
-                f"{name} has {width} × {height} pixels, and the model takes {shape[2]} × "
-                f"{shape[1]}: scale it first."
-            )
-        made.append(picture)
-    return torch.stack(made), [Path(name).name for name in files]

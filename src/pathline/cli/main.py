@@ -7,7 +7,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pathline.cli import evaluating, likelihood, listing, replaying, sampling, tuning, working
+from pathline.cli import (
+    completing,
+    evaluating,
+    likelihood,
+    listing,
+    replaying,
+    sampling,
+    tuning,
+    working,
+)
 from pathline.cli.demo import demo
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
@@ -38,7 +47,9 @@ app = typer.Typer(
 )
 
 PANELS = {
-    "Make": [sampling.sample, replaying.replay, demo],
+    "Make": [
+        sampling.sample, replaying.replay, completing.complete, completing.interpolate, demo,
+    ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
         working.systems,
@@ -46,6 +57,7 @@ PANELS = {
     "Work": [
         working.run, working.bench, working.train, working.average, working.data,
         evaluating.evaluate, likelihood.likelihood, tuning.tune,
+        completing.classifier,
     ],
 }  # fmt: skip
 

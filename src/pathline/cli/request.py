@@ -20,8 +20,10 @@ from pathline.fields import Denoiser
 from pathline.solvers import Grid, Solver, Step, sample, solvers
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import grids
+from pathline.solvers.solve import Keep
 from pathline.speed import speeds
-from pathline.steer import Guide, guides
+from pathline.steer import Classifier, Guide, guides
+from pathline.steer.classifier import Logits
 
 BATCH = 64
 """Samples that go through the network together, unless the user says otherwise."""
@@ -41,6 +43,7 @@ class Request:
             in another batch, so this belongs to what decides the bits.
         dtype: of the state.
         speed: a policy that leaves evaluations out.
+        keep: what is put back after every update; a receipt does not hold it.
     """
 
     model: Denoiser
@@ -53,6 +56,7 @@ class Request:
     batch: int = BATCH
     dtype: torch.dtype = torch.float32
     speed: Speed | None = None
+    keep: Keep | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -77,7 +81,7 @@ class Request:
             NonFiniteError: the network returned a NaN or an infinity.
         """
         how = {"solver": self.solver, "grid": self.grid, "guide": self.guide, "dtype": self.dtype}
-        how |= {"speed": self.speed}
+        how |= {"speed": self.speed, "keep": self.keep}
         for seeds in self.batches:
             with torch.no_grad():  # not around the yield, where it would leak to the caller
                 solution = sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
@@ -123,6 +127,11 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
         UsageError: the model, solver, grid or guide is unknown here.
     """
     recipe = receipt.recipe
+    if recipe.get("keep") is not None:
+        raise ReceiptError(
+            "it was made around pixels that were given, which a receipt does not hold; make it "
+            "again with pathline complete, with the same seed."
+        )
     made_with = _table(recipe, "model")
     source = model or made_with.get("source") or made_with.get("name")
     dtype = getattr(torch, receipt.dtype, None)
@@ -137,8 +146,25 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
         raise ReceiptError(f"the receipt is damaged: its batch is {batch!r}.")
     denoiser = load(source).to(_device(receipt))
     _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
+    if isinstance(guide, Classifier) and isinstance(guide.network, str):
+        guide = replace(guide, network=classifier_of(guide.network, denoiser)[0])
     seeds = receipt.seeds
     return Request(denoiser, source, solver, grid, guide, cond, seeds, batch, dtype, speed)
+
+
+def classifier_of(folder: str, model: Denoiser) -> tuple[Logits, Callable[[str], int]]:
+    """Return a classifier's logits on a model's path, and what finds the number of a class.
+
+    Raises:
+        UsageError: there is no such folder.
+        CheckpointError: it is no classifier of noisy images.
+    """
+    from pathline.learn.noisy_classes import load_noisy_classes
+
+    known = load_noisy_classes(folder)
+    if model.device is not None:
+        known.network.to(model.device)
+    return known.on(model.path), known.label
 
 
 def _table(recipe: Any, name: str) -> Mapping[str, Any]:

@@ -11,10 +11,13 @@ import typer
 
 from pathline.cli import options
 from pathline.cli.output import destination, pictures_of, sheet_of
-from pathline.cli.request import BATCH, Request
+from pathline.cli.request import BATCH, Request, classifier_of
+from pathline.core.errors import UsageError
 from pathline.core.images import Layout
 from pathline.core.progress import progress
 from pathline.core.solution import Solution
+from pathline.fields import Denoiser
+from pathline.steer import Classifier, Guide
 
 Model = Annotated[str, typer.Argument(help="A shipped model (pathline models), or a folder.")]
 Prompt = Annotated[str | None, typer.Argument(help="What to draw: words, or a class. Optional.")]
@@ -32,6 +35,10 @@ Guidance = Annotated[
 ]
 SpeedName = Annotated[
     str | None, typer.Option("--speed", help="Leave evaluations out: sada, or cadence.")
+]
+ClassifierFolder = Annotated[
+    str | None,
+    typer.Option("--classifier", help="A folder of pathline classifier: the prompt is its class."),
 ]
 Number = Annotated[int | None, typer.Option("-n", help="How many samples (16).")]
 Seed = Annotated[int | None, typer.Option(help="Of the first sample; the next has one more (0).")]
@@ -56,6 +63,7 @@ def sample(  # noqa: PLR0913 - each is an option
     last: Last = None,
     guidance: Guidance = None,
     speed: SpeedName = None,
+    classifier: ClassifierFolder = None,
     n: Number = None,
     seed: Seed = None,
     seeds: Seeds = None,
@@ -81,8 +89,7 @@ def sample(  # noqa: PLR0913 - each is an option
         denoiser,
         model,
         *options.chosen_steps(solver, order, grid or suited, steps, last, denoiser),
-        options.chosen_guide(guidance, prompt, denoiser),
-        options.chosen_condition(prompt, denoiser),
+        *_told(prompt, guidance, classifier, denoiser),
         drawn,
         batch,
         speed=options.chosen_speed(speed),
@@ -91,6 +98,19 @@ def sample(  # noqa: PLR0913 - each is an option
     begun = time.perf_counter()
     said = _each(request, where.path, layout) if where.each else _sheet(request, where.path, layout)
     typer.echo(f"{said}; {time.perf_counter() - begun:.1f} s")
+
+
+def _told(
+    prompt: str | None, guidance: float | None, classifier: str | None, model: Denoiser
+) -> tuple[Guide | None, dict[str, str]]:
+    """Return the guide and the condition: a prompt is the model's, or a classifier's class."""
+    if classifier is None:
+        guide = options.chosen_guide(guidance, prompt, model)
+        return guide, options.chosen_condition(prompt, model)
+    if prompt is None:
+        raise UsageError("--classifier needs a prompt: the class that is asked for.")
+    logits, label = classifier_of(classifier, model)
+    return Classifier(logits, label(prompt), 1.0 if guidance is None else guidance), {}
 
 
 def watched(request: Request, what: str) -> Iterator[Solution]:

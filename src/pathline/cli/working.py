@@ -25,6 +25,9 @@ Configs = Annotated[
     list[str], typer.Argument(help="TOML files, or names that are shipped; one after the other.")
 ]
 Devices = Annotated[int, typer.Option(help="How many share every batch.")]
+Sharing = Annotated[
+    str, typer.Option("--strategy", help="ddp: each has the network; fsdp: each has its shards.")
+]
 RunFolder = Annotated[str, typer.Argument(help="The output of pathline train.")]
 Width = Annotated[
     float, typer.Option(help="Of the average, as a share of the training: 0 to 0.28.")
@@ -90,17 +93,22 @@ def run(
 
 
 def train(
-    configs: Configs, output: Out = None, resume: Resume = False, devices: Devices = 1
+    configs: Configs,
+    output: Out = None,
+    resume: Resume = False,
+    devices: Devices = 1,
+    strategy: Sharing = "ddp",
 ) -> None:
     """Train a model; the folder it writes is a model for pathline sample.
 
     Of several configurations each gets a folder of its own in the output. Several devices share
-    every batch (DDP), and come to the weights that one would.
+    every batch, and come to the weights that one would; under fsdp they share the weights, too.
     """
     from pathline.learn.recipe import read_recipe
+    from pathline.learn.sharding import as_strategy
     from pathline.learn.trainer import train as train_model
 
-    recipes = [read_recipe(config) for config in configs]
+    way, recipes = as_strategy(strategy), [read_recipe(config) for config in configs]
     inside = output is None or len(recipes) > 1
     folders = [Path(output or "runs") / (r.name if inside else "") for r in recipes]
     if len(set(folders)) < len(folders):
@@ -108,7 +116,7 @@ def train(
     for folder in folders:
         check_writable(folder / "model" / "config.json")
     for recipe, folder in zip(recipes, folders, strict=True):
-        made = train_model(recipe, folder, resume=resume, devices=devices)
+        made = train_model(recipe, folder, resume=resume, devices=devices, strategy=way)
         typer.echo(f"{made}: try pathline sample {made}")
 
 

@@ -8,8 +8,8 @@ data or the velocity of the probability flow. With CondOT and the velocity view 
 with a VP path and ε it is denoising score matching. Only the distribution of t, which weighs the
 times against each other, is a choice.
 
-Paper: Lipman et al. 2023 (arXiv:2210.02747); Ho et al. 2020 (arXiv:2006.11239); Xu et al. 2023
-(arXiv:2302.04265), Eq. 5.
+Paper: Lipman et al. 2023 (arXiv:2210.02747); Ho et al. 2020 (arXiv:2006.11239); Song et al. 2021
+(arXiv:2101.09258) for the weight g²; Xu et al. 2023 (arXiv:2302.04265), Eq. 5.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -142,7 +142,8 @@ class Matching:
         error: the view in which the error is measured, which weighs the times: an error of 1 in ε
             is one of 1/α in v and one of σ/α in x0. None is the network's own view. A number is
             σ_d, the standard deviation of the data, for EDM's weighting: that of x0 is taken in
-            units of ρ σ_d/√(ρ² + σ_d²), ρ = σ/α, what is to be said at that level.
+            units of ρ σ_d/√(ρ² + σ_d²), ρ = σ/α, what is to be said at that level. "likelihood"
+            weighs the error of the score by g², which bounds −log p; "eps" is λ = σ², "score" 1.
         bridge: standard deviation of the noise around the straight line from ε to x_0, of which
             the target knows nothing.
     """
@@ -151,7 +152,7 @@ class Matching:
     view: View = "velocity"
     times: Times = UniformTimes()
     label: float | Callable[[Tensor], Tensor] = 1.0
-    error: View | float | None = None
+    error: View | float | Literal["likelihood"] | None = None
     bridge: float = 0.0
 
     def __post_init__(self) -> None:
@@ -197,8 +198,11 @@ class Matching:
             wrong = wrong * bshape(self._weight(t, self.error), wrong)
         return wrong.square().flatten(1).mean(1)
 
-    def _weight(self, t: Tensor, error: View | float) -> Tensor:
+    def _weight(self, t: Tensor, error: View | float | Literal["likelihood"]) -> Tensor:
         """Return what an error of the network's own view is multiplied with, (batch,)."""
+        if error == "likelihood":
+            g = self.path.diffusion_squared(t).sqrt()
+            return g * change(self.path, self.view, "score", t)[1]
         if isinstance(error, str):
             return change(self.path, self.view, error, t)[1]
         rho = (-self.path.log_snr(t)).exp()

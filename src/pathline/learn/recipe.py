@@ -62,8 +62,9 @@ class Recipe:
         objective: "path" and its "path_args" (for "pfgmpp" with "dof", D), "view", "label" (a
             factor, "sigma", or "table": the path's own labels), "time_mean", "time_std" for
             logit-normal times or "sigma_mean", "sigma_std" for log-normal levels, "error", the view
-            in which the error is measured, or σ_data for EDM's weighting, and "bridge", the noise
-            around the way from source to data.
+            in which the error is measured, σ_data for EDM's weighting or "likelihood" for g² of the
+            score's, "bridge", the noise around the way from source to data, and "reference", how
+            many other data a target is a mean of.
         start: another data source, as `data`, where the flow begins; None is noise.
         coupling: how source and data are paired: "kind" ("independent", "exact_ot", "sinkhorn",
             "gibbs", "balanced_gibbs"), and its options; None is independent.
@@ -138,7 +139,7 @@ class Recipe:
         table = self.objective
         path = paths.build(table.get("path", "none"), **table.get("path_args", {}))
         label, error = time_label(path, table.get("label", 1)), table.get("error")
-        error = as_view(error) if isinstance(error, str) else error
+        error = as_view(error) if isinstance(error, str) and error != "likelihood" else error
         view = as_view(table.get("view", "velocity"))
         bridge = table.get("bridge", 0.0)
         return Matching(path, view, _times(table, path), label, error, bridge)

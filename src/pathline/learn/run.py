@@ -25,10 +25,20 @@ from pathline.core.errors import CheckpointError, MissingExtra, UsageError
 from pathline.core.files import write_atomically
 from pathline.learn.ahead import Ahead
 from pathline.learn.averages import Profile, exponent
-from pathline.learn.couplings import Coupling, Diagnosis, Pairs, Weighing, diagnose
+from pathline.learn.couplings import (
+    Coupling,
+    Diagnosis,
+    Independent,
+    Pairs,
+    Weighing,
+    diagnose,
+)
+from pathline.learn.exercise import Exercise
 from pathline.learn.journal import Journal, Row
 from pathline.learn.recipe import Recipe, build_network
+from pathline.learn.sharding import Strategy, fabric_strategy, like, loaded_moments, whole
 from pathline.learn.sources import Batch, Source, classes_of, starts
+from pathline.learn.steadied import check_reference, steadied
 
 __all__ = ["Run", "learning_rate", "read_state", "step_generator"]
 
@@ -53,50 +63,6 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """Return the generator of all that is random in a step, the same whenever it is asked for."""
     digest = hashlib.sha256(f"{seed}:{step}:{rank}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """A batch with all that was drawn for it: a part of it teaches its share of the whole.
-
-    Args:
-        x0: data, (batch, *state).
-        x1: where the paths begin, (batch, *state).
-        t: times, (batch,).
-        xi: bridge noise, (batch, *state); None for none.
-        log_weight: of the pairs, (batch,) float64; None where all count alike.
-        cond: what the network is told besides.
-    """
-
-    x0: Tensor
-    x1: Tensor
-    t: Tensor
-    xi: Tensor | None
-    log_weight: Tensor | None
-    cond: Mapping[str, Any]
-
-    def part(self, i: int, n: int) -> Exercise:
-        """Return the i-th of n parts of one size."""
-        size = len(self.x0) // n
-        rows = slice(i * size, (i + 1) * size)
-
-        def cut(value: Any) -> Any:
-            is_batch = isinstance(value, Tensor) and value.ndim and len(value) == len(self.x0)
-            return value[rows] if is_batch else value
-
-        cond = {name: cut(value) for name, value in self.cond.items()}
-        drawn = cut(self.x0), cut(self.x1), cut(self.t), cut(self.xi), cut(self.log_weight)
-        return Exercise(*drawn, cond)
-
-    def pinned(self) -> Exercise:
-        """Return the same in memory from which a GPU copies while it computes."""
-
-        def pin(value: Any) -> Any:
-            return value.pin_memory() if isinstance(value, Tensor) else value
-
-        cond = {name: pin(value) for name, value in self.cond.items()}
-        drawn = pin(self.x0), pin(self.x1), pin(self.t), pin(self.xi), self.log_weight
-        return Exercise(*drawn, cond)
 
 
 @dataclass
@@ -140,14 +106,20 @@ class Run:
         self.exercises = Ahead(self._draw, AHEAD if is_gpu else 0)
 
     @classmethod
-    def start(cls, recipe: Recipe, source: Source | None = None, devices: int = 1) -> Run:
+    def start(
+        cls,
+        recipe: Recipe,
+        source: Source | None = None,
+        devices: int = 1,
+        strategy: Strategy = "ddp",
+    ) -> Run:
         """Return the run at step 0, with the weights of the recipe's seed.
 
         With several devices each is a process of its own, which runs this program from its
         beginning; every one draws the whole batch and learns from its share.
 
         Raises:
-            UsageError: the recipe cannot work, or the batch cannot be shared.
+            UsageError: the recipe cannot work, or the batch cannot be shared; an unknown strategy.
             MissingExtra: lightning_fabric is not installed.
         """
         if devices < 1 or recipe.batch % (devices * recipe.accumulate):
@@ -155,23 +127,29 @@ class Run:
                 f"a batch of {recipe.batch} cannot be shared by {devices} devices in "
                 f"{recipe.accumulate} parts each."
             )
-        how = {"strategy": "ddp"} if devices > 1 else {}
         fabric = _fabric().Fabric(
-            accelerator="auto", devices=devices, precision=recipe.precision, **how
+            accelerator="auto",
+            devices=devices,
+            precision=recipe.precision,
+            **fabric_strategy(strategy, devices),
         )
         fabric.launch()
         network = build_network(recipe.network, recipe.seed)
-        recipe.matching()  # refuses what cannot work before data are fetched
-        coupling = recipe.pairing()
+        matching, coupling = recipe.matching(), recipe.pairing()  # refuse what cannot work
+        is_plain = isinstance(coupling, Independent) and not (recipe.start or matching.bridge)
+        check_reference(recipe.objective, is_plain)
         source = source or recipe.source()
         start_source = recipe.start_source()
         if coupling.is_weighted:
             coupling = coupling.fitted(*_probe(recipe, source, start_source))
         network.to(fabric.device).train()
-        groups, is_gpu = _parameter_groups(network, recipe.decay), fabric.device.type == "cuda"
+        forward = fabric.setup_module(
+            _compiled(network, fabric.device) if recipe.compiled else network
+        )
+        groups = _parameter_groups(network, recipe.decay)  # of shards, where there are some
+        is_gpu = fabric.device.type == "cuda"
         optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99), fused=is_gpu)
-        forward = _compiled(network, fabric.device) if recipe.compiled else network
-        forward, optimizer = fabric.setup(forward, optimizer)
+        optimizer = fabric.setup_optimizers(optimizer)
         average, *profiles = (
             [p.detach().clone() for p in network.parameters()] for _ in (None, *recipe.averages)
         )
@@ -189,15 +167,15 @@ class Run:
         A batch in which the weights leave less than two pairs is not learned from: None.
         """
         recipe = self.recipe
-        whole = self.exercises.at(self.step)
-        if whole.log_weight is not None:
-            before, self.weighing = self.weighing, self.weighing.after(whole.log_weight)
+        drawn = self.exercises.at(self.step)
+        if drawn.log_weight is not None:
+            before, self.weighing = self.weighing, self.weighing.after(drawn.log_weight)
             if self.weighing.skipped > before.skipped:
                 self.step += 1
                 return None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
-        share = whole.part(self.fabric.global_rank, self.fabric.world_size)
+        share = drawn.part(self.fabric.global_rank, self.fabric.world_size)
         losses: list[Tensor] = []
         for k in range(recipe.accumulate):
             is_inside = k + 1 < recipe.accumulate
@@ -214,7 +192,7 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         self._update_average()
-        return loss, norm.detach()
+        return loss, whole(norm.detach())
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Pairs:
         """Return the data of a batch, each with where its path begins, from `generator`."""
@@ -241,8 +219,11 @@ class Run:
         """Return the exercise of a step; it depends on nothing else."""
         generator = step_generator(self.recipe.seed, step)
         batch = self.source.batch(self.recipe.batch, generator)
-        whole = self.exercise(self.pairs(batch, generator), batch.cond, generator)
-        return whole.pinned() if self.fabric.device.type == "cuda" else whole
+        drawn = self.exercise(self.pairs(batch, generator), batch.cond, generator)
+        if n := self.recipe.objective.get("reference", 0):
+            others = self.source.batch(n, generator).x0
+            drawn = steadied(drawn, self.recipe.matching().path, others)
+        return drawn.pinned() if self.fabric.device.type == "cuda" else drawn
 
     def loss(self, network: nn.Module, part: Exercise) -> Tensor:
         """Return the mean loss of a part of a batch."""
@@ -260,8 +241,9 @@ class Run:
         batch, generator = self.source.held_out(n), step_generator(0, -1)
         pairs = self.pairs(batch, generator)
         with self.fabric.autocast():
-            whole = self.exercise(pairs, batch.cond, generator)
-            return self.loss(self.averaged_network(), whole).item()
+            averaged = self.network_of(self.averaged_state())
+            drawn = self.exercise(pairs, batch.cond, generator)
+            return self.loss(averaged, drawn).item()
 
     def diagnosis(self) -> Diagnosis:
         """Return what the coupling does to a sample of the source and of the data."""
@@ -269,37 +251,38 @@ class Run:
         return diagnose(self.coupling, x, y)
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """Return the averaged weights, as a state of the network."""
-        return self.network.state_dict() | self.named(self.average)
+        """Return the averaged weights, as a state of the network; every process must ask."""
+        return whole(self.network.state_dict()) | self.named(self.average)
 
     def named(self, average: list[Tensor]) -> dict[str, Tensor]:
-        """Return an average of the parameters by their names."""
+        """Return an average of the parameters by their names; every process must ask."""
         names = [name for name, _ in self.network.named_parameters()]
-        return dict(zip(names, average, strict=True))
+        return dict(zip(names, whole(average), strict=True))
 
-    def averaged_network(self) -> nn.Module:
-        """Return a copy of the network with the averaged weights, to be evaluated."""
+    def network_of(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Return a network of the recipe's with the weights of a state, to be evaluated."""
         network = build_network(self.recipe.network).to(self.fabric.device)
-        network.load_state_dict(self.averaged_state())
+        network.load_state_dict(state)
         return network.eval().requires_grad_(False)
 
     def save(self, path: Path) -> None:
-        """Write the state, whole.
+        """Write the state, whole; every process has a part in it, and the first one writes.
 
         Raises:
             UsageError: the place cannot be written to.
         """
-        state = {
+        state: dict[str, Any] = {
             "recipe": self.recipe.fingerprint,
             "step": self.step,
-            "network": self.network.state_dict(),
-            "average": self.average,
-            "profiles": self.profiles,
-            "optimizer": self.optimizer.state_dict(),
+            "network": whole(self.network.state_dict()),
+            "average": whole(self.average),
+            "profiles": whole(self.profiles),
+            "optimizer": whole(self.optimizer.state_dict()),
             "weighing": asdict(self.weighing),
             "journal": [asdict(row) for row in self.journal.rows],
         }
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        if self.writes:
+            write_atomically(path, lambda temporary: torch.save(state, temporary))
 
     def restore(self, path: Path) -> None:
         """Take up the state in a file.
@@ -312,9 +295,13 @@ class Run:
             raise CheckpointError(
                 f"{path} is of another configuration; choose another folder, or remove it."
             )
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.profiles = state["average"], state["profiles"]
+        here = self.network.state_dict()
+        self.network.load_state_dict({k: like(here[k], v) for k, v in state["network"].items()})
+        self.optimizer.load_state_dict(loaded_moments(self.optimizer, state["optimizer"]))
+        self.average, *self.profiles = (
+            [like(p, kept) for p, kept in zip(self.average, each, strict=True)]
+            for each in (state["average"], *state["profiles"])
+        )
         self.step = state["step"]
         self.weighing = Weighing(**state.get("weighing", {}))
         self.journal = Journal([Row(**row) for row in state["journal"]])

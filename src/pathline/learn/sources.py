@@ -225,10 +225,15 @@ class Points:
 
     def batch(self, n: int, generator: torch.Generator) -> Batch:
         """Return n points, each as likely as any other."""
-        x0 = self.points[torch.randint(len(self.points), (n,), generator=generator)]
-        if self.cell:
-            x0 = x0 + self.cell * (torch.rand(x0.shape, generator=generator) - 0.5)
-        return Batch(x0, {})
+        chosen = torch.randint(len(self.points), (n,), generator=generator)
+        return Batch(self.at(chosen, generator), {})
+
+    def at(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the points of these numbers, (n, *state), each drawn from its cell."""
+        x0 = self.points[chosen]
+        if not self.cell:
+            return x0
+        return x0 + self.cell * (torch.rand(x0.shape, generator=generator) - 0.5)
 
     def held_out(self, n: int) -> Batch:
         """Return the first n held-out points."""

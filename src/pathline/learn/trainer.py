@@ -23,6 +23,7 @@ from pathline.learn.checkpoint import assemble, save_model
 from pathline.learn.recipe import Recipe, read_recipe
 from pathline.learn.report import write_report
 from pathline.learn.run import Run
+from pathline.learn.sharding import Strategy
 from pathline.learn.sources import Source
 from pathline.paths import paths
 from pathline.solvers import sample
@@ -35,7 +36,7 @@ ROW = 20
 """Steps between two looks at the losses, which on a GPU wait for it."""
 
 
-def train(
+def train(  # noqa: PLR0913 - keyword-only: each is one idea
     config: str | Path | Recipe,
     out: str | Path,
     *,
@@ -43,6 +44,7 @@ def train(
     source: Source | None = None,
     until: int | None = None,
     devices: int = 1,
+    strategy: Strategy = "ddp",
 ) -> Path:
     """Train a network, and write its model folder.
 
@@ -57,6 +59,9 @@ def train(
         until: stop after this many steps in all; None trains to the end.
         devices: that share every batch, each in a process that runs this program from its
             beginning. The weights are those of one device, but for roundings.
+        strategy: "ddp": each device has the whole network; "fsdp": each has its shards of weights,
+            moments and averages, for networks that no device can hold. The state in `out` is whole
+            either way: a run goes on with any number of devices, shared in either way.
 
     Returns:
         The model folder, for `load_model`.
@@ -71,7 +76,7 @@ def train(
     out = Path(out)
     if not resume and (out / STATE).exists():
         raise UsageError(f"{out} already holds a training run; resume it, or choose another.")
-    run = Run.start(recipe, source, devices)
+    run = Run.start(recipe, source, devices, strategy)
     if (out / STATE).exists():
         run.restore(out / STATE)
     run.fabric.barrier()  # nobody writes before all have read
@@ -97,25 +102,28 @@ def _loop(run: Run, out: Path, last: int) -> None:
                 _snapshot(run, out / AVERAGES)
             bar.advance(task, n)
             now = time.monotonic()
-            if not run.writes:
-                continue
-            if now - recorded > watch.every:
+            # the first process's clock decides for all: each has a part in what is written
+            due = run.fabric.broadcast(
+                (now - recorded > watch.every, now - exported > watch.export)
+            )
+            if due[0]:
                 _record(run, out)
                 recorded = now
-            if now - exported > watch.export:
+            if due[1]:
                 _export(run, out)
                 exported = now
+    _record(run, out)
+    _export(run, out)
     if run.writes:
-        _record(run, out)
-        _export(run, out)
         _warn_of_skips(run)
 
 
 def _snapshot(run: Run, folder: Path) -> None:
     """Write the recipe's further averages as they are now."""
-    if run.writes:
-        for profile, average in zip(run.profile_now, run.profiles, strict=True):
-            Snapshot.write(folder, profile, run.named(average))
+    for profile, average in zip(run.profile_now, run.profiles, strict=True):
+        named = run.named(average)
+        if run.writes:
+            Snapshot.write(folder, profile, named)
 
 
 def _warn_of_skips(run: Run) -> None:
@@ -139,16 +147,19 @@ def _record(run: Run, out: Path) -> None:
     """Write the state and the curve."""
     run.journal.note_held_out(run.held_out_loss())
     run.save(out / STATE)
-    run.journal.write(out / "curve.csv")
+    if run.writes:
+        run.journal.write(out / "curve.csv")
 
 
 def _export(run: Run, out: Path) -> None:
     """Write the model as it is now, a sheet of its samples, and the report so far."""
+    averaged, watch = run.averaged_state(), run.recipe.watch
+    if not run.writes:
+        return
     config = _config(run)
-    save_model(out / "model", run.averaged_state(), config)
-    watch = run.recipe.watch
+    save_model(out / "model", averaged, config)
     if watch.prompts:
-        model = assemble(run.averaged_network(), config)
+        model = assemble(run.network_of(averaged), config)
         with run.fabric.autocast():
             _draw(model, watch.prompts, watch.guidance, out / f"sheet-{run.step:06d}.png")
     write_report(out, config, run.journal)

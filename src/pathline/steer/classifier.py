@@ -46,9 +46,11 @@ class Classifier(Likelihood):
     weight: float = 1.0
 
     def describe(self) -> dict[str, Any]:
-        """Return what a receipt says of it: all but the network."""
+        """Return what a receipt says of it: where the network is from, if it knows that."""
         labels = self.labels if isinstance(self.labels, int) else list(self.labels)
-        return {"name": "classifier", "labels": labels, "weight": self.weight}
+        told = {"name": "classifier", "labels": labels, "weight": self.weight}
+        folder = getattr(self.network, "folder", None)
+        return told if folder is None else told | {"network": folder}
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """Return log p_t(y | x), (batch,)."""

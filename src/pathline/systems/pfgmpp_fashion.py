@@ -13,7 +13,7 @@ from pathline.core.progress import track
 from pathline.data import fashion
 from pathline.data.fetch import cache_folder
 from pathline.fields import Denoiser
-from pathline.learn import Recipe, load_classifier, load_model, train
+from pathline.learn import Recipe, Watch, load_classifier, load_model, train
 from pathline.learn.quality.distances import frechet
 from pathline.learn.quality.features import embed
 from pathline.learn.quality.reference import to_uint8
@@ -49,6 +49,7 @@ def recipe(dof: float, steps: int = 3000) -> Recipe:
             "sigma_std": 1.2,
             "error": SIGMA_DATA,
         },
+        watch=Watch(every=15.0),
     )
 
 
@@ -61,8 +62,9 @@ def pictures(split: str) -> Tensor:
 
 def model(dof: float) -> Denoiser:
     """Return the model of this D, trained on first use; a run that was cut short goes on."""
-    source = Points(pictures("train"), pictures("test"))
-    return load_model(train(recipe(dof), cache_folder() / f"pfgmpp-{dof:g}", source=source))
+    source, how = Points(pictures("train"), pictures("test")), recipe(dof)
+    folder = cache_folder() / "pfgmpp" / how.fingerprint[:16]
+    return load_model(train(how, folder, source=source))
 
 
 def distances(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -54,6 +55,26 @@ def write_page(report: Report, experiment: Any, path: Path) -> Path:
     """Write the report as one self-contained HTML file, with plots where matplotlib is present."""
     body = _body(report, _figures(report, experiment))
     return write_atomically(path, page(report.system.title, body, _STYLE))
+
+
+def markdown(report: Report) -> str:
+    """Return the report as a page in Markdown: what was claimed, what was measured, with what."""
+    system = report.system
+    rows = ["| claim | text | measured | bound | |", "| --- | --- | --- | --- | --- |"]
+    for each in report.claims:
+        claim, value = each.claim, "—" if each.value is None else f"{each.value:.4g}"
+        text = claim.text if each.error is None else f"{claim.text} ({each.error})"
+        verdict = "holds" if each.passed else "**fails**"
+        rows.append(f"| `{claim.id}` | {text} | {value} | {claim.bound} | {verdict} |")
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"# {system.title}: what was trained\n\n{system.summary} {system.paper}.\n\n"
+        + "\n".join(rows)
+        + f"\n\nMeasured on {platform.machine()} with {made}, in {report.seconds:.0f} s (less what "
+        "was trained before). Again: "
+        f"`pathline run {system.slug} --train`; networks are kept in the cache, and a training "
+        "that is cut short goes on.\n"
+    )
 
 
 def _body(report: Report, figures: str) -> Iterator[str]:

@@ -95,11 +95,9 @@ def held(system: System) -> str:
 
 
 def last_measured(slug: str) -> dict[str, float]:
-    """Return claim id → value of the last run that was committed (`make systems`)."""
-    file = MEASURED / f"{slug}.json"
-    if not file.is_file():
-        return {}
-    claims = json.loads(file.read_text(encoding="utf-8"))["claims"]
+    """Return claim id → value of the last runs that were committed (`make systems`)."""
+    files = [MEASURED / f"{slug}{what}.json" for what in ("", "-training")]
+    claims = [c for f in files if f.is_file() for c in json.loads(f.read_text("utf-8"))["claims"]]
     return {c["id"]: math.nan if c["measured"] is None else c["measured"] for c in claims}
 
 

@@ -1,4 +1,8 @@
-"""Score SDE on trained networks: one small U-Net of digits for each path."""
+"""Score SDE on trained networks: one small U-Net of digits for each path, and classifiers.
+
+Two classifiers of one kind: one that knows every level of noise guides, and one that knows nearly
+none, trained from another seed, judges: its features are what the Fréchet distance is taken of.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,23 @@ from pathline.core.progress import track
 from pathline.data import digits
 from pathline.data.fetch import cache_folder
 from pathline.fields import Denoiser
-from pathline.learn import Recipe, load_model, train
+from pathline.learn import Recipe, Watch, load_model, train
 from pathline.learn.likelihood import bits_per_dim
+from pathline.learn.noisy_classes import (
+    ClassLesson,
+    NoisyClasses,
+    labelled,
+    load_noisy_classes,
+    train_noisy_classes,
+)
 from pathline.solvers import grids, sample
 from pathline.solvers.corrector import PredictorCorrector
 from pathline.speed.metrics import frechet
+from pathline.steer import Classifier
 
 STEPS = 50
 SAMPLES, BATCH = 2000, 250
+LESSONS = {"guide": ClassLesson(), "judge": ClassLesson(span=(3.0, 5.0), seed=1)}
 
 
 def recipe(path: str) -> Recipe:
@@ -33,6 +46,7 @@ def recipe(path: str) -> Recipe:
         network={"class": "UNet", "width": 24, "multipliers": [1, 2], "blocks": 1,
                  "time_scale": 1000.0},
         objective={"path": path, "view": "eps"},
+        watch=Watch(every=15.0),
     )  # fmt: skip
 
 
@@ -41,6 +55,13 @@ def model(path: str) -> Denoiser:
     """Return the model of a path, trained on first use; a run that was cut short goes on."""
     how = recipe(path)
     return load_model(train(how, cache_folder() / "score-sde" / how.fingerprint[:16]))
+
+
+@cache
+def classifier(what: str) -> NoisyClasses:
+    """Return the classifier that guides, or the one that judges; trained on first use."""
+    folder = cache_folder() / "score-sde" / f"classes-{what}"
+    return load_noisy_classes(train_noisy_classes(folder, "digits", LESSONS[what]))
 
 
 @cache
@@ -55,15 +76,35 @@ def bits(path: str) -> float:
 
 @cache
 def distance(path: str, corrections: int) -> float:
-    """Return the Fréchet distance, of pixels, between all digits and samples of 50 steps."""
-    data = digits.load()
-    real = torch.cat([torch.from_numpy(a) for a in (data.train_images, data.test_images)])
-    real = (real.flatten(1).double() + 0.5) * (2 / digits.LEVELS) - 1
-    how, grid = PredictorCorrector("reverse_diffusion", n=corrections), grids.uniform(STEPS)
-    trained = model(path)
+    """Return the Fréchet distance, of the judge's features, between digits and samples."""
+    known, judge = labelled("digits").images, classifier("judge")
+    made = samples(path, PredictorCorrector("reverse_diffusion", n=corrections))
     with torch.no_grad():
-        parts: list[Tensor] = [
-            sample(trained, seeds=range(i, i + BATCH), solver=how, grid=grid).x
-            for i in track(range(0, SAMPLES, BATCH), f"sampling, {path}", SAMPLES // BATCH)
+        real = judge.features(torch.cat((known.points, known.test_points)))
+        return frechet(judge.features(made), real)
+
+
+def samples(path: str, how: PredictorCorrector) -> Tensor:
+    """Return samples of a model after `STEPS` steps."""
+    trained, parts = model(path), range(0, SAMPLES, BATCH)
+    with torch.no_grad():
+        made = [
+            sample(trained, seeds=range(i, i + BATCH), solver=how, grid=grids.uniform(STEPS)).x
+            for i in track(parts, f"sampling, {path}", len(parts))
         ]
-    return frechet(torch.cat(parts).flatten(1), real)
+    return torch.cat(made)
+
+
+@cache
+def share_of_class(path: str, weight: float, n: int = 500) -> float:
+    """Return how many samples are of the class that was asked for, as the judge sees them.
+
+    The model was never told of classes; the other classifier guides with this weight.
+    """
+    wanted = torch.arange(n) % len(digits.CLASSES)
+    trained = model(path)
+    guide = Classifier(classifier("guide").on(trained.path), wanted.tolist(), weight)
+    with torch.no_grad():
+        made = sample(trained, n, solver="dpmpp_2m", steps=25, guide=guide).x
+        said = classifier("judge").classify(made)
+    return float((said == wanted).double().mean())
