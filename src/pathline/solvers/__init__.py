@@ -3,6 +3,7 @@
 from pathline.solvers import grids
 from pathline.solvers.adams import Adams
 from pathline.solvers.adaptive_rk import AdaptiveRK
+from pathline.solvers.bidirectional import BDIA, Reversible
 from pathline.solvers.calibrate import calibrate
 from pathline.solvers.corrector import PredictorCorrector
 from pathline.solvers.deis import DEIS, IPNDM
@@ -25,11 +26,13 @@ from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
 
 __all__ = [
+    "BDIA",
     "RK",
     "AdaptiveDPM",
     "AdaptiveRK",
     "PredictorCorrector",
     "ReverseDiffusion",
+    "Reversible",
     "Stepped",
     "Adams",
     "DDIM",

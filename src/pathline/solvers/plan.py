@@ -162,29 +162,15 @@ class Plan:
     def inverse(self) -> Plan:
         """Return the plan that runs the same way back, by solving every row for its oldest state.
 
-        Possible, and exact to rounding, when each row uses the oldest state it may still use
-        (x_{r} in row r) and no evaluation there: the two-state rules (leapfrog, BDIA).
+        Possible, and exact to rounding, when the oldest state that a step may still use enters its
+        last row through a coefficient, and no evaluation or stage (leapfrog, BDIA, Reversible).
 
         Raises:
             UsageError: a row cannot be solved for its oldest state.
         """
-        given, last = len(self.start), len(self.times) - 1
-        mirror = {old: last - old for old in range(last + 1)}
-        rows = []
-        for oldest in reversed(range(len(self.rows))):
-            row = self.rows[oldest]
-            a = row.x.get(oldest, 0.0)
-            if min(row.f, default=last) <= oldest or not _is_nonzero(a):
-                raise UsageError(
-                    f"row {oldest + 1} cannot be solved for state {oldest}: only rules with two "
-                    "states a row can be inverted; use an exactly invertible solver."
-                )
-            x = {mirror[oldest + given]: 1 / a}
-            x |= {mirror[j]: -c / a for j, c in row.x.items() if j != oldest}
-            f = {mirror[k]: -c / a for k, c in row.f.items()}
-            z = {d: -c / a for d, c in row.z.items()}
-            rows.append(Row(self.times[oldest], x, f, z, constant=-row.constant / a))
-        return replace(self, start=self.times[: last - given : -1], rows=tuple(rows))
+        from pathline.solvers.reversal import inverse
+
+        return inverse(self)
 
     def table(self) -> str:
         """Return the plan as text, one row a line."""
@@ -317,10 +303,6 @@ def _check_row(row: Row, number: int, before: Time) -> None:
 
 def _is_finite(c: Coefficient) -> bool:
     return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
-
-
-def _is_nonzero(c: Coefficient) -> bool:
-    return bool((c != 0).all()) if isinstance(c, Tensor) else c != 0
 
 
 def _fold(row: Row, changes: Mapping[int, tuple[Coefficient, Coefficient]]) -> Row:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,6 +149,14 @@ class Solver(ABC):
     def nfe_per_step(self) -> int:
         """Evaluations of the field a step."""
         return 1
+
+    def evaluations(self, n: int) -> int:
+        """Return the evaluations of n steps, a closing one to data not among them."""
+        return n * self.nfe_per_step
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `solvers.rebuild` makes the solver from, as plain values."""
+        return solvers.describe(self)
 
     @property
     def is_adaptive(self) -> bool:
