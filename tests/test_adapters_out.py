@@ -564,7 +564,7 @@ def test_a_choice_that_cannot_be_is_refused(choice, message):
         Scheduler.from_config(TRAINED["epsilon"].config, **choice)
 
 
-PLAN = pl.DPMpp().plan(pl.Tabulated.linear(), pl.grids.log_snr(5))
+PLAN = pl.DPMpp().plan(pl.paths.Tabulated.linear(), pl.grids.log_snr(5))
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_a_table_is_saved_and_loaded_whole(tmp_path):
     assert (again.path, again.n_samples, again.quadrature) == (VP, 8, "spline")
 
 
-@pytest.mark.parametrize("change", [{"n_samples": 9}, {"weights": "x"}, {"path": pl.VPCosine()}])
+@pytest.mark.parametrize("change", [{"n_samples": 9}, {"weights": "x"}, {"path": pl.paths.VPCosine()}])
 def test_tables_that_differ_in_anything_are_different(change):
     table = EMSTable.gaussian(VP, n=10)
     assert replace(table, **change) != table
@@ -312,7 +312,7 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
 # --- steps --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [VP, pl.VPCosine(), pl.EDM()], ids=["vp", "cosine", "edm"])
+@pytest.mark.parametrize("path", [VP, pl.paths.VPCosine(), pl.EDM()], ids=["vp", "cosine", "edm"])
 def test_gaussian_data_are_sampled_in_one_step(path):
     """f is deterministic, so first order is exact; with a fine table to its splines' error."""
     law = replace(LAW, path=path)

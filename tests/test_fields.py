@@ -42,7 +42,7 @@ def test_a_view_that_says_nothing_of_another_is_refused():
 
 
 def test_velocity_is_the_flow_of_the_path():
-    path, t = pl.SubVP(), torch.tensor(0.3, dtype=torch.float64)
+    path, t = pl.paths.SubVP(), torch.tensor(0.3, dtype=torch.float64)
     a, b = row(path, "velocity", t)
     assert float(a) == float(path.d_alpha(t)) and float(b) == float(path.d_sigma(t))
 

@@ -34,7 +34,7 @@ def test_the_reverse_visits_the_same_times(name):
 
 
 def test_each_grid_is_uniform_in_its_own_coordinate():
-    path = pl.SubVP()
+    path = pl.paths.SubVP()
 
     def steps(grid, of):
         return of(torch.tensor(grid.times(path), dtype=torch.float64)).diff()

@@ -91,7 +91,7 @@ def test_through_attention_and_the_embedding_of_time(tmp_path):
 
 def test_labels_between_the_table_s_are_real_numbers():
     """A network that is told n has F = n x, and between the nodes dn/dt = N."""
-    path = pl.Tabulated.linear()
+    path = pl.paths.Tabulated.linear()
     model = pl.Denoiser(lambda x, n: n[:, None] * x, path, view="eps", label=path.label)
     x, t = starts(), torch.tensor(0.31415, dtype=torch.float64)
     _, found = jvp(model, x, t, torch.zeros_like(x), 1.0)

@@ -100,7 +100,7 @@ def test_an_interpolated_path_meets_its_nodes_and_converges_to_its_source():
 
 
 def test_the_trigonometric_path_is_the_cosine_path_without_its_offset():
-    t, path = line(50, 0.05, 0.95), pl.VPCosine(s=1e-9)
+    t, path = line(50, 0.05, 0.95), pl.paths.VPCosine(s=1e-9)
     for a, b in ((path.alpha, Trigonometric().alpha), (path.d_sigma, Trigonometric().d_sigma)):
         torch.testing.assert_close(a(t), b(t), rtol=1e-7, atol=1e-7)
 
@@ -130,7 +130,7 @@ def test_single_precision_times_get_single_precision_of_double_tables(path):
     ("path", "drift", "squared"),
     [
         (pl.VPLinear(), lambda t, b: -b / 2, lambda t, b: b),
-        (pl.SubVP(), lambda t, b: -b / 2, lambda t, b: -b * torch.expm1(-0.2 * t - 19.9 * t**2)),
+        (pl.paths.SubVP(), lambda t, b: -b / 2, lambda t, b: -b * torch.expm1(-0.2 * t - 19.9 * t**2)),
         (pl.VE(), lambda t, b: 0 * t, lambda t, b: 2e-4 * 5000 ** (2 * t) * math.log(5000)),
     ],
     ids=["vp", "sub_vp", "ve"],
@@ -153,9 +153,9 @@ def test_priors_are_those_of_the_paper():
     assert float(pl.VE().sigma(1.0)) == close(50) and float(pl.VE().alpha(1.0)) == 1
     alpha = math.exp(-19.9 / 4 - 0.05)
     assert float(pl.VPLinear().sigma(1.0)) == close(math.sqrt(1 - alpha**2), rel=1e-14)
-    assert float(pl.SubVP().sigma(1.0)) == close(1 - alpha**2, rel=1e-14)
+    assert float(pl.paths.SubVP().sigma(1.0)) == close(1 - alpha**2, rel=1e-14)
     t = line(50, 0.1)
-    assert (pl.SubVP().sigma(t) <= pl.VPLinear().sigma(t)).all()  # its variance is never larger
+    assert (pl.paths.SubVP().sigma(t) <= pl.VPLinear().sigma(t)).all()  # its variance is never larger
 
 
 # --- the separation of data ---------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_what_cannot_be_is_refused(make, says):
 
 
 @pytest.mark.parametrize(
-    "path", [pl.CondOT(), pl.VPLinear(), pl.SubVP(), Trigonometric(), pl.EDM()]
+    "path", [pl.CondOT(), pl.VPLinear(), pl.paths.SubVP(), Trigonometric(), pl.EDM()]
 )
 def test_power_on_gaussian_data_is_that_of_its_flow(path):
     """Each direction is scaled by r = √(α² v + σ²), so E u² = r'² there: another formula."""

@@ -59,34 +59,34 @@ def test_known_values():
     close(pl.EDM().sigma(t), [20.0, 80.0])
     close(pl.VE().sigma(t[1:]), [50.0])
     close(pl.VPLinear().log_alpha(t[1:]), [-(20 - 0.1) / 4 - 0.05])
-    vp, sub = pl.VPLinear(), pl.SubVP()
+    vp, sub = pl.VPLinear(), pl.paths.SubVP()
     close(vp.alpha(t) ** 2 + vp.sigma(t) ** 2, [1.0, 1.0])
     close(sub.sigma(t), (1 - sub.alpha(t) ** 2).tolist())  # a standard deviation
-    cosine = pl.VPCosine()
+    cosine = pl.paths.VPCosine()
     close(cosine.alpha(t) ** 2 + cosine.sigma(t) ** 2, [1.0, 1.0])
     assert float(cosine.alpha(0.0)) == 1
 
 
-@pytest.mark.parametrize("path", [pl.VPLinear(), pl.SubVP(), pl.VPCosine()])
+@pytest.mark.parametrize("path", [pl.VPLinear(), pl.paths.SubVP(), pl.paths.VPCosine()])
 def test_small_times_do_not_cancel(path):
     """σ near t = 0 against 60-digit arithmetic: σ² = 1 − α² loses nothing."""
     import mpmath
 
     mpmath.mp.dps = 60
     t = mpmath.mpf(1e-9)
-    if isinstance(path, pl.VPCosine):
+    if isinstance(path, pl.paths.VPCosine):
         angle = lambda s: mpmath.pi / 2 * (s + mpmath.mpf(path.s)) / (1 + mpmath.mpf(path.s))  # noqa: E731
         alpha = mpmath.cos(angle(t)) / mpmath.cos(angle(mpmath.mpf(0)))
     else:
         b0, b1 = mpmath.mpf(path.beta_min), mpmath.mpf(path.beta_max)
         alpha = mpmath.exp(-t * (t * (b1 - b0) / 4 + b0 / 2))
-    sigma = 1 - alpha**2 if isinstance(path, pl.SubVP) else mpmath.sqrt(1 - alpha**2)
+    sigma = 1 - alpha**2 if isinstance(path, pl.paths.SubVP) else mpmath.sqrt(1 - alpha**2)
     assert float(path.sigma(1e-9)) == pytest.approx(float(sigma), rel=1e-12)
     assert float(path.log_snr(1e-9)) == pytest.approx(float(mpmath.log(alpha / sigma)), rel=1e-13)
 
 
 def test_a_table_is_met_at_its_nodes():
-    path = pl.Tabulated.from_betas(BETAS)
+    path = pl.paths.Tabulated.from_betas(BETAS)
     label = torch.arange(1000, dtype=torch.float64)
     t = path.time_of_label(label)
     torch.testing.assert_close(path.label(t), label, rtol=0, atol=1e-9)
@@ -101,10 +101,10 @@ def test_a_table_is_met_at_its_nodes():
         (lambda: pl.VPLinear(beta_min=20, beta_max=0.1), "beta_min < beta_max"),
         (lambda: pl.VE(sigma_min=-1), "sigma_min < sigma_max"),
         (lambda: pl.EDM(sigma_min=2, sigma_max=1), "sigma_min < sigma_max"),
-        (lambda: pl.VPCosine(s=0), "offset s"),
-        (lambda: pl.Tabulated(()), "must lie in"),
-        (lambda: pl.Tabulated((0.9, 0.5, 0.0)), "zero terminal SNR"),
-        (lambda: pl.Tabulated((0.5, 0.9)), "fall strictly"),
+        (lambda: pl.paths.VPCosine(s=0), "offset s"),
+        (lambda: pl.paths.Tabulated(()), "must lie in"),
+        (lambda: pl.paths.Tabulated((0.9, 0.5, 0.0)), "zero terminal SNR"),
+        (lambda: pl.paths.Tabulated((0.5, 0.9)), "fall strictly"),
     ],
 )
 def test_a_path_that_cannot_be_is_refused(make, says):

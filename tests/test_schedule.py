@@ -70,7 +70,7 @@ def test_a_solver_and_its_schedule_do_the_same(solver, path):
         assert made.nfe == solver.plan(path, grid).nfe
 
 
-@pytest.mark.parametrize("path", [pl.CondOT(), pl.VPCosine()], ids=["flow", "cosine"])
+@pytest.mark.parametrize("path", [pl.CondOT(), pl.paths.VPCosine()], ids=["flow", "cosine"])
 def test_multistep_schedules_start_from_pure_noise_too(path):
     x, field = starts(), problems.m4(path)
     for solver in (pl.DDIM(), pl.DPMpp(order=3), UniPC(3)):

@@ -268,7 +268,7 @@ class TestPredictorCorrector:
 class TestParts:
     def test_a_level_has_the_same_bits_wherever_it_stands(self):
         t = torch.linspace(0.01, 1, 37, **FLOAT)
-        for path in (VP, pl.VPCosine(), pl.CondOT(), pl.Tabulated.linear()):
+        for path in (VP, pl.paths.VPCosine(), pl.CondOT(), pl.paths.Tabulated.linear()):
             together = torch.stack(Levels.at(path, t))
             for i in range(len(t)):
                 assert torch.equal(together[:, i], torch.stack(Levels.at(path, t[i : i + 1]))[:, 0])

@@ -238,7 +238,7 @@ def test_reference_is_what_scipy_finds():
     assert float((reference(field, x) - exact).abs().max()) <= 1e-11
 
 
-@pytest.mark.parametrize("path", [pl.CondOT(), pl.VPCosine(), pl.EDM()])
+@pytest.mark.parametrize("path", [pl.CondOT(), pl.paths.VPCosine(), pl.EDM()])
 def test_reference_is_the_closed_form_on_gaussian_data(path):
     tensor = torch.tensor([[0.7, -0.4, 1.5], [0.09, 1.0, 4.0]], dtype=torch.float64)
     law = pl.Gaussian(path, *tensor)

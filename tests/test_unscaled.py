@@ -11,7 +11,7 @@ import pathline as pl
 from pathline.core import noise
 from pathline.fields import Unscaled, problems
 
-PATHS = [pl.VPLinear(), pl.SubVP(), pl.VPCosine(), pl.CondOT(), pl.EDM(), pl.VE()]
+PATHS = [pl.VPLinear(), pl.paths.SubVP(), pl.paths.VPCosine(), pl.CondOT(), pl.EDM(), pl.VE()]
 ids = [type(path).__name__ for path in PATHS]
 on_every_path = pytest.mark.parametrize("path", PATHS, ids=ids)
 
@@ -66,7 +66,7 @@ def test_the_density_is_the_integral_over_the_data(t):
 
 
 def test_the_density_of_a_data_set_is_torchs():
-    path, t = pl.VPCosine(), 0.4
+    path, t = pl.paths.VPCosine(), 0.4
     data = pl.Dataset(path, draws(5, 2, 3, seed=3))
     x = draws(4, 2, 3)
     parts = Independent(

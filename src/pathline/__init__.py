@@ -12,9 +12,11 @@ from pathline.core import (
     Status,
     UsageError,
 )
+from pathline.edit import decode, encode
 from pathline.fields import Dataset, Denoiser, Field, Gaussian, Mixture, Prediction, VectorField
-from pathline.paths import EDM, VE, CondOT, SubVP, Tabulated, VPCosine, VPLinear
+from pathline.paths import EDM, VE, CondOT, VPLinear
 from pathline.solvers import (
+    BDIA,
     DDIM,
     RK4,
     DPMpp,
@@ -34,6 +36,7 @@ from pathline.solvers.likelihood import log_prob
 from pathline.steer import CFG, Classifier, Guide, Known, Measured
 
 __all__ = [
+    "BDIA",
     "CFG",
     "DDIM",
     "EDM",
@@ -62,12 +65,11 @@ __all__ = [
     "Solver",
     "SolverSchedule",
     "Status",
-    "SubVP",
-    "Tabulated",
     "UsageError",
-    "VPCosine",
     "VPLinear",
     "VectorField",
+    "decode",
+    "encode",
     "grids",
     "load",
     "log_prob",
