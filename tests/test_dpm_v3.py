@@ -265,7 +265,9 @@ def test_a_table_is_saved_and_loaded_whole(tmp_path):
     assert (again.path, again.n_samples, again.quadrature) == (VP, 8, "spline")
 
 
-@pytest.mark.parametrize("change", [{"n_samples": 9}, {"weights": "x"}, {"path": pl.paths.VPCosine()}])
+@pytest.mark.parametrize(
+    "change", [{"n_samples": 9}, {"weights": "x"}, {"path": pl.paths.VPCosine()}]
+)
 def test_tables_that_differ_in_anything_are_different(change):
     table = EMSTable.gaussian(VP, n=10)
     assert replace(table, **change) != table

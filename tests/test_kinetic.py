@@ -130,7 +130,11 @@ def test_single_precision_times_get_single_precision_of_double_tables(path):
     ("path", "drift", "squared"),
     [
         (pl.VPLinear(), lambda t, b: -b / 2, lambda t, b: b),
-        (pl.paths.SubVP(), lambda t, b: -b / 2, lambda t, b: -b * torch.expm1(-0.2 * t - 19.9 * t**2)),
+        (
+            pl.paths.SubVP(),
+            lambda t, b: -b / 2,
+            lambda t, b: -b * torch.expm1(-0.2 * t - 19.9 * t**2),
+        ),
         (pl.VE(), lambda t, b: 0 * t, lambda t, b: 2e-4 * 5000 ** (2 * t) * math.log(5000)),
     ],
     ids=["vp", "sub_vp", "ve"],
@@ -155,7 +159,9 @@ def test_priors_are_those_of_the_paper():
     assert float(pl.VPLinear().sigma(1.0)) == close(math.sqrt(1 - alpha**2), rel=1e-14)
     assert float(pl.paths.SubVP().sigma(1.0)) == close(1 - alpha**2, rel=1e-14)
     t = line(50, 0.1)
-    assert (pl.paths.SubVP().sigma(t) <= pl.VPLinear().sigma(t)).all()  # its variance is never larger
+    assert (
+        pl.paths.SubVP().sigma(t) <= pl.VPLinear().sigma(t)
+    ).all()  # its variance is never larger
 
 
 # --- the separation of data ---------------------------------------------------------------------

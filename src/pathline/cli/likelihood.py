@@ -50,7 +50,7 @@ def likelihood(  # noqa: PLR0913 - each is an option
     from pathline.solvers.adaptive_rk import AdaptiveRK
 
     denoiser = load_model(model).to(chosen_device(device))
-    pixels, names = _held_out(denoiser, n) if not files else pictures(denoiser, files)
+    pixels, names = held_out(denoiser, n) if not files else pictures(denoiser, files)
     begun = time.perf_counter()
     told: dict[str, Any] = {**chosen_condition(prompt, denoiser)}
     with torch.no_grad():
@@ -83,7 +83,8 @@ def likelihood(  # noqa: PLR0913 - each is an option
     )
 
 
-def _held_out(model: Denoiser, n: int) -> tuple[Tensor, list[str]]:
+def held_out(model: Denoiser, n: int) -> tuple[Tensor, list[str]]:
+    """Return held-out pictures of a shipped model's data, uint8, and names for them."""
     from pathline.learn.quality.subjects import subject_of
 
     if n < 1:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from pathline.cli import (
     completing,
     evaluating,
+    inverting,
     likelihood,
     listing,
     replaying,
@@ -48,7 +49,8 @@ app = typer.Typer(
 
 PANELS = {
     "Make": [
-        sampling.sample, replaying.replay, completing.complete, completing.interpolate, demo,
+        sampling.sample, replaying.replay, completing.complete, completing.interpolate,
+        inverting.invert, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,

@@ -49,6 +49,10 @@ class BySolver(Inverter):
     def is_exact(self) -> bool:
         return _memory(self.rule) > 0
 
+    @property
+    def n_states(self) -> int:
+        return max(_memory(self.rule), 1)
+
     def check(self, way: Way) -> None:
         if self.rule.is_stochastic:
             raise UsageError(

@@ -40,6 +40,10 @@ class EDICT(Inverter):
     def is_exact(self) -> bool:
         return True
 
+    @property
+    def n_states(self) -> int:
+        return 2
+
     def check(self, way: Way) -> None:
         if way.levels.alpha[-1] == 0:
             raise UsageError(

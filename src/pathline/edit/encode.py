@@ -209,6 +209,11 @@ def decode(
             "a code is all that encode returned (BDIA's is two states), and this is a "
             f"{type(code).__name__}: from one state alone the data do not come back."
         )
+    if len(code.states) != code.method.n_states:
+        raise UsageError(
+            f"a code of this method is {code.method.n_states} states, and {len(code.states)} were "
+            "given: pass on all that encode returned."
+        )
     way = _way(model, guide, code.times, cond)
     _check_fingerprint(code, way, solver, grid)
     made = code.method.regenerate(way, code.states)

@@ -26,6 +26,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.edit.inverter import Inverted, Inverter, Noise, Way
 from pathline.edit.reference import Reference
+from pathline.fields.denoiser import denoiser_in
 from pathline.paths import bshape
 
 __all__ = [
@@ -139,9 +140,8 @@ class AdamW(Update):
         b1, b2, tiny = 0.9, 0.999, 1e-8
 
         def move(z: Tensor, goal: Tensor, left: Tensor) -> Tensor:
-            del goal
             nonlocal first, second, n
-            if not left.requires_grad:
+            if not goal.requires_grad:
                 raise UsageError("AdamW needs a field that can be differentiated; take Picard().")
             (slope,) = torch.autograd.grad(left.sum(), z)
             n += 1
@@ -198,6 +198,13 @@ class FixedPoint(Inverter):
     def check(self, way: Way) -> None:
         if way.levels.alpha[0] == 0:
             raise UsageError("the way begins at data, and α is 0 there: turn the grid round.")
+        model = denoiser_in(way.field)
+        is_conditional = model is not None and model.is_conditional
+        if self.reference is not None and is_conditional and not way.cond:
+            raise UsageError(
+                "dual-conditional inversion needs the source's condition: say what the data show "
+                "(text=...)."
+            )
 
     def invert(self, way: Way, x: Tensor) -> Inverted:
         plain = way.noise(x)

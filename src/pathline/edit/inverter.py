@@ -112,6 +112,11 @@ class Inverter(ABC):
     def is_exact(self) -> bool:
         """Whether regenerating under the same condition returns the data to rounding."""
 
+    @property
+    def n_states(self) -> int:
+        """How many states a code has."""
+        return 1
+
     def check(self, way: Way) -> None:
         """Refuse a way that the method cannot go.
 

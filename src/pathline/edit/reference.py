@@ -11,6 +11,7 @@ Paper: Li et al. 2025 (arXiv:2506.02560). That "noise" compares data with a nois
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from pathline.steer.guide import Guided
 __all__ = ["Corrected", "Reference"]
 
 Residual = Literal["noise", "x0"]
+MOST_SPREAD = 5.0
+"""A reference that spreads more is hardly in the units of a path's data."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class Reference:
         """Return the field whose noise is drawn towards a reference, (batch, *state)."""
         if field.path is None:
             raise UsageError("noise is corrected on a path, and this field has none.")
+        if (spread := float(reference.detach().std())) > MOST_SPREAD:
+            warnings.warn(
+                f"the reference has a standard deviation of {spread:.3g}: is it scaled as the "
+                "path's data are (about 1)?",
+                stacklevel=2,
+            )
         return Corrected(field, reference, self.lengths(reference[0].numel())[0], self.residual)
 
 
@@ -106,6 +115,11 @@ class Corrected(Guided):
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
 
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        if self.reference.shape != x.shape:
+            raise UsageError(
+                f"the reference has the shape {tuple(self.reference.shape)}, and the state "
+                f"{tuple(x.shape)}: one reference a sample, in the space of the state."
+            )
         inner, instants = self.inner.bind(times, x, cond), times.unbind()
 
         def evaluate(k: int, state: Tensor) -> Tensor:

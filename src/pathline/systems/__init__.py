@@ -2,6 +2,8 @@
 
 # A recipe registers its system when it is imported.
 from pathline.systems import (
+    bdia,
+    dci,
     deis,
     diffusion_overview,
     dmcmc,
@@ -24,7 +26,9 @@ __all__ = [
     "Plot",
     "Report",
     "System",
+    "bdia",
     "claims_of",
+    "dci",
     "deis",
     "diffusion_overview",
     "dmcmc",
