@@ -411,7 +411,8 @@ def test_the_command_goes_there_and_back(tmp_path, monkeypatch):
     code = edit.Code.load("c.safetensors")
     assert code.receipt.recipe["cond"] == {"text": "a"} and code.receipt.nfe == 6
     assert read_receipt("out.png").recipe["code"]["method"]["solver"]["name"] == "bdia"
-    table = told("invert", "tiny", "in.png", "--steps", 4, "--solver", "bdia,ddim-inversion,dci")
+    methods = "bdia,ddim-inversion,dci"
+    table = told("invert", "tiny", "in.png", "--prompt", "a", "--steps", 4, "--solver", methods)
     assert all(name in table for name in ("bdia", "ddim-inversion", "dci", "code deviation"))
     for words, says in [
         (("in.png", "-o", "c.png"), "a code is a safetensors file"),
