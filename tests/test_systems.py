@@ -284,7 +284,7 @@ def test_moments_of_a_stochastic_plan_are_those_of_its_samples():
     assert abs(float(x.var()) - variance) < 5.5 * variance * math.sqrt(2 / n)
 
 
-@pytest.mark.parametrize("path", [pl.VPLinear(), pl.SubVP(), pl.VE()])
+@pytest.mark.parametrize("path", [pl.VPLinear(), pl.paths.SubVP(), pl.VE()])
 def test_ancestral_steps_have_the_law_of_every_path(path):
     """q(x_s | x_t, x_0) is Gaussian whatever α and σ are: sub-VP has ancestral steps, too.
 
