@@ -422,3 +422,30 @@ def test_the_command_goes_there_and_back(tmp_path, monkeypatch):
     ]:
         done = CliRunner().invoke(app, ["invert", "tiny", *words])
         assert done.exit_code == 2 and says in done.output
+
+
+def test_the_systems_measure_what_they_say():
+    """At a fraction of the size: round trips, the length of corrections, an oracle of two classes."""
+    from pathline.systems.bdia import Experiment
+    from pathline.systems.dci import DDIM, drawn
+    from pathline.systems.dci import Experiment as Classes
+
+    small = Experiment(n=4, counts=(10,), fine=20)
+    assert small.round_trip(torch.float64) < 1e-13 < 1e-3 < small.ddim()
+    assert small.calls() == 0 and small.code(0.5, 60)[2] == 1
+    classes = Classes(n=8, steps=10)
+    assert classes.length_off() < 1e-14
+    assert classes.edit(drawn(0.2), 3.0) > 0 and classes.back(DDIM) > 1e-3
+    rows = classes.table({"ddim": DDIM})
+    assert rows[0]["calls"] == 10 + 20
+
+
+def test_an_oracle_of_two_classes_is_the_mixture_of_all_without_a_class():
+    from pathline.systems.dci import TwoClasses
+
+    oracle = TwoClasses()
+    x = oracle.laws[0].draw(range(6))
+    told = torch.tensor([0, 1, 2, 0, 1, 2])
+    mixed = oracle.field(x, 0.4, cls=told).eps
+    each = torch.stack([oracle.laws[int(c)](x[i : i + 1], 0.4).eps[0] for i, c in enumerate(told)])
+    torch.testing.assert_close(mixed, each)

@@ -229,6 +229,7 @@ class FixedPoint(Inverter):
     def _solved(self, step: _Step, z: Tensor, noise: Noise) -> tuple[Tensor, Tensor, int]:
         """Return the root as far as it was found, m there, and the evaluations."""
         best, least = z, z.new_full((len(z),), torch.inf)
+        is_better = least > 0
         move, tolerance = self.update.begin(z), self._tolerance(z)
         for k in range(self.rounds):
             with torch.set_grad_enabled(torch.is_grad_enabled() or self.update.needs_gradient):
@@ -244,8 +245,6 @@ class FixedPoint(Inverter):
             z = torch.where(bshape(done, z) > 0, best, moved)
             if bool(done.all()):
                 return best, least, k + 1
-        if not self.rounds:
-            return z, least, 0
         # What the last move made has not been looked at: it is taken where moves have helped.
         return torch.where(bshape(is_better, z) > 0, z, best), least, self.rounds
 

@@ -169,9 +169,9 @@ def main(folder: str = "benchmarks") -> None:
         f"{bench.n} held-out emoji, inverted under their own caption without guidance and drawn "
         f"again under another one's with guidance {GUIDANCE:g}, every method with as many network "
         "calls for both. `python -m pathline.systems.inverting_emoji` writes this page.\n\n"
-        "psnr: of the round trip under the own caption, dB; success: how often the judge of captions finds "
-        "the target nearer than the source; leaning: by how much, in cosines; kept: rms distance to the "
-        "original; spread: deviation of the code.\n\n"
+        "psnr: of the round trip under the own caption, dB; success: how often the judge of "
+        "captions finds the target nearer than the source; leaning: by how much, in cosines; kept: "
+        "rms distance to the original; spread: deviation of the code.\n\n"
     )
     write_atomically(Path(folder) / "inversion.md", f"# Inversion of emoji\n\n{head}{text}\n")
 
