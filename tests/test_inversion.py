@@ -425,7 +425,7 @@ def test_the_command_goes_there_and_back(tmp_path, monkeypatch):
 
 
 def test_the_systems_measure_what_they_say():
-    """At a fraction of the size: round trips, the length of corrections, an oracle of two classes."""
+    """At a fraction of the size: round trips, calls, the length of corrections."""
     from pathline.systems.bdia import Experiment
     from pathline.systems.dci import DDIM, drawn
     from pathline.systems.dci import Experiment as Classes

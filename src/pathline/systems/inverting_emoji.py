@@ -6,19 +6,13 @@ whether an edited picture shows what was asked for rather than what it was.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathline.core.files import write_atomically
-from pathline.core.progress import track
 from pathline.data import emoji
 from pathline.edit import EDICT, BySolver, FixedPoint, Way, dci, ddim_inversion
 from pathline.edit.inverter import Inverter
@@ -149,32 +143,3 @@ def _psnr(made: Tensor, x: Tensor) -> Tensor:
     """Return the PSNR of every picture; its range is 2. Equal pictures count as 150 dB."""
     error = (made - x).square().flatten(1).mean(1).double()
     return (10 * (4 / error.clamp_min(1e-30)).log10()).clamp(max=150)
-
-
-def main(folder: str = "benchmarks") -> None:
-    """Write the table of all methods, `python -m pathline.systems.inverting_emoji [FOLDER]`."""
-    bench, rows = OnEmoji(), list[dict[str, Any]]()
-    for name in track(list(bench.methods), "inverting emoji"):
-        rows.append(
-            {"method": name, "steps": bench.methods[name][1], **asdict(bench.outcome(name))}
-        )
-    weights = bench.model.details.get("weights", {})
-    told = {"pictures": bench.n, "guidance": GUIDANCE, "weights": weights, "rows": rows}
-    write_atomically(Path(folder) / "inversion.json", json.dumps(told, indent=1) + "\n")
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    head = (
-        f"{bench.n} held-out emoji, inverted under their own caption without guidance and drawn "
-        f"again under another one's with guidance {GUIDANCE:g}, every method with as many network "
-        "calls for both. `python -m pathline.systems.inverting_emoji` writes this page.\n\n"
-        "psnr: of the round trip under the own caption, dB; success: how often the judge of "
-        "captions finds the target nearer than the source; leaning: by how much, in cosines; kept: "
-        "rms distance to the original; spread: deviation of the code.\n\n"
-    )
-    write_atomically(Path(folder) / "inversion.md", f"# Inversion of emoji\n\n{head}{text}\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
