@@ -60,7 +60,7 @@ def test_a_gaussian_given_a_measurement_is_the_ratio_of_densities():
     """log p(x | y) − log p(x) = log p(y | x) + const, for any x: Bayes, with no algebra of ours."""
     c = drawn(4, 4)
     law = pl.Gaussian(VP, drawn(1, 4, index=1)[0], c @ c.T + 0.1 * torch.eye(4).double())
-    a, y, s = drawn(2, 4, index=2), torch.tensor([0.4, -1.0]), 0.3
+    a, y, s = drawn(2, 4, index=2), torch.tensor([0.4, -1.0]).double(), 0.3
     posterior, x = law.given(a, y, s), drawn(5, 4, index=5)
     gain = posterior.log_prob(x, 0.0) - law.log_prob(x, 0.0)
     likelihood = -(y - x @ a.T).square().sum(1) / (2 * s**2)
@@ -78,7 +78,7 @@ def test_gaussians_keep_gradients_in_their_covariance_and_refuse_what_is_none():
     with pytest.raises(UsageError, match="no negative variance"):
         pl.Gaussian(VP, torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))(x, 0.4)
     with pytest.raises(UsageError, match="needs noise on it"):
-        law.given(torch.ones(2), torch.tensor(1.0), 0.0)
+        law.given(torch.ones(2), 1.0, 0.0)
 
 
 def test_a_gaussian_used_in_inference_mode_first_still_has_gradients():

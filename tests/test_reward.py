@@ -44,7 +44,7 @@ def test_look_ahead_is_the_denoiser_of_the_posterior(path):
     """For Gaussian data of any covariance on any path, and a linear reward, in closed form."""
     support, variances = plane()
     law = support.gaussian(path, variances)
-    posterior = law.given(THETA, torch.tensor(0.7), 0.2)
+    posterior = law.given(THETA, 0.7, 0.2)
     guided = LookAhead(linear, 0.7, std=0.2)(law)
     x = drawn(5, 8)
     for t in (0.1, 0.5, 0.9):
@@ -62,7 +62,7 @@ def test_the_papers_scale_is_exact_for_unit_variances_on_vp_alone():
     for path, c, exact in ((VP, None, True), (VP, variances, False), (VE(), None, False)):
         law = support.gaussian(path, c)
         scaled = x * float((path.alpha(t) ** 2 + path.sigma(t) ** 2).sqrt())
-        wanted = law.given(THETA, torch.tensor(0.7), 0.2)(scaled, t).x0
+        wanted = law.given(THETA, 0.7, 0.2)(scaled, t).x0
         made = LookAhead(linear, 0.7, std=0.2, spread="norm")(law)(scaled, t).x0
         off = float((made - wanted).norm() / (wanted - law(scaled, t).x0).norm())
         assert off < 1e-8 if exact else off > 0.1, (path, c, off)
@@ -80,8 +80,8 @@ def test_look_ahead_stays_on_the_subspace_and_naive_does_not():
 def test_naive_is_exact_where_data_fill_the_space():
     """N(0, c): then J = α c/(α² c + σ²) is no more than a number, and leaves no subspace."""
     law = pl.Gaussian(VP, torch.zeros(8).double(), torch.full((8,), 2.5).double())
-    x, y = drawn(5, 8), torch.tensor(0.7)
-    exact = law.given(THETA, y, 0.2)(x, 0.4).x0
+    x = drawn(5, 8)
+    exact = law.given(THETA, 0.7, 0.2)(x, 0.4).x0
     made = Naive(linear, 0.7, std=0.2, variance=2.5)(law)(x, 0.4).x0
     torch.testing.assert_close(made, exact, rtol=1e-8, atol=1e-10)
 

@@ -96,23 +96,24 @@ class Gaussian(Oracle):
             values, vectors = self._axes
         return self.mean.to(like), values.to(like), vectors.to(like)
 
-    def given(self, matrix: Tensor, y: Tensor, std: float) -> Gaussian:
+    def given(self, matrix: Tensor, y: Tensor | float, std: float) -> Gaussian:
         """Return the law of x_0 given y = A x_0 + s n: the posterior, in closed form.
 
             m + K (y − A m),   C − K A C,   K = C Aᵀ (A C Aᵀ + s² I)⁻¹
 
         Args:
             matrix: A, (measured, dim); or (dim,) of one measurement.
-            y: (measured,), or () of one.
+            y: (measured,), or a number of one.
             std: s, above 0.
         """
         if not std > 0:
             raise UsageError(f"std={std}: a law given a measurement needs noise on it, s > 0.")
         a, c, m = matrix.reshape(-1, *self.shape).double(), self._matrix, self.mean.double()
+        seen = torch.as_tensor(y, dtype=torch.float64).reshape(-1)
         root = torch.linalg.cholesky(a @ c @ a.T + std**2 * torch.eye(len(a)).to(a))
         gain = torch.cholesky_solve(a @ c, root).T
         left = c - gain @ (a @ c)
-        return replace(self, mean=m + gain @ (y.double().reshape(-1) - a @ m),
+        return replace(self, mean=m + gain @ (seen - a @ m),
                        covariance=(left + left.T) / 2)  # fmt: skip
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -280,7 +280,8 @@ class Optimiser:
         }
 
     def _keep(self, path: Path, search: Search) -> None:
-        told = {name: getattr(search, name) for name in ("x", "rewards", "off", "best")}
+        told = {name: getattr(search, name) for name in ("x", "rewards", "off")}
+        told["best"] = search.best.clone()  # a file has no tensor twice, and it may be x
         memory = {f"memory.{name}": value for name, value in search.memory.items()}
         write_tensors(path, {**told, **memory}, self._header())
 

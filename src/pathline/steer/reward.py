@@ -86,7 +86,7 @@ class Targeted(Steering):
         if self.reward is None or self.y is None:
             raise UsageError(f"{named(self)}(reward=..., y=...) needs both.")
         value, slope = now.linearised(self.reward)
-        y = torch.as_tensor(self.y).to(value)
+        y = torch.as_tensor(self.y, dtype=value.dtype, device=value.device)
         if y.ndim > 1 or (y.ndim and len(y) not in (1, len(value))):
             raise UsageError(
                 f"{named(self)} was given targets {tuple(y.shape)} for {len(value)} samples; give "

@@ -93,7 +93,7 @@ class Guided:
 
     def exact(self, y: float) -> tuple[float, float]:
         """Return mean and deviation of θ · x given that it was measured to be y."""
-        law = self.law.given(self.theta, torch.tensor(y), STD)
+        law = self.law.given(self.theta, y, STD)
         variance = self.theta @ law.covariance @ self.theta
         return float(self.theta @ law.mean), float(variance.sqrt())
 
