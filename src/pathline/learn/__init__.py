@@ -16,6 +16,7 @@ from pathline.learn.couplings import (
 from pathline.learn.directed import Directed, Proposal, train_directed
 from pathline.learn.fine_tuning import FineTuning
 from pathline.learn.journal import TrainingError
+from pathline.learn.noisy_classes import load_noisy_classes, train_noisy_classes
 from pathline.learn.objectives import (
     LogitNormalTimes,
     LogNormalLevels,
@@ -66,6 +67,7 @@ __all__ = [
     "load_classifier",
     "load_model",
     "measure_rate",
+    "load_noisy_classes",
     "model_names",
     "pseudo_labels",
     "read_recipe",
@@ -74,4 +76,5 @@ __all__ = [
     "train",
     "train_classifier",
     "train_directed",
+    "train_noisy_classes",
 ]
