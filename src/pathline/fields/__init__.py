@@ -2,7 +2,9 @@
 
 from pathline.fields.denoiser import Denoiser
 from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
+from pathline.fields.fokker_planck import FokkerPlanck, potential_of
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
+from pathline.fields.residuals import Residuals, residuals
 from pathline.fields.retimed import Retimed, retimed
 from pathline.fields.separation import estimate as estimate_separation
 from pathline.fields.subspace import Subspace
@@ -16,9 +18,11 @@ __all__ = [
     "Denoiser",
     "Evaluate",
     "Field",
+    "FokkerPlanck",
     "Gaussian",
     "Mixture",
     "Prediction",
+    "Residuals",
     "Retimed",
     "Subspace",
     "Unscaled",
@@ -29,6 +33,8 @@ __all__ = [
     "change",
     "convert",
     "estimate_separation",
+    "potential_of",
+    "residuals",
     "retimed",
     "target",
 ]

@@ -78,6 +78,11 @@ class Denoiser(Field):
         return defaults if isinstance(defaults, Mapping) else {}
 
     @property
+    def vjps(self) -> int:
+        """Backward sweeps inside the network: a potential's score is one."""
+        return int(getattr(self.network, "vjps", 0))
+
+    @property
     def device(self) -> torch.device | None:
         if not isinstance(self.network, nn.Module):
             return None

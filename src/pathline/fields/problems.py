@@ -58,6 +58,24 @@ def moons(seeds: Sequence[int], scale: float = 3.0, std: float = 0.2) -> Tensor:
     return scale * (torch.stack((x, y), 1) + std * z) - 1
 
 
+def rings(seeds: Sequence[int], radii: Sequence[float] = (1.3, 2.8), std: float = 0.2) -> Tensor:
+    """Draw from circles about the origin, all as likely, with noise on them, (batch, 2) float64."""
+    u = noise.uniform(seeds, (2,), stream="data", index=1, dtype=torch.float64)
+    angle = 2 * math.pi * u[:, 0]
+    radius = _float64(list(radii))[(len(radii) * u[:, 1]).long()]
+    z = noise.normal(seeds, (2,), stream="data", dtype=torch.float64)
+    return radius[:, None] * torch.stack((angle.cos(), angle.sin()), 1) + std * z
+
+
+def checkerboard(seeds: Sequence[int], side: float = 6.0) -> Tensor:
+    """Draw from the eight dark squares of a 4 × 4 board about the origin, (batch, 2) float64."""
+    u = noise.uniform(seeds, (3,), stream="data", index=1, dtype=torch.float64)
+    square = (8 * u[:, 2]).long()
+    row = square // 2
+    corner = torch.stack((2 * (square % 2) + row % 2, row), 1)
+    return side * ((corner + u[:, :2]) / 4 - 0.5)
+
+
 def m9(path: GaussianPath) -> Mixture:
     """Return M9, nine equal round Gaussians in the plane, of mean 0 and E ‖x‖² = 2, in float64.
 

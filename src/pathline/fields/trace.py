@@ -129,7 +129,7 @@ class Hutchinson(Trace):
     def probes(
         self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        return _drawn(self.law, self.n, seeds, shape, dtype, device)
+        return _drawn(self.law, range(self.n), seeds, shape, dtype, device)
 
     def of(self, f: Function, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
         y, product = _products(f, x)
@@ -171,8 +171,9 @@ class HutchPP(Trace):
                 f"Hutch++ with {self.n} products treats {self.rank} directions exactly, and a "
                 f"state has {size}: use Exact()."
             )
-        sketch = _drawn("gaussian", self.rank, seeds, shape, dtype, device)  # never parallel
-        rest = _drawn("rademacher", self.estimates, seeds, shape, dtype, device)
+        own = range(self.rank), range(self.rank, self.rank + self.estimates)  # else they correlate
+        sketch = _drawn("gaussian", own[0], seeds, shape, dtype, device)  # never parallel
+        rest = _drawn("rademacher", own[1], seeds, shape, dtype, device)
         return torch.cat((sketch, rest), 1)
 
     def of(self, f: Function, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,14 +221,12 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _drawn(
     law: Law,
-    n: int,
+    draws: Sequence[int],
     seeds: Sequence[int],
     shape: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
     draw = noise.rademacher if law == "rademacher" else noise.normal
-    made = (
-        draw(seeds, shape, stream="probe", index=k, dtype=dtype, device=device) for k in range(n)
-    )
+    made = (draw(seeds, shape, stream="probe", index=k, dtype=dtype, device=device) for k in draws)
     return torch.stack(list(made), 1)

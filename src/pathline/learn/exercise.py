@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pathline.learn.regularise import Collocation
+
 __all__ = ["Exercise"]
 
 
@@ -22,6 +24,7 @@ class Exercise:
         xi: bridge noise, (batch, *state); None for none.
         log_weight: of the pairs, (batch,) float64; None where all count alike.
         cond: what the network is told besides.
+        points: where a regulariser is worked out; None where it is not.
     """
 
     x0: Tensor
@@ -30,6 +33,7 @@ class Exercise:
     xi: Tensor | None
     log_weight: Tensor | None
     cond: Mapping[str, Any]
+    points: Collocation | None = None
 
     def part(self, i: int, n: int) -> Exercise:
         """Return the i-th of n parts of one size."""
@@ -42,7 +46,8 @@ class Exercise:
 
         cond = {name: cut(value) for name, value in self.cond.items()}
         drawn = cut(self.x0), cut(self.x1), cut(self.t), cut(self.xi), cut(self.log_weight)
-        return Exercise(*drawn, cond)
+        points = None if self.points is None else self.points.part(i, n)
+        return Exercise(*drawn, cond, points)
 
     def pinned(self) -> Exercise:
         """Return the same in memory from which a GPU copies while it computes."""
@@ -52,4 +57,4 @@ class Exercise:
 
         cond = {name: pin(value) for name, value in self.cond.items()}
         drawn = pin(self.x0), pin(self.x1), pin(self.t), pin(self.xi), self.log_weight
-        return Exercise(*drawn, cond)
+        return Exercise(*drawn, cond, self.points)

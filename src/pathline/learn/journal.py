@@ -33,6 +33,7 @@ class Row:
         loss: of the regression.
         gradient: its norm, before it was clipped.
         held_out: the loss of the averaged weights on held-out data; None if it was not measured.
+        penalty: what the regulariser added to the loss; None if there is none.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Row:
     loss: float
     gradient: float
     held_out: float | None = None
+    penalty: float | None = None
 
 
 @dataclass
@@ -50,8 +52,8 @@ class Journal:
     rows: list[Row] = field(default_factory=lambda: [])
     _since: float = field(default_factory=time.monotonic, repr=False)
 
-    def add(self, step: int, losses: Sequence[tuple[Tensor, Tensor] | None], batch: int) -> None:
-        """Note the mean of (loss, gradient) over the last steps, which end at `step`.
+    def add(self, step: int, losses: Sequence[tuple[Tensor, ...] | None], batch: int) -> None:
+        """Note the mean of (loss, gradient[, penalty]) over the last steps, which end at `step`.
 
         Steps of None made no update; where all are, nothing is noted.
 
@@ -65,7 +67,7 @@ class Journal:
         table = torch.tensor(values).T
         bad = (~torch.isfinite(table)).any(1).nonzero()[:, 0].tolist()
         if bad:
-            loss, norm = table[bad[0]].tolist()
+            loss, norm = table[bad[0], :2].tolist()
             raise TrainingError(
                 f"training met a loss of {loss:g} with a gradient of norm {norm:g} at step "
                 f"{step - len(losses) + steps[bad[0]]}; the last checkpoint is from before it. "
@@ -74,7 +76,8 @@ class Journal:
         before = self.rows[-1].seconds if self.rows else 0.0
         now = time.monotonic()
         seconds, self._since = before + now - self._since, now
-        self.rows.append(Row(step, step * batch, seconds, *table.double().mean(0).tolist()))
+        loss, gradient, *penalty = table.double().mean(0).tolist()
+        self.rows.append(Row(step, step * batch, seconds, loss, gradient, None, *penalty))
 
     def note_held_out(self, loss: float) -> None:
         """Note the held-out loss beside the last row."""

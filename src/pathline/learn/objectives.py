@@ -28,6 +28,7 @@ from pathline.fields import View, change, target
 from pathline.paths import GaussianPath, StudentT, Tabulated, bshape
 
 __all__ = [
+    "EarlyTimes",
     "LogNormalLevels",
     "LogitNormalTimes",
     "Matching",
@@ -67,6 +68,23 @@ class LogitNormalTimes:
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class EarlyTimes:
+    """t ~ Beta(1, power): more draws next to data, of a density that falls to the power − 1.
+
+    Paper: Deveney et al. 2023 (arXiv:2311.15996), with power 2.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < math.inf:
+            raise UsageError(f"the power of the times is finite and above 0, not {self.power}.")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return -torch.expm1(torch.log1p(-u) / self.power)
 
 
 @dataclass(frozen=True)

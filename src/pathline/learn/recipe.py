@@ -18,6 +18,7 @@ from pathline.fields import as_view
 from pathline.learn.averages import exponent
 from pathline.learn.couplings import Coupling, couplings
 from pathline.learn.objectives import (
+    EarlyTimes,
     LogitNormalTimes,
     LogNormalLevels,
     Matching,
@@ -25,6 +26,8 @@ from pathline.learn.objectives import (
     UniformTimes,
     time_label,
 )
+from pathline.learn.regularise import Regulariser, regularisers
+from pathline.learn.sharding import Strategy
 from pathline.learn.sources import SOURCES, Source
 from pathline.nets import NETWORKS, Preconditioned
 from pathline.paths import GaussianPath, paths
@@ -61,13 +64,15 @@ class Recipe:
             preconditioning around it (view "x0", label "sigma").
         objective: "path" and its "path_args" (for "pfgmpp" with "dof", D), "view", "label" (a
             factor, "sigma", or "table": the path's own labels), "time_mean", "time_std" for
-            logit-normal times or "sigma_mean", "sigma_std" for log-normal levels, "error", the view
-            in which the error is measured, σ_data for EDM's weighting or "likelihood" for g² of the
-            score's, "bridge", the noise around the way from source to data, and "reference", how
-            many other data a target is a mean of.
+            logit-normal times, "time_power" for Beta(1, power) ones, or "sigma_mean", "sigma_std"
+            for log-normal levels, "error", the view in which the error is measured, σ_data for
+            EDM's weighting or "likelihood" for g² of the score's, "bridge", the noise around the
+            way from source to data, and "reference", how many other data a target is a mean of.
         start: another data source, as `data`, where the flow begins; None is noise.
         coupling: how source and data are paired: "kind" ("independent", "exact_ot", "sinkhorn",
             "gibbs", "balanced_gibbs"), and its options; None is independent.
+        regulariser: what is added to the loss: "kind" ("fokker_planck"), "weight", and its options;
+            None is nothing.
         batch: samples an update, on all devices together.
         accumulate: parts of a device's batch that go through the network one after the other, to
             save memory; the update is that of the whole.
@@ -94,6 +99,7 @@ class Recipe:
     objective: Mapping[str, Any]
     start: Mapping[str, Any] | None = None
     coupling: Mapping[str, Any] | None = None
+    regulariser: Mapping[str, Any] | None = None
     batch: int = 64
     accumulate: int = 1
     seed: int = 0
@@ -169,6 +175,40 @@ class Recipe:
         table = dict(self.coupling or {"kind": "independent"})
         return couplings.build(str(table.pop("kind", "none")), **table)
 
+    def penalty(self, parts: int = 1, strategy: Strategy = "ddp") -> Regulariser | None:
+        """Return what is added to the loss; None is nothing.
+
+        Args:
+            parts: that share its points, on all devices together.
+            strategy: by which devices share the work.
+
+        Raises:
+            UsageError: the table "regulariser" has no known "kind", options that cannot work, or
+                noise whose law the coupling changes.
+        """
+        if self.regulariser is None:
+            return None
+        table = dict(self.regulariser)
+        made = regularisers.build(str(table.pop("kind", "none")), **table)
+        paired = (self.coupling or {}).get("kind", "independent")
+        if self.start is not None or paired != "independent":
+            what = f"the coupling {paired!r}" if self.start is None else "a start at other data"
+            raise UsageError(
+                "the densities of a path obey its Fokker-Planck equation where noise knows nothing "
+                f"of the data, and {what} changes that: leave [regulariser] out, or the other."
+            )
+        if strategy == "fsdp":
+            raise UsageError(
+                "a penalty takes derivatives of the whole network, and strategy 'fsdp' has it in "
+                "shards: use 'ddp', or leave [regulariser] out."
+            )
+        if made.points % parts:
+            raise UsageError(
+                f"{made.points} points of the regulariser cannot be shared by {parts} parts of a "
+                f"batch; take a multiple of {parts}."
+            )
+        return made
+
 
 def build_network(table: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """Return the network that a table names under "class", built with its other values.
@@ -206,6 +246,8 @@ def _times(table: Mapping[str, Any], path: GaussianPath) -> Times:
     """Return the distribution of training times that an objective's table names."""
     if "sigma_std" in table:
         return LogNormalLevels(path, table.get("sigma_mean", -1.2), table["sigma_std"])
+    if "time_power" in table:
+        return EarlyTimes(table["time_power"])
     if "time_std" in table:
         return LogitNormalTimes(table.get("time_mean", 0), table["time_std"])
     return UniformTimes()

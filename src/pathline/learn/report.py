@@ -41,7 +41,7 @@ def _body(out: Path, config: Mapping[str, Any], journal: Journal) -> Iterator[st
         yield f"<h2>Samples after {step} updates</h2>"
         yield image(sheet.read_bytes(), f"samples after {step} updates")
     yield "<h2>Configuration</h2>"
-    for part in ("data", "start", "network", "objective", "coupling"):
+    for part in ("data", "start", "network", "objective", "coupling", "regulariser"):
         if (said := training["recipe"].get(part)) is None:
             continue
         yield f"<h3>{part}</h3>"

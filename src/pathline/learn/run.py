@@ -11,19 +11,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathline.core.errors import CheckpointError, MissingExtra, UsageError
 from pathline.core.files import write_atomically
 from pathline.learn.ahead import Ahead
+from pathline.learn.attention import attention_by_products
 from pathline.learn.averages import Profile, exponent
 from pathline.learn.couplings import (
     Coupling,
@@ -36,6 +35,7 @@ from pathline.learn.couplings import (
 from pathline.learn.exercise import Exercise
 from pathline.learn.journal import Journal, Row
 from pathline.learn.recipe import Recipe, build_network
+from pathline.learn.regularise import Regulariser
 from pathline.learn.sharding import Strategy, fabric_strategy, like, loaded_moments, whole
 from pathline.learn.sources import Batch, Source, classes_of, starts
 from pathline.learn.steadied import check_reference, steadied
@@ -83,6 +83,7 @@ class Run:
         step: how many updates were made.
         journal: what they cost.
         weighing: the mean weight of the pairs so far.
+        regulariser: what is added to the loss, if anything.
         exercises: of each step; on a GPU they are drawn while it computes.
     """
 
@@ -99,6 +100,7 @@ class Run:
     step: int = 0
     journal: Journal = field(default_factory=Journal)
     weighing: Weighing = field(default_factory=Weighing)
+    regulariser: Regulariser | None = None
     exercises: Ahead[Exercise] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,11 +140,15 @@ class Run:
         matching, coupling = recipe.matching(), recipe.pairing()  # refuse what cannot work
         is_plain = isinstance(coupling, Independent) and not (recipe.start or matching.bridge)
         check_reference(recipe.objective, is_plain)
+        regulariser = recipe.penalty(devices * recipe.accumulate, strategy)
         source = source or recipe.source()
         start_source = recipe.start_source()
         if coupling.is_weighted:
             coupling = coupling.fitted(*_probe(recipe, source, start_source))
         network.to(fabric.device).train()
+        if regulariser is not None:
+            batch = source.batch(PROBE, step_generator(recipe.seed, -2))
+            regulariser.check(matching, network, *fabric.to_device((batch.x0, dict(batch.cond))))
         forward = fabric.setup_module(
             _compiled(network, fabric.device) if recipe.compiled else network
         )
@@ -153,18 +159,19 @@ class Run:
         average, *profiles = (
             [p.detach().clone() for p in network.parameters()] for _ in (None, *recipe.averages)
         )
-        sources = (source, start_source, coupling)
-        return cls(recipe, *sources, fabric, network, forward, optimizer, average, profiles)
+        made = recipe, source, start_source, coupling, fabric, network, forward, optimizer
+        return cls(*made, average, profiles, regulariser=regulariser)
 
     @property
     def writes(self) -> bool:
         """Whether it is for this process to write files."""
         return self.fabric.global_rank == 0
 
-    def advance(self) -> tuple[Tensor, Tensor] | None:
+    def advance(self) -> tuple[Tensor, ...] | None:
         """Make one update; return the loss, and the gradient's norm before it was clipped.
 
-        A batch in which the weights leave less than two pairs is not learned from: None.
+        With a regulariser also what it added, on average, to the loss. A batch in which the weights
+        leave less than two pairs is not learned from: None.
         """
         recipe = self.recipe
         drawn = self.exercises.at(self.step)
@@ -178,21 +185,24 @@ class Run:
         share = drawn.part(self.fabric.global_rank, self.fabric.world_size)
         losses: list[Tensor] = []
         for k in range(recipe.accumulate):
-            is_inside = k + 1 < recipe.accumulate
+            is_inside, part = k + 1 < recipe.accumulate, share.part(k, recipe.accumulate)
             with self.fabric.no_backward_sync(self.forward, enabled=is_inside):
-                with _attention_by_products(self.fabric.device):
-                    loss = self.loss(self.forward, share.part(k, recipe.accumulate))
-                self.fabric.backward(loss / recipe.accumulate)
-            losses.append(loss.detach())
-        loss = torch.stack(losses).mean()
+                with attention_by_products(self.fabric.device):
+                    loss = self.loss(self.forward, part)
+                    added = self.penalty(part).to(loss)
+                self.fabric.backward((loss + added) / recipe.accumulate)
+            losses.append(torch.stack((loss, added)).detach())
+        means = torch.stack(losses).mean(0)
         if self.fabric.world_size > 1:
-            loss = self.fabric.all_reduce(loss, reduce_op="mean")
+            means = self.fabric.all_reduce(means, reduce_op="mean")
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self._update_average()
-        return loss, whole(norm.detach())
+        loss, added = means.unbind()
+        noted = loss, whole(norm.detach()), added
+        return noted if self.regulariser is not None else noted[:2]
 
     def pairs(self, batch: Batch, generator: torch.Generator) -> Pairs:
         """Return the data of a batch, each with where its path begins, from `generator`."""
@@ -223,6 +233,9 @@ class Run:
         if n := self.recipe.objective.get("reference", 0):
             others = self.source.batch(n, generator).x0
             drawn = steadied(drawn, self.recipe.matching().path, others)
+        if self.regulariser is not None and self.regulariser.weight_at(step):
+            at = self.regulariser.draw(self.recipe.matching(), batch.x0, batch.cond, generator)
+            drawn = replace(drawn, points=at)
         return drawn.pinned() if self.fabric.device.type == "cuda" else drawn
 
     def loss(self, network: nn.Module, part: Exercise) -> Tensor:
@@ -234,6 +247,13 @@ class Run:
         if part.log_weight is not None:
             losses = losses * self.weighing.weights(part.log_weight).to(losses)
         return losses.mean()
+
+    def penalty(self, part: Exercise) -> Tensor:
+        """Return what the regulariser adds to the loss of a part of a batch, ()."""
+        if self.regulariser is None or part.points is None:
+            return torch.zeros((), device=self.fabric.device)
+        at = part.points.to(self.fabric.device)
+        return self.regulariser.added(self.recipe.matching(), self.network, at, self.step)
 
     @torch.no_grad()
     def held_out_loss(self, n: int = 128) -> float:
@@ -359,24 +379,6 @@ def _compiled(network: nn.Module, device: torch.device) -> Any:
     """Compile; on a CPU, without the patterns that would put the fused attention back."""
     options: dict[str, Any] | None = {"pattern_matcher": False} if device.type == "cpu" else None
     return torch.compile(network, options=options)
-
-
-@contextmanager
-def _attention_by_products(device: torch.device) -> Generator[None]:
-    """On a CPU, attend by products of matrices in the network's own precision.
-
-    For 64 tokens in bfloat16 that is four times as fast, there and back, as the fused kernel.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _fabric() -> Any:

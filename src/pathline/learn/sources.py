@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from pathline.core.errors import UsageError, unknown
 from pathline.data import digits, emoji, fashion
-from pathline.fields.problems import eight_gaussians, m9, moons
+from pathline.fields.problems import checkerboard, eight_gaussians, m9, moons, rings
 from pathline.learn.captions import Captions, TextTable, captions_of, text_table
 from pathline.learn.objectives import drawn_noise
 from pathline.paths import CondOT, StudentT
@@ -26,6 +26,7 @@ __all__ = [
     "LabelledImages",
     "Points",
     "Source",
+    "checkerboard_source",
     "classes_of",
     "digits_source",
     "eight_gaussians_source",
@@ -35,6 +36,7 @@ __all__ = [
     "moons_source",
     "nine_gaussians_source",
     "points_source",
+    "rings_source",
     "small_fashion_source",
     "starts",
     "weight_of",
@@ -306,13 +308,25 @@ def moons_source(n: int = 50_000, **options: Any) -> Points:
     return points_source(partial(moons, **options), n)
 
 
+def rings_source(n: int = 50_000, **options: Any) -> Points:
+    """Return `problems.rings`, n points of them; `options` are their radii and std."""
+    return points_source(partial(rings, **options), n)
+
+
+def checkerboard_source(n: int = 50_000, **options: Any) -> Points:
+    """Return `problems.checkerboard`, n points of it; `options` are its side."""
+    return points_source(partial(checkerboard, **options), n)
+
+
 SOURCES: Mapping[str, Callable[..., Source]] = {
+    "checkerboard": checkerboard_source,
     "digits": digits_source,
     "eight_gaussians": eight_gaussians_source,
     "emoji": emoji_source,
     "fashion": fashion_source,
     "moons": moons_source,
     "nine_gaussians": nine_gaussians_source,
+    "rings": rings_source,
     "small_fashion": small_fashion_source,
 }
 """The sources that a training configuration can name."""

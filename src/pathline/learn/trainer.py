@@ -21,6 +21,7 @@ from pathline.fields import Denoiser
 from pathline.learn.averages import Snapshot
 from pathline.learn.checkpoint import assemble, save_model
 from pathline.learn.recipe import Recipe, read_recipe
+from pathline.learn.regularise import SHOWN, FokkerPlanckPenalty
 from pathline.learn.report import write_report
 from pathline.learn.run import Run
 from pathline.learn.sharding import Strategy
@@ -139,7 +140,7 @@ def _warn_of_skips(run: Run) -> None:
 
 
 def _advance(run: Run, n: int) -> None:
-    losses: Sequence[tuple[Tensor, Tensor] | None] = [run.advance() for _ in range(n)]
+    losses: Sequence[tuple[Tensor, ...] | None] = [run.advance() for _ in range(n)]
     run.journal.add(run.step, losses, run.recipe.batch)
 
 
@@ -195,6 +196,7 @@ def _config(run: Run) -> dict[str, Any]:
             "recipe": asdict(recipe),
             "data": _data(recipe),
             **_coupling(run),
+            **_residual(run),
             **_circumstances(run),
         },
     }
@@ -225,6 +227,18 @@ def _coupling(run: Run) -> dict[str, Any]:
         return {}
     about = {"eps": getattr(run.coupling, "eps", None), "skipped": run.weighing.skipped}
     return {"coupling": about | asdict(run.diagnosis())}
+
+
+def _residual(run: Run) -> dict[str, Any]:
+    """Return by how much the averaged weights miss what the regulariser holds them to, by time."""
+    if not isinstance(run.regulariser, FokkerPlanckPenalty):
+        return {}
+    batch = run.source.held_out(SHOWN)
+    x0, cond = run.fabric.to_device((batch.x0, dict(batch.cond)))
+    found = run.regulariser.report(
+        run.recipe.matching(), run.network_of(run.averaged_state()), x0, cond
+    )
+    return {"residual": found.to_dict()}
 
 
 def _circumstances(run: Run) -> dict[str, Any]:

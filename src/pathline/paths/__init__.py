@@ -3,6 +3,7 @@
 from pathline.paths.energy import energy
 from pathline.paths.flow import EDM, VE, CondOT
 from pathline.paths.kinetic import KineticOptimal
+from pathline.paths.ou import OrnsteinUhlenbeck
 from pathline.paths.path import GaussianPath, Time, as_time, bshape, paths
 from pathline.paths.pfgmpp import PFGMpp
 from pathline.paths.polar import Interpolated, Polar, Trigonometric
@@ -19,6 +20,7 @@ __all__ = [
     "GaussianPath",
     "Interpolated",
     "KineticOptimal",
+    "OrnsteinUhlenbeck",
     "PFGMpp",
     "Polar",
     "Separation",
