@@ -13,12 +13,14 @@ from pathline.solvers.ems import EMSTable
 from pathline.solvers.execute import Step
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import Grid
+from pathline.solvers.lattice import LatticeChain
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.probe import NoiseInjection
 from pathline.solvers.runge_kutta import RK, RK4, Euler, Heun
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.sde import EDMSampler, EulerMaruyama, ReverseDiffusion
 from pathline.solvers.singlestep import DPM
+from pathline.solvers.soft_value import SoftValues
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.solvers.stepped import Stepped
@@ -43,7 +45,9 @@ __all__ = [
     "EDMSampler",
     "EulerMaruyama",
     "IPNDM",
+    "LatticeChain",
     "NoiseInjection",
+    "SoftValues",
     "UniPC",
     "RK4",
     "DPMpp",
