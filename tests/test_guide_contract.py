@@ -89,6 +89,13 @@ def tilted(x0):
     return torch.sin(x0).flatten(1).mean(1)
 
 
+def nudge(x, t, side):
+    return (0.4 * torch.tanh(x) + 0.3 * side) * VP.alpha(t.to(x)).view(-1, 1, 1, 1)
+
+
+SIDE = {"side": torch.ones(1, 1, 1, 1, dtype=torch.float64)}
+
+
 CALLS_ALONE = steer.CFG(3.0, interval=(0.3, 0.7))
 
 SPECIMENS = {
@@ -116,6 +123,8 @@ SPECIMENS = {
     "loss": (steer.Loss(squared, 2.0), steer.Loss(squared, 0.0)),
     "look_ahead": (steer.LookAhead(tilted, 1.5), steer.LookAhead(tilted, 1.5, weight=0.0)),
     "naive_gradient": (steer.Naive(tilted, 1.5), steer.Naive(tilted, 1.5, weight=0.0)),
+    "control": (steer.Control(model(0.8), weight=1.5), steer.Control(model(0.8), weight=0.0)),
+    "shift": (steer.Shift(nudge, SIDE, 1.5), steer.Shift(nudge, SIDE, 0.0)),
     "clip": (steer.Clip(-0.4, 0.4), steer.Clip(-torch.inf, torch.inf)),
     "dynamic_threshold": (
         steer.DynamicThreshold(0.9, 0.4),
@@ -200,13 +209,14 @@ def test_solvers_agree_on_where_a_guided_field_leads(name):
 def test_the_declared_cost_is_the_counted_cost(name, solver):
     guide, _ = SPECIMENS[name]
     field, counted = model(), []
-    worse = guide.worse.network if name == "autoguidance" else None
-    if worse is not None:
-        worse.rows = 0
+    other = {"autoguidance": "worse", "control": "model"}.get(name)
+    other = None if other is None else getattr(guide, other).network
+    if other is not None:
+        other.rows = 0
     Counted.passes = 0
     stats = pl.sample(field, 2, solver=solver, steps=4, guide=guide, dtype=torch.float64,
                       **told(guide)).stats  # fmt: skip
-    counted = field.network.rows + (worse.rows if worse is not None else 0)
+    counted = field.network.rows + (other.rows if other is not None else 0)
     assert counted == 2 * stats.network_calls
     assert Counted.passes == stats.vjps
 
@@ -326,6 +336,31 @@ def test_thresholds_are_those_of_the_quantile():
     assert float(made.abs().max()) <= 0.2 + 1e-12
 
 
+def test_a_control_goes_from_the_model_to_its_own_and_beyond():
+    """At weight 1 the controlled model alone is asked; CFG inside acts on both."""
+    field, taught, x = model(), model(0.8), drawn(1, 2)
+    free, own = (f(x, 0.4, **COND).raw for f in (field, taught))
+    taught.network.rows = field.network.rows = 0
+    assert torch.equal(steer.Control(taught)(field)(x, 0.4, **COND).raw, own)
+    assert (field.network.rows, taught.network.rows) == (0, 2)
+    beyond = steer.Control(taught, weight=2.0)(field)(x, 0.4, **COND).raw
+    torch.testing.assert_close(beyond, free + 2 * (own - free))
+    inside = steer.Control(taught, weight=0.5, inside=steer.CFG(3.0))(field)(x, 0.4, **COND).raw
+    each = [steer.CFG(3.0)(f)(x, 0.4, **COND).raw for f in (field, taught)]
+    torch.testing.assert_close(inside, (each[0] + each[1]) / 2)
+
+
+def test_a_shift_moves_the_noise_in_units_of_its_own():
+    field, x = model(), drawn(1, 2)
+    guide = steer.Shift(nudge, SIDE, 2.0, unit=lambda t: 3.0 + 0 * t)
+    moved = guide(field)(x, 0.4, **COND).eps - field(x, 0.4, **COND).eps
+    t = torch.full((2,), 0.4)
+    torch.testing.assert_close(moved, 6 * nudge(x, t, SIDE["side"]))
+    flow = pl.Denoiser(lambda x, t: -x, pl.CondOT(), "velocity")
+    at_noise = guide(flow)(x, 1.0).raw  # α = 0: a state says nothing of the data
+    assert torch.equal(at_noise, flow(x, 1.0).raw)
+
+
 def test_bad_guides_are_refused_with_the_reason():
     field, x = model(), drawn(1)
     clip, other = steer.Clip(), pl.Denoiser(Network(), pl.CondOT(), "x0")
@@ -345,6 +380,14 @@ def test_bad_guides_are_refused_with_the_reason():
         (lambda: steer.APG(2.0, radius=0.0), "above 0"),
         (lambda: steer.Autoguidance()(field), "needs the worse model"),
         (lambda: steer.Autoguidance(worse=other)(field), "on one path"),
+        (lambda: steer.Control()(field), "needs the controlled model"),
+        (lambda: steer.Control(other)(field), "on one path"),
+        (lambda: steer.Control(field, weight=float("nan")), "a finite number, 1 as trained"),
+        (lambda: steer.Control(model(0.8))(clip(field)), "goes inside="),
+        (lambda: steer.Control(field, COND)(field)(x, 0.4, **COND), "is said by the control"),
+        (lambda: steer.Shift()(field), "needs the network"),
+        (lambda: steer.Shift(lambda x, t: x[:, 0])(field)(x, 0.4, **COND), "answers a state"),
+        (lambda: steer.Shift(nudge)(pl.VectorField(lambda x, t: x)), "without a path"),
         (lambda: steer.Regions(halves(), (COND,)), "2 masks and 1 conditions"),
         (lambda: steer.Regions(0 * halves(), (COND, COND)), "every place belongs"),
         (lambda: steer.Regions()(field)(x, 0.4), "needs both"),

@@ -5,6 +5,7 @@ from pathline.steer.autoguidance import Autoguidance
 from pathline.steer.cfg import APG, CFG
 from pathline.steer.classifier import Classifier
 from pathline.steer.constraints import Clip, DynamicThreshold
+from pathline.steer.control import Control, Shift
 from pathline.steer.estimate import Correction, Estimate, Pull, Steering
 from pathline.steer.guide import Chain, Guide, Guided, guides
 from pathline.steer.known import Known
@@ -25,6 +26,7 @@ __all__ = [
     "Chain",
     "Classifier",
     "Clip",
+    "Control",
     "Correction",
     "DiffPIR",
     "DynamicThreshold",
@@ -45,6 +47,7 @@ __all__ = [
     "Regions",
     "Repeat",
     "Search",
+    "Shift",
     "Steering",
     "Targeted",
     "closeness",

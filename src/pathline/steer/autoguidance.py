@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Evaluate, Field, change
+from pathline.fields import Condition, Evaluate, Field
 from pathline.fields.denoiser import denoiser_in
-from pathline.paths import bshape
-from pathline.steer.contrast import Contrast, Contrasted
+from pathline.steer.contrast import Contrast, Contrasted, said_in
 from pathline.steer.guide import guides
 
 
@@ -83,14 +82,5 @@ class _Both(Contrasted):
 
     def pair(self, times: Tensor, x: Tensor, cond: Condition) -> Any:
         better = self.better(times, x, cond)
-        worse = self.worse.bind(times, x, cond["worse"])
-        if self.worse.view == self.inner.view:
-            return lambda k, state: (worse(k, state), better(k, state))
-        assert self.path is not None
-        p, q = (c.unbind() for c in change(self.path, self.worse.view, self.inner.view, times))
-
-        def both(k: int, state: Tensor) -> tuple[Tensor, Tensor]:
-            said = bshape(p[k], state) * state + bshape(q[k], state) * worse(k, state)
-            return said, better(k, state)
-
-        return both
+        worse = said_in(self.inner.view, self.worse, times, x, cond["worse"])
+        return lambda k, state: (worse(k, state), better(k, state))

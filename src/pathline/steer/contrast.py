@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
-from pathline.fields import Condition, Evaluate, Field
+from pathline.fields import Condition, Evaluate, Field, View, change
 from pathline.fields.denoiser import null_of
 from pathline.paths import GaussianPath, bshape
 from pathline.steer.guide import Guide, Guided, named
@@ -185,6 +185,16 @@ class Unconditioned(Contrasted):
             return lambda k, state: (free(k, state), bound(k, state))
         inner = self.inner.bind(twice(times, 2), torch.cat((x, x)), both)
         return lambda k, state: inner(k, torch.cat((state, state))).chunk(2)
+
+
+def said_in(view: View, field: Field, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+    """Return f(k, x) of a field on a path, said in another view."""
+    bound = field.bind(times, x, cond)
+    if field.view == view:
+        return bound
+    assert field.path is not None
+    p, q = (c.unbind() for c in change(field.path, field.view, view, times))
+    return lambda k, state: bshape(p[k], state) * state + bshape(q[k], state) * bound(k, state)
 
 
 def twice(times: Tensor, n: int) -> Tensor:
