@@ -16,8 +16,8 @@ from pathline.learn.run import read_state
 
 __all__ = ["Curve", "keep", "rate_shape", "restore"]
 
-Curve = list[tuple[float, float]]
-"""Mean loss and seconds of each part of a training."""
+Curve = list[tuple[float, ...]]
+"""What is kept of each part of a training: its mean loss first, its seconds last."""
 
 
 def rate_shape(done: float, peak: float = 0.2) -> float:
