@@ -410,6 +410,35 @@ def test_weighted_cfm_holds_what_its_specification_asks():
     assert [m for m in report.claims if not m.passed] == [] and report.passed
 
 
+def test_ctrl_holds_what_costs_little():
+    quick = ["accounting", "idle", "idle-samples"]
+    assert [m for m in systems.run("ctrl", only=quick).claims if not m.passed] == []
+
+
+def test_ctrl_is_held_to_its_specification():
+    """Thresholds of claims 1 to 7; what is exact is measured on a coarser lattice elsewhere."""
+    from pathline.systems.ctrl import CLAIMS
+
+    asked = {
+        "exact": (1e-3, "lower"), "objective": (1e-8, "lower"), "log-z": (1e-3, "lower"),
+        "memory-20": (0.176, "equal"), "memory-50": (0.143, "equal"),
+        "memory-200": (0.126, "equal"), "memory-half": (0.0195, "equal"),
+        "spread": (0.1, "lower"), "spread-0.3": (3.0, "higher"), "warned": (2.0, "equal"),
+        "gaussian": (1.2, "lower"), "accounting": (3.0, "lower"), "idle": (0.0, "equal"),
+        "idle-samples": (0.0, "equal"), "learned": (0.1, "lower"), "naive": (0.5, "lower"),
+        "few": (1.0, "lower"), "pairs": (0.03, "lower"), "pairs-dependent": (0.05, "higher"),
+        "flagged": (1e-3, "lower"), "not-flagged": (1e-3, "higher"), "digits": (0.75, "higher"),
+        "digits-kept": (0.9, "higher"),
+    }  # fmt: skip
+    assert {c.id: (c.threshold, c.better) for c in CLAIMS} == asked
+    assert [c.id for c in CLAIMS if c.headline] == ["exact"]
+
+
+@pytest.mark.slow
+def test_ctrl_holds_what_is_exact():
+    assert [m for m in systems.run("ctrl").claims if not m.passed] == []
+
+
 def test_dpm_solver_v3_holds_what_costs_little():
     quick = ["degenerate-x0", "degenerate-eps", "flow-derivative"]
     assert [m for m in systems.run("dpm-solver-v3", only=quick).claims if not m.passed] == []

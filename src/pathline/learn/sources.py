@@ -28,7 +28,6 @@ __all__ = [
     "Source",
     "checkerboard_source",
     "classes_of",
-    "digit_classes_source",
     "digits_source",
     "eight_gaussians_source",
     "emoji_source",
@@ -293,24 +292,6 @@ def digits_source() -> Points:
     return Points(train, test, cell=2 / digits.LEVELS)
 
 
-def digit_classes_source(**options: Any) -> LabelledImages:
-    """Return the digits of scikit-learn by class, counts of 0 to 16 stretched to 0 to 255.
-
-    Args:
-        options: `null_share` of `LabelledImages`.
-
-    Raises:
-        MissingExtra: scikit-learn is not installed.
-    """
-    data = digits.load()
-    train, test = (
-        (torch.from_numpy(images)[:, None].float() * (255 / (digits.LEVELS - 1))).round().byte()
-        for images in (data.train_images, data.test_images)
-    )
-    labels = [torch.from_numpy(a).long() for a in (data.train_labels, data.test_labels)]
-    return LabelledImages(train, labels[0], test, labels[1], digits.CLASSES, **options)
-
-
 def eight_gaussians_source(**options: Any) -> Points:
     """Return `problems.eight_gaussians`; `options` are its radius and std, and n."""
     n = options.pop("n", 50_000)
@@ -339,7 +320,6 @@ def checkerboard_source(n: int = 50_000, **options: Any) -> Points:
 
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "checkerboard": checkerboard_source,
-    "digit_classes": digit_classes_source,
     "digits": digits_source,
     "eight_gaussians": eight_gaussians_source,
     "emoji": emoji_source,

@@ -3,6 +3,7 @@
 # A recipe registers its system when it is imported.
 from pathline.systems import (
     bdia,
+    ctrl,
     dci,
     deis,
     diffusion_overview,
@@ -30,6 +31,7 @@ __all__ = [
     "bdia",
     "claims_of",
     "dci",
+    "ctrl",
     "deis",
     "diffusion_overview",
     "dmcmc",
