@@ -136,11 +136,12 @@ class Digits:
         number = torch.arange(self.samples)
         asked, label = number % THIRDS, number // THIRDS % 10
         control = replace(self.control, told={NAME: asked}, weight=weight)
+        reader = self.reader  # fitted before gradients are off
         with torch.no_grad():
             x = sample(self.model, seeds=range(self.samples), solver=DDIM(eta=1.0),
                        grid=self.objective.grid, guide=control, label=label).x.cpu()  # fmt: skip
             third = torch.bucketize(ink(x), self.edges(self.data.x))
-            read = self.reader(x).argmax(1)
+            read = reader(x).argmax(1)
         return float((third == asked).double().mean()), float((read == label).double().mean())
 
     @cached_property
