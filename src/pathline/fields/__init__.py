@@ -5,6 +5,7 @@ from pathline.fields.field import Condition, Evaluate, Field, Prediction, Vector
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
 from pathline.fields.retimed import Retimed, retimed
 from pathline.fields.separation import estimate as estimate_separation
+from pathline.fields.spherical import Spherical
 from pathline.fields.subspace import Subspace
 from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
@@ -20,6 +21,7 @@ __all__ = [
     "Mixture",
     "Prediction",
     "Retimed",
+    "Spherical",
     "Subspace",
     "Unscaled",
     "UnscaledPath",
