@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
-from pathline.paths import bshape
+from pathline.paths import GaussianPath, bshape
 from pathline.steer.estimate import Estimate, Steering, differentiable
 from pathline.steer.guide import guides
 
@@ -95,6 +95,21 @@ class Loss(Steering):
 
     def finished(self, step: Tensor, now: Estimate) -> Tensor:
         return self._step(now) * _scaled(step)
+
+    def log_twist(self, now: Estimate) -> Tensor:
+        """Return −λ V(x̂_0) in the window, (batch,): what particles are weighed by on their way."""
+        inside = now.within(self.window).reshape(-1)
+        return -self.weight * inside * self._value(now.x0)
+
+    def log_likelihood(self, x0: Tensor, path: GaussianPath) -> Tensor:
+        """Return −λ V(x0), (batch,): the target is p(x_0) exp(−λ V), not normalised.
+
+        Args:
+            x0: data, (batch, *state).
+            path: not looked at.
+        """
+        del path
+        return -self.weight * self._value(x0)
 
     def corrected(self, now: Estimate) -> Tensor:
         if self.through == "estimate":
