@@ -4,7 +4,7 @@ Any guide with a likelihood is a proposal that is a little wrong. A run carries 
 the step that a particle takes, x' ~ N(m + Δ, c²) with Δ from the guide, the model's own step
 N(m, c²) is known, so what the guide distorts can be counted:
 
-    w ← w · N(x'; m, c²)/N(x'; m + Δ, c²) · p̃(y | x')/p̃(y | x),    p̃(y | x_0) = p(y | x_0) at the end
+    w ← w · N(x'; m, c²)/N(x'; m + Δ, c²) · p̃(y | x')/p̃(y | x),   p̃ = p(y | x_0) at the end
 
 and where weights become uneven the run is resampled. Whatever p̃ is, weighted particles are those
 of p(y | x) times the law of the unguided solver as K grows, and the mean of the weights is an
@@ -182,7 +182,9 @@ class Particles:
         drawn = _seeds(runs, seed, seeds)
         rule = as_solver(solver)
         if isinstance(rule, Stepped):
-            raise UsageError(f"{solver} has no plan, whose rows particles are weighed by; take ddpm.")
+            raise UsageError(
+                f"{solver} has no plan, whose rows particles are weighed by; take ddpm."
+            )
         shape = model.shape if shape is None else tuple(shape)
         if shape is None:
             raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
@@ -339,9 +341,7 @@ class _Run:
 
     def _drawn(self, d: int, like: Tensor) -> Tensor:
         shape, dtype, device = tuple(like.shape[1:]), like.dtype, like.device
-        return noise.normal(
-            self.keys, shape, stream="step", index=d, dtype=dtype, device=device
-        )
+        return noise.normal(self.keys, shape, stream="step", index=d, dtype=dtype, device=device)
 
     def _resample(self) -> None:
         """Draw the particles anew where their weights are uneven; nothing waits for the device."""
@@ -389,9 +389,7 @@ class _Run:
         self._refuse(one, status, stats)
         grid = tuple(plain(t) for t in self.plan.grid)
         dtype = str(x.dtype).removeprefix("torch.")
-        receipt = Receipt(
-            recipe, self.seeds, grid, nfe, status_names(status), x.device.type, dtype
-        )
+        receipt = Receipt(recipe, self.seeds, grid, nfe, status_names(status), x.device.type, dtype)
         events = (torch.stack(self.ess), torch.stack(self.ancestors))
         return Population(one, x, share, evidence, *events, stats, receipt)
 
@@ -433,4 +431,3 @@ def _repeated(value: Any, runs: int, n: int) -> Any:
     if isinstance(value, Tensor) and value.ndim and len(value) == runs:
         return value.repeat_interleave(n, 0)
     return value
-

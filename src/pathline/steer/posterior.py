@@ -1,6 +1,7 @@
 """Exact posteriors of Gaussian mixtures under linear measurements, y = A x_0 + s n.
 
-    p(x_0 | y) = Σ_k w_k(y) N(m_k + G_k (y − A m_k), C_k − G_k A C_k),   G_k = C_k Aᵀ (A C_k Aᵀ + s²)⁻¹
+    p(x_0 | y) = Σ_k w_k(y) N(m_k + G_k (y − A m_k), C_k − G_k A C_k)
+    G_k = C_k Aᵀ (A C_k Aᵀ + s² I)⁻¹
     w_k(y) ∝ w_k N(y; A m_k, A C_k Aᵀ + s² I)
 
 They are what guides are held against: for each y a mixture again, that can be drawn from.
@@ -121,7 +122,7 @@ class Posterior:
 
         u = noise.uniform(seeds, (1,), stream="data", index=2, dtype=torch.float64)
         edges = self.shares.cumsum(1).expand(n, -1).contiguous()
-        which = torch.searchsorted(edges, u)[:, 0].clamp(max=len(self.means) - 1)
+        which = torch.searchsorted(edges, u.contiguous())[:, 0].clamp(max=len(self.means) - 1)
         values, vectors = torch.linalg.eigh(self.covariances)
         roots = vectors * values.clamp(min=0).sqrt()[:, None]
         z = normal(self.means.shape[1], 0)

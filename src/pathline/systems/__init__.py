@@ -11,6 +11,7 @@ from pathline.systems import (
     pfgmpp,
     sada,
     score_sde,
+    steered_diffusion,
     usf_s3,
     weighted_cfm,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "run",
     "sada",
     "score_sde",
+    "steered_diffusion",
     "systems",
     "usf_s3",
     "weighted_cfm",
