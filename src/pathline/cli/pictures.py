@@ -1,0 +1,54 @@
+"""Pictures from files, in the size that a model draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+
+
+def read_picture(name: str, channels: int) -> Tensor:
+    """Return a picture as (channels, height, width) uint8; what is transparent is on white.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return torch.from_numpy(_opened(name, "L" if channels == 1 else "RGB"))
+
+
+def read_alpha(name: str) -> Tensor | None:
+    """Return how opaque each pixel is, (1, height, width) uint8; None if nothing says it."""
+    made = torch.from_numpy(_opened(name, "RGBA"))[3:]
+    return None if bool((made == 255).all()) else made
+
+
+def check_size(name: str, picture: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a picture that is not as large as those of the model."""
+    height, width = picture.shape[1:]
+    if (height, width) != tuple(shape[1:]):
+        raise UsageError(
+            f"{name} has {width} × {height} pixels, and the model takes {shape[2]} × "
+            f"{shape[1]}: scale it first."
+        )
+
+
+def _opened(name: str, mode: str) -> np.ndarray:
+    try:
+        with Image.open(name) as image:
+            whole = image.convert("RGBA") if _is_transparent(image) or mode == "RGBA" else image
+            if mode != "RGBA" and whole.mode == "RGBA":
+                white = Image.new("RGBA", whole.size, "white")
+                whole = Image.alpha_composite(white, whole)
+            pixels = np.array(whole.convert(mode))
+    except (OSError, SyntaxError, ValueError) as reason:
+        raise UsageError(f"cannot read a picture from {name}: {reason}.") from reason
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
