@@ -1,9 +1,10 @@
 """Particles: guided samples that are weighed, so that they are the posterior's (twisted SMC).
 
 Any guide with a likelihood is a proposal that is a little wrong. A run carries K particles; beside
-the step that a particle takes, x' ~ N(m + Δ, c²) with Δ from the guide, the model's own step
-N(m, c²) is known, so what the guide distorts can be counted:
+the step that a particle takes, x' ~ N(m + Δ, c²), the model's own step N(m, c²) is known, so what
+the guide distorts can be counted:
 
+    Δ = c² ∇_x log p̃(y | x)
     w ← w · N(x'; m, c²)/N(x'; m + Δ, c²) · p̃(y | x')/p̃(y | x),   p̃ = p(y | x_0) at the end
 
 and where weights become uneven the run is resampled. Whatever p̃ is, weighted particles are those
@@ -21,7 +22,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -31,13 +32,14 @@ from pathline.core import noise
 from pathline.core.errors import NonFiniteError, UsageError, unknown
 from pathline.core.receipt import Receipt
 from pathline.core.solution import Solution, Stats, finite_status, name_samples, status_names
-from pathline.fields import Field
+from pathline.fields import Field, change
 from pathline.paths import GaussianPath
 from pathline.solvers import Grid, Plan, Solver, Stepped
 from pathline.solvers.plan import Coefficient, Row, plain
 from pathline.solvers.solve import as_grid, as_solver, start
 from pathline.steer.estimate import Estimate, Look, Steered
 from pathline.steer.guide import Chain, Guide, named
+from pathline.steer.loss import Loss
 
 Resampling = Literal["systematic", "multinomial"]
 
@@ -236,8 +238,11 @@ def _parted(model: Field, guide: Guide) -> tuple[Field, tuple[Twist, ...]]:
 
 
 def _steered(prior: Field, twists: Sequence[Twist]) -> Field:
+    """Return the prior under the guides, each of which adds its score."""
     for twist in twists:
         assert isinstance(twist, Guide)
+        if isinstance(twist, Loss):
+            twist = replace(twist, scale="score", normalise="none")
         prior = twist(prior)
     return prior
 
@@ -295,7 +300,10 @@ class _Run:
         self.keys = noise.keys(slots, x.device)
         self.x: dict[int, Tensor] = {0: x}
         self.f: dict[int, Tensor] = {}
-        self.pull: dict[int, Tensor] = {}
+        self.score: dict[int, Tensor] = {}
+        at = plan.instants.to(x.device)
+        assert plan.path is not None
+        self._to_score = change(plan.path, plan.view, "score", at)[1].nan_to_num(0, 0, 0).tolist()
         self.twist = x.new_zeros(len(x), dtype=torch.float64)
         self.log_w = self.twist.view(len(seeds), how.n)
         self.log_z = self.log_w.new_zeros(len(seeds))
@@ -310,7 +318,7 @@ class _Run:
                 self._see(k, look(k, self.x[k]))
             self.x[i + 1] = self._moved(row)
             for k in [k for k, end in last_use.items() if end == i]:
-                for known in (self.x, self.f, self.pull):
+                for known in (self.x, self.f, self.score):
                     known.pop(k, None)
         assert self.plan.path is not None
         x, path = self.x[len(self.plan.rows)], self.plan.path
@@ -318,7 +326,8 @@ class _Run:
 
     def _see(self, k: int, look: Look) -> None:
         assert look.told is not None
-        self.f[k], self.pull[k] = look.raw, look.guided - look.raw
+        self.f[k] = look.raw
+        self.score[k] = (look.guided - look.raw) * self._to_score[k]
         self._weigh(look.told)
         self._resample()
 
@@ -334,7 +343,7 @@ class _Run:
         like = self.x[min(self.x)]
         drawn = sum(_as(c, like) * self._drawn(d, like) for d, c in row.z.items())
         spread = sum(_as(c, like) ** 2 for c in row.z.values())
-        shift = _sum(row.f, self.pull) if row.f else torch.zeros_like(x)
+        shift = spread * self.score[max(row.f)] if row.f else torch.zeros_like(x)
         ratio = -(shift * drawn + shift.square() / 2) / spread
         self.log_w = self.log_w + ratio.double().flatten(1).sum(1).view_as(self.log_w)
         return x + shift + drawn
@@ -357,7 +366,7 @@ class _Run:
         self.log_z = self.log_z + torch.where(uneven, mean, 0.0)
         self.log_w = torch.where(uneven[:, None], 0.0, self.log_w)
         rows = (parents + n * torch.arange(runs, device=share.device)[:, None]).flatten()
-        for known in (self.x, self.f, self.pull):
+        for known in (self.x, self.f, self.score):
             for k, value in known.items():
                 known[k] = value[rows]
         self.twist = self.twist[rows]
