@@ -18,6 +18,7 @@ from pathline.cli import (
     working,
 )
 from pathline.cli.demo import demo
+from pathline.cli.steering import steer
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
 
@@ -48,7 +49,8 @@ app = typer.Typer(
 
 PANELS = {
     "Make": [
-        sampling.sample, replaying.replay, completing.complete, completing.interpolate, demo,
+        sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
+        demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,

@@ -88,6 +88,16 @@ class Population:
         return torch.einsum("rk,rk...->r...", share, self.particles)
 
     @property
+    def even(self) -> Tensor:
+        """The particles with equal weights: each about as often as it weighs, (runs, n, *state)."""
+        runs, n = self.weights.shape
+        at = (torch.arange(n, device=self.weights.device, dtype=torch.float64) + 0.5) / n
+        edges = self.weights.cumsum(1)
+        edges = edges / edges[:, -1:]
+        which = torch.searchsorted(edges, at.expand(runs, n).contiguous()).clamp(max=n - 1)
+        return self.particles[torch.arange(runs, device=which.device)[:, None], which]
+
+    @property
     def origins(self) -> Tensor:
         """Which particle at the start each one comes from, (runs, particles)."""
         runs, n = self.weights.shape
