@@ -164,7 +164,8 @@ def test_a_class_is_exact_too(kind):
     x = torch.linspace(-4, 4, 8001).double()[:, None]
     density = (law.log_prob(x, 0.0) - wrong(x)).exp()
     exact = float((density * x[:, 0]).sum() / density.sum())
-    found = Particles(24).sample(law, 400, guide=guide, grid=pl.grids.log_snr(40, last="denoise"),
+    how = {"solver": "dpmpp_2m_sde", "grid": pl.grids.log_snr(60, last="denoise")}
+    found = Particles(24).sample(law, 400, guide=guide, **how,
                                  dtype=torch.float64)  # fmt: skip
     runs = found.mean[:, 0]
     assert abs(float(runs.mean()) - exact) < 6 * float(runs.std()) / 400**0.5 + 0.02

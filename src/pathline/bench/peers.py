@@ -183,7 +183,7 @@ def deepinv() -> Any:
 class _Stand(ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: list[str] = []  # noqa: RUF012 - what makes a package
+    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -249,7 +249,9 @@ def _deepinv_diffpir(problem: Problem, steps: int) -> Tensor:
 
 def _deepinv_dps(problem: Problem, steps: int) -> Tensor:
     package, physics, y = _physics(problem)
-    made = package.sampling.DPS(_network(package, problem), num_steps=steps + 1, dtype=torch.float64)
+    made = package.sampling.DPS(
+        _network(package, problem), num_steps=steps + 1, dtype=torch.float64
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x = made(y, physics, x_init=(len(y), *problem.shape))

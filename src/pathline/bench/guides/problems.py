@@ -44,6 +44,7 @@ class Problem:
         draws: samples of each picture.
         judge: samples (pictures · draws, *shape), picture by picture → measures.
         dtype: of the state.
+        floor: the distance of as many exact draws.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Problem:
     draws: int
     judge: Judge
     dtype: torch.dtype = torch.float64
+    floor: float = 0.0
     shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ def against(exact: Tensor) -> Judge:
     return judge
 
 
-def digits(n: int = 6) -> list[Problem]:
+def digits(n: int = 5) -> list[Problem]:
     """Return two problems of digits: means of 2 × 2 pixels, and a hole of 4 × 4, with noise."""
     x = pixels()[0][:: len(pixels()[0]) // n][:n]
     kinds = {
@@ -130,7 +132,10 @@ def digits(n: int = 6) -> list[Problem]:
         exact = many.draw(range(n * EXACT)).unflatten(0, (n, EXACT))
         about = "Sliced Wasserstein distance to the exact posterior, in thousandths."
         judge = against(exact)
-        made.append(Problem(name, about, law(), operator, y, STD, 0.4, DRAWS, judge))
+        others = posterior(law(), operator, y.repeat_interleave(DRAWS, 0), STD)
+        floor = judge(others.draw(range(10**6, 10**6 + n * DRAWS)))["distance"]
+        how = (law(), operator, y, STD, 0.4, DRAWS, judge)
+        made.append(Problem(name, about, *how, floor=floor))
     return made
 
 
@@ -167,7 +172,7 @@ def classes() -> Classes:
     return Classes(votes.argmax(1))
 
 
-def emoji(n: int = 6) -> list[Problem]:
+def emoji(n: int = 4) -> list[Problem]:
     """Return two problems of held-out emoji: a hidden middle, and four times fewer pixels."""
     from pathline.learn import load_model
     from pathline.systems.steered_emoji import held_out, psnr
@@ -186,7 +191,5 @@ def emoji(n: int = 6) -> list[Problem]:
 
         about = "PSNR to the held-out picture, in dB: more is nearer."
         y = operator.forward(x)
-        made.append(
-            Problem(name, about, model, operator, y, 0.02, 0.5, 1, judge, torch.float32)
-        )
+        made.append(Problem(name, about, model, operator, y, 0.02, 0.5, 1, judge, torch.float32))
     return made
