@@ -144,6 +144,9 @@ class Steering(Guide):
         """Whether the last product of a pull can be that of others too: Jᵀ(u + v)."""
         return True
 
+    def check_times(self, times: Tensor) -> None:
+        """Refuse the times of a grid, (n,) or (n, batch), if the guide would do nothing at any."""
+
     def corrected(self, now: Estimate) -> Tensor:
         """Return x̃_0, (batch, *state); what a correction does."""
         raise NotImplementedError
@@ -273,6 +276,9 @@ class Steered(Guided):
         """
         path = self.path
         assert path is not None
+        if len(times) > 1:  # a stepped solver asks one time after the other
+            for guide in self.guides:
+                guide.check_times(times)
         pulls = any(guide.vjps for guide in self.guides)
         with torch.inference_mode(False):  # what is kept must serve gradients
             times, cond = differentiable(times), {k: differentiable(v) for k, v in cond.items()}

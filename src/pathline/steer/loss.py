@@ -85,6 +85,14 @@ class Loss(Steering):
     def shares(self) -> bool:
         return self.normalise == "none"
 
+    def check_times(self, times: Tensor) -> None:
+        low, high = self.window
+        if not bool(((times >= low) & (times <= high)).any()):
+            raise UsageError(
+                f"Loss(window={self.window}): no step begins in it; the grid goes from "
+                f"{float(times.max()):.4g} to {float(times.min()):.4g}."
+            )
+
     def _value(self, at: Tensor) -> Tensor:
         if self.loss is None:
             raise UsageError("Loss(loss=...) needs a function of clean data.")

@@ -92,7 +92,7 @@ class DPS(Gradient):
     It takes x̂_0 for certain, so it pulls too hard at much noise: s must be so large that a step of
     the solver bears the slope 1/s². The paper's steps ζ/|y − A x̂_0| belong to its thousand
     ancestral steps and to no field; choose MMPS or PiGDM instead, unless A is not linear: then it
-    is `Loss`.
+    is `Loss(scale="score")`.
 
     Args:
         operator, y: what was measured.
