@@ -1,6 +1,9 @@
 """Bench guides: the judge is right, peers see the same model, and who is missing is told."""
 
 import json
+import sys
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,11 +11,12 @@ import torch
 from pathline.bench import guides as bench
 from pathline.bench.guides import contestants, problems
 from pathline.bench.peers import Absent, deepinv, installed
+from pathline.core import noise
 from pathline.core.errors import UsageError
+from pathline.paths import EDM
+from pathline.steer import MMPS, posterior
 
 pytest.importorskip("sklearn", reason='it comes with the extra "pathline[data]"')
-from importlib import import_module
-
 module = import_module("pathline.bench.guides")
 
 
@@ -24,8 +28,6 @@ def pair():
 def test_exact_draws_are_judged_as_such(pair):
     """Mean within five errors of 64 draws of 64 correlated pixels, variance within a third."""
     for problem in pair:
-        from pathline.steer import posterior
-
         law, y = problem.field, problem.each
         x = posterior(law, problem.operator, y, problem.std).draw(range(10**7, 10**7 + len(y)))
         told = problem.judge(x)
@@ -46,29 +48,20 @@ def test_peers_ask_the_same_model_in_their_own_scale(pair):
 
 
 def test_moment_matching_agrees_with_azula(pair):
-    """Both solve one system by conjugate gradients; azula's GMRES is given as many steps."""
+    """The same conjugate gradients on the same system, azula's on its own schedule."""
+    problem, t = pair[0], torch.tensor(0.5, dtype=torch.float64)
     try:
-        denoise = contestants._denoiser(pair[0])
+        denoiser = contestants._denoiser(problem)
+        theirs = contestants.azula_mmps(problem, denoiser, iterations=6, solver="cg")
     except Absent as reason:
         pytest.skip(str(reason))
-    import pathline as pl
-    from pathline.steer import MMPS
-
-    problem, t = pair[0], torch.tensor(0.5, dtype=torch.float64)
-    noise = installed("azula.linalg.covariance").IsotropicCovariance(problem.std**2)
-    theirs = installed("azula.guidance").MMPSDenoiser(
-        denoise, y=problem.each, A=problem.operator.forward, cov_y=noise, iterations=6, solver="cg"
-    )
-    x = pl.core.noise.normal(range(len(problem.each)), (1, 8, 8), dtype=torch.float64)
-    alpha, sigma = denoise.schedule(t)
-    made = theirs(x, t).mean
-    path = pl.paths.EDM(sigma_max=2000.0)
+    x = noise.normal(range(len(problem.each)), (1, 8, 8), dtype=torch.float64)
+    alpha, sigma = denoiser.schedule(t)
+    made = theirs(x.flatten(1), t).mean.view_as(x)
+    law = replace(problem.field, path=EDM(sigma_max=2000.0))
     guide = MMPS(problem.operator, problem.each, problem.std, iterations=6)
-    from dataclasses import replace
-
-    law = replace(problem.field, path=path)
     ours = guide(law)(x / alpha, sigma / alpha / 2000).x0
-    torch.testing.assert_close(made, ours, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made, ours, rtol=1e-6, atol=1e-6)
 
 
 def test_deepinv_is_imported_without_torchvision_or_told():
@@ -77,8 +70,6 @@ def test_deepinv_is_imported_without_torchvision_or_told():
     except Absent as reason:
         assert "installed" in str(reason) or "cannot be imported" in str(reason)
         return
-    import sys
-
     assert package.sampling.DPS and "natsort" not in sys.modules
 
 

@@ -153,52 +153,71 @@ def azula() -> Iterator[Contestant]:
 
 
 def _denoiser(problem: Problem) -> Any:
+    """Return the model of flat states, for azula's solvers know vectors of one axis."""
     denoise, noise = installed("azula.denoise"), installed("azula.noise")
 
     class Denoiser(denoise.Denoiser):
         schedule = noise.VPSchedule()
 
         def forward(self, x: Tensor, t: Tensor) -> Any:
-            alpha, sigma = self.schedule(t)
-            return denoise.DiracPosterior(mean=problem.denoised(x, alpha, sigma))
+            mean = problem.denoised(x.unflatten(1, problem.shape), *self.schedule(t))
+            return denoise.DiracPosterior(mean=mean.flatten(1))
 
     return Denoiser()
+
+
+def _flat(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return A of flat states, and the flat measurements of each sample."""
+
+    def forward(x: Tensor) -> Tensor:
+        return problem.operator.forward(x.unflatten(-1, problem.shape)).flatten(1)
+
+    return forward, problem.each.flatten(1)
 
 
 def _azula(problem: Problem, sampler: Callable[..., Any], steps: int) -> Tensor:
     made = sampler(steps=steps, silent=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        x = torch.randn(len(problem.each), *problem.shape, dtype=problem.dtype)
-        return made(x)
+        x = torch.randn(len(problem.each), math.prod(problem.shape), dtype=problem.dtype)
+        return made(x).unflatten(1, problem.shape)
 
 
 def _azula_dps(problem: Problem, denoiser: Any) -> Callable[..., Any]:
     """Its norm is that of the whole batch; ζ = √n gives every sample the paper's step."""
-    y, zeta = problem.each, math.sqrt(len(problem.each))
-    make = installed("azula.guidance").DPSSampler
-    return lambda **how: make(denoiser, y=y, A=problem.operator.forward, zeta=zeta, **how)
+    (forward, y), make = _flat(problem), installed("azula.guidance").DPSSampler
+    return lambda **how: make(denoiser, y=y, A=forward, zeta=math.sqrt(len(y)), **how)
 
 
 def _azula_pgdm(problem: Problem, denoiser: Any) -> Callable[..., Any]:
-    make, a = installed("azula.guidance").PGDMSampler, problem.operator
-    return lambda **how: make(denoiser, y=problem.each, A=a.forward, A_inv=a.pinv, eta=1.0, **how)
+    (forward, y), make = _flat(problem), installed("azula.guidance").PGDMSampler
+    measured = problem.y.shape[1:]
+
+    def back(y: Tensor) -> Tensor:
+        return problem.operator.pinv(y.unflatten(1, measured)).flatten(1)
+
+    return lambda **how: make(denoiser, y=y, A=forward, A_inv=back, eta=1.0, **how)
 
 
 def _azula_diffpir(problem: Problem, denoiser: Any) -> Callable[..., Any]:
+    forward, y = _flat(problem)
     guide = installed("azula.guidance").DiffPIRDenoiser(
-        denoiser, y=problem.each, A=problem.operator.forward, var_y=problem.std**2, lmbda=1.0,
-        iterations=4,
-    )  # fmt: skip
+        denoiser, y=y, A=forward, var_y=problem.std**2, lmbda=1.0, iterations=4
+    )
     return lambda **how: installed("azula.sample").DDPMSampler(guide, **how)
 
 
 def _azula_mmps(problem: Problem, denoiser: Any) -> Callable[..., Any]:
-    noise = installed("azula.linalg.covariance").IsotropicCovariance(problem.std**2)
-    guide = installed("azula.guidance").MMPSDenoiser(
-        denoiser, y=problem.each, A=problem.operator.forward, cov_y=noise, iterations=2
+    return lambda **how: installed("azula.sample").DDPMSampler(
+        azula_mmps(problem, denoiser, iterations=2), **how
     )
-    return lambda **how: installed("azula.sample").DDPMSampler(guide, **how)
+
+
+def azula_mmps(problem: Problem, denoiser: Any, **how: Any) -> Any:
+    """Return azula's moment matching around a denoiser of flat states."""
+    noise = installed("azula.linalg.covariance").IsotropicCovariance(problem.std**2)
+    forward, y = _flat(problem)
+    return installed("azula.guidance").MMPSDenoiser(denoiser, y=y, A=forward, cov_y=noise, **how)
 
 
 # deepinv
