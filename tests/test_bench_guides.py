@@ -10,7 +10,7 @@ import torch
 
 from pathline.bench import guides as bench
 from pathline.bench.guides import contestants, problems
-from pathline.bench.peers import Absent, deepinv, installed
+from pathline.bench.peers import Absent, deepinv
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.paths import EDM
