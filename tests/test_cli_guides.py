@@ -90,6 +90,24 @@ def test_a_guide_is_that_of_the_library_and_replays(here, name):
     assert [each["spec"] for each in told] == specs and json.dumps(told)
 
 
+def test_a_classifier_goes_with_other_guides(here):
+    """--classifier beside --guide is the library's chain, and replays by the folder's weights."""
+    from pathline.learn.noisy_classes import ClassLesson, Labelled, train_noisy_classes
+    from pathline.learn.sources import Points
+
+    images = Points(
+        torch.stack((torch.ones(3, 8, 8), -torch.ones(3, 8, 8))), torch.ones(1, 3, 8, 8)
+    )
+    data = Labelled(images, torch.tensor([0, 1]), torch.tensor([0]), ("up", "down"))
+    train_noisy_classes("c", data, ClassLesson(widths=(8,), parts=1, updates=2, batch=8))
+    done("sample", "tiny", "down", "--classifier", "c/model", "--guidance", 2, "--guide",
+         "clip:-1,high=1", "--steps", 2, "-n", 2, "-o", "a.png")  # fmt: skip
+    assert [g["name"] for g in read_receipt("a.png").recipe["guide"]["guides"]] == [
+        "classifier", "clip",
+    ]  # fmt: skip
+    assert "identical" in done("replay", "a.png")
+
+
 def test_the_guidance_of_a_prompt_goes_on(here):
     """Another guide does not switch it off; one of its own kind takes its place."""
     put = ["--guide", "inpaint:image=cut.png"]
@@ -113,7 +131,7 @@ def test_a_replay_wants_the_same_files(here):
     done("sample", "tiny", "--guide", "autoguidance:2,worse=worse", "--steps", 1, "-n", 1, "-o",
          "c.png")  # fmt: skip
     tiny_model(here / "worse", seed=2)
-    assert_refused(here, ["replay", "c.png"], "worse model worse has other weights")
+    assert_refused(here, ["replay", "c.png"], "worse has other weights")
 
 
 @pytest.mark.parametrize("guides", [[], "cfg:4", [{"spec": 3}], [{"spec": "cfg:2", "files": 1}]])
@@ -134,7 +152,7 @@ REFUSED = {
     "inpaint:image=none.png": "there is no file none.png",
     "inpaint:image=a.txt": "cannot read a picture",
     "inpaint:image=small.png": "scale it first",
-    "inpaint:mask=grey.png,image=photo.png": "grey pixels",
+    "inpaint:mask=grey.png,image=photo.png": "has greys",
     "inpaint:mask=black.png,image=photo.png": "nothing is known",
     "projection:image=photo.png": "one of mask=FILE, cubic=FACTOR",
     "projection:cubic=4,luma,image=photo.png": "one of mask=FILE, cubic=FACTOR",
@@ -148,7 +166,8 @@ REFUSED = {
     "cfg:4,of=lambda": "unknown measure of noise",
     "dps:0,mask=mask.png,image=photo.png": "above 0 here",
     "loss:3": "use it in Python",
-    "classifier:3": "a network that knows noisy pictures",
+    "look_ahead:3": "would need a reward",
+    "classifier:3": "needs folder=",
     "autoguidance:2,worse=nowhere": "unknown model",
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathline.cli.pictures import check_size, read_alpha, read_picture
+from pathline.cli.reading import as_data, check_size, mask_of, read_alpha, read_picture
 from pathline.core.errors import ReceiptError, UsageError
 from pathline.core.receipt import sha256
 from pathline.fields import Denoiser
@@ -26,11 +26,12 @@ from pathline.steer import Chain, Guide, guides, operators
 from pathline.steer.operators import Operator
 
 MAIN = {
-    "cfg": "weight", "apg": "weight", "autoguidance": "weight", "clip": "low",
-    "dynamic_threshold": "quantile", "dps": "std", "pigdm": "std", "mmps": "std", "diffpir": "std",
-    "projection": "strength", "inpaint": "strength",
+    "cfg": "weight", "apg": "weight", "classifier": "weight", "autoguidance": "weight",
+    "regions": "weight", "clip": "low", "dynamic_threshold": "quantile", "dps": "std",
+    "pigdm": "std", "mmps": "std", "diffpir": "std", "projection": "strength",
+    "inpaint": "strength",
 }  # fmt: skip
-"""What a value without a name is."""
+"""What a value without a name is, of every guide that can be typed."""
 
 MEASURED = "projection", "diffpir", "dps", "pigdm", "mmps"
 """Guides by an operator and what it has measured."""
@@ -40,11 +41,12 @@ OPERATORS = {"cubic": "factor", "pooling": "factor", "blur": "std", "luma": None
 
 UNTYPED = {
     "loss": "a function of pictures",
-    "classifier": "a network that knows noisy pictures",
+    "look_ahead": "a reward of pictures",
+    "naive_gradient": "a reward of pictures",
     "measured": "a matrix",
     "chain": "other guides; give each a --guide of its own",
 }
-"""What cannot be typed."""
+"""What others need, which cannot be typed."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,10 @@ class _Reader:
         head, _, rest = text.partition(":")
         self.entry = guides.entry(head.strip())
         self.name = self.entry.name
-        if self.name in UNTYPED:
+        if self.name not in MAIN:
+            needed = UNTYPED.get(self.name, "what is no word")
             raise UsageError(
-                f"--guide {self.name} would need {UNTYPED[self.name]}; use it in Python "
-                "(pathline.steer)."
+                f"--guide {self.name} would need {needed}; use it in Python (pathline.steer)."
             )
         self.options = self._parts(rest)
 
@@ -180,6 +182,7 @@ class _Reader:
         special = {name: self._measured for name in MEASURED} | {
             "inpaint": self._inpaint,
             "autoguidance": self._worse,
+            "classifier": self._classifier,
             "regions": self._regions,
         }
         arguments: dict[str, Any] = special.get(self.name, dict)()
@@ -227,14 +230,7 @@ class _Reader:
 
     def _mask(self, name: str) -> Tensor:
         """Return a mask file as (1, height, width), 1 where it is white."""
-        picture = read_picture(self._file(name), 1)
-        check_size(name, picture, self._shape)
-        if bool(((picture != 0) & (picture != 255)).any()):
-            raise UsageError(
-                f"{name} has grey pixels; a mask is black and white, white where the picture is "
-                "kept. Save it without anti-aliasing, as PNG."
-            )
-        return (picture == 255).float()
+        return mask_of(self.model, self._file(name))[0]
 
     def _inpaint(self) -> dict[str, Any]:
         image = self._taken("image")
@@ -250,19 +246,31 @@ class _Reader:
                 f"--guide inpaint: {image} is opaque everywhere, so say what is kept: "
                 f"{_EXAMPLES['inpaint']}"
             )
-        return {"mask": mask, "y": _scaled(picture)[None]}
+        return {"mask": mask, "y": as_data(picture)[None]}
 
     def _worse(self) -> dict[str, Any]:
         from pathline.learn.checkpoint import load_model
 
         name = self._taken("worse")
         worse = load_model(name)
-        digest = str(worse.details.get("weights", {}).get("sha256"))
+        self._weighed(name, str(worse.details.get("weights", {}).get("sha256")))
+        return {"worse": worse.to(self.model.device or "cpu")}
+
+    def _classifier(self) -> dict[str, Any]:
+        from pathline.cli.request import classifier_of  # which needs this module
+        from pathline.learn.checkpoint import WEIGHTS, find_folder
+
+        name = self._taken("folder")
+        logits, label = classifier_of(name, self.model)
+        self._weighed(name, sha256(find_folder(name) / WEIGHTS))
+        return {"network": logits, "labels": label(self._taken("label"))}
+
+    def _weighed(self, name: str, digest: str) -> None:
+        """Note the weights of another network; those of a receipt must be the same."""
         told = self.place.files.get(name) if isinstance(self.place, _Found) else digest
         if digest != told:
-            raise ReceiptError(f"the worse model {name} has other weights now ({digest[:12]}…).")
+            raise ReceiptError(f"{name} has other weights now (sha256 {digest[:12]}…).")
         self.files[name] = digest
-        return {"worse": worse.to(self.model.device or "cpu")}
 
     def _regions(self) -> dict[str, Any]:
         told = self.model.details.get("condition")
@@ -282,7 +290,7 @@ class _Reader:
         image = self._taken("image")
         channels = 1 if named[0] == "luma" and self._is_grey(image) else self._shape[0]
         picture = read_picture(self._file(image), channels)
-        whole = _scaled(picture)[None]
+        whole = as_data(picture)[None]
         if channels == self._shape[0] and tuple(whole.shape[1:]) == self._shape:
             return {"operator": operator, "y": operator.forward(whole)}
         wanted = operator.forward(torch.zeros(1, *self._shape)).shape[1:]
@@ -313,15 +321,12 @@ class _Reader:
 _PICTURE = "cubic=4,image=small.png"
 _EXAMPLES = {
     "inpaint": '--guide "inpaint:mask=mask.png,image=photo.png" (white is kept)',
+    "classifier": '--guide "classifier:2,folder=FOLDER,label=7"',
     "autoguidance": '--guide "autoguidance:2,worse=FOLDER"',
     "regions": '--guide "regions:mask=half.png,white=a cat,black=a dog"',
     "projection": f'--guide "projection:{_PICTURE}"',
     **{name: f'--guide "{name}:0.05,{_PICTURE}"' for name in MEASURED[1:]},
 }
-
-
-def _scaled(picture: Tensor) -> Tensor:
-    return picture.float() / 127.5 - 1
 
 
 def _value(text: str, name: str, value: str) -> Any:
