@@ -63,9 +63,10 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) -e '.[$*]'
 	@touch $@
 
-# azula and k-diffusion ask for torchvision, and so for another torch. Their samplers work without
-# it; one that does not install is left out of the tables.
+# azula, k-diffusion and deepinv ask for torchvision, and so for another torch. Their samplers work
+# without it; one that does not install is left out of the tables.
 $(VENV)/.installed-peers: constraints.txt | $(VENV)/.installed-bench
 	-$(PIP) --no-deps azula
 	-$(PIP) --no-deps k-diffusion
+	-$(PIP) --no-deps deepinv
 	@touch $@

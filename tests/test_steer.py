@@ -266,13 +266,21 @@ def test_a_loss_acts_in_its_window_only():
     assert (moved > 1e-3).tolist() == [False, True, True, False]
 
 
+def test_a_loss_at_the_scale_of_a_score_is_a_likelihood():
+    """Half the squared residual over s² is what DPS takes, up to a constant."""
+    law, x, dps = mixture(), drawn(4, 3), steer.DPS(operators.Dense(A), Y, 0.4)
+    loss = steer.Loss(lambda z: (Y - z @ A.T).square().sum(1) / 2, 1 / 0.4**2, scale="score")
+    torch.testing.assert_close(loss(law)(x, 0.5).x0, dps(law)(x, 0.5).x0)
+
+
 def test_other_ways_of_a_gradient():
     law, x, t = mixture(), drawn(4, 3), 0.5
     plain, kappa = law(x, t).x0, VP.sigma(t + 1e-3)
     made = steer.Loss(quadratic, through="estimate")(law)
     torch.testing.assert_close(made(x, t).x0, plain - kappa / VP.alpha(t) * plain)
     assert made.vjps == 0
-    noisy = steer.Loss(quadratic, through="state")(law)(x, t).x0
+    with torch.no_grad():
+        noisy = steer.Loss(quadratic, through="state")(law)(x, t).x0
     torch.testing.assert_close(noisy, plain - kappa * x)
 
 
@@ -385,6 +393,13 @@ def test_bad_input_is_told():
         (lambda: steer.Loss(lambda z: z.sum())(law)(x, 0.5), "one number a sample"),
         (lambda: steer.Loss(quadratic, window=(0.5, 1.5)), "two times of the path"),
         (lambda: steer.Loss(quadratic, through="noise"), "unknown way"),
+        (lambda: steer.Loss(quadratic, scale="beta"), "unknown scale"),
+        (
+            lambda: pl.sample(
+                law, 2, grid=[1.0, 0.7, 0.2], guide=steer.Loss(quadratic, window=(0.3, 0.6))
+            ),
+            "no step begins in it; the grid goes from 1 to 0.2",
+        ),
         (lambda: loss & inpaint & loss, "move Inpaint before or behind both"),
         (lambda: put & total, "Projection undoes what Inpaint has put"),
         (lambda: total(put(law)), "undoes"),

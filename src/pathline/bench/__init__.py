@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pathline.bench.guides import guides
 from pathline.bench.overhead import overhead
 from pathline.bench.paths import compare as compare_paths
 from pathline.bench.precision import Comparison, solvers
@@ -12,6 +13,7 @@ BENCHES: dict[str, Callable[..., Any]] = {
     "overhead": overhead,
     "solvers": solvers,
     "paths": compare_paths,
+    "guides": guides,
 }
 """Every benchmark, by the name that `pathline bench` knows it by."""
 

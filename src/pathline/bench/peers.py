@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
@@ -152,3 +154,56 @@ def _stand_ins(package: ModuleSpec) -> Generator[None]:
     finally:
         for name in stand_ins:
             sys.modules.pop(name, None)
+
+
+# deepinv
+
+
+@cache
+def deepinv() -> Any:
+    """Import deepinv without torchvision, natsort and h5py, which its samplers never call."""
+    if find_spec("deepinv") is None:
+        raise Absent("not installed here")
+    finder = _Hollow(("torchvision", "natsort", "h5py"))
+    sys.meta_path.append(finder)
+    try:
+        package = importlib.import_module("deepinv")
+        for name in ("sampling", "physics", "optim", "models"):
+            importlib.import_module(f"deepinv.{name}")
+    except Exception as error:  # whatever its many imports run into
+        raise Absent(f"cannot be imported ({type(error).__name__}: {error})") from error
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.partition(".")[0] in finder.names]:
+            if isinstance(sys.modules[name], _Stand):
+                del sys.modules[name]
+    return package
+
+
+class _Stand(ModuleType):
+    """A module in which every name is an empty class."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class _Hollow(MetaPathFinder, Loader):
+    """Finds packages that are not installed, with nothing in them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        del path, target
+        mine = fullname.partition(".")[0] in self.names
+        return ModuleSpec(fullname, self, is_package=True) if mine else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Stand(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        del module

@@ -132,6 +132,50 @@ class Report:
         return [f"Left out: {by}, {reason}." for by, reason in reasons.items()]
 
 
+@dataclass(frozen=True)
+class Reports:
+    """Several reports as one, with a picture.
+
+    Args:
+        name: which benchmark.
+        about: what the picture shows.
+        reports: one for each measure or problem.
+        picture: PNG; None where matplotlib is not installed.
+    """
+
+    name: str
+    about: str
+    reports: Sequence[Report]
+    picture: bytes | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bar of every report is kept."""
+        return all(report.passed for report in self.reports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {"passed": self.passed, "reports": [r.to_dict() for r in self.reports]}
+
+    def table(self) -> str:
+        """Return the tables as text."""
+        return "\n\n".join(report.table() for report in self.reports)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write NAME.json, NAME.md and the picture."""
+        home = Path(folder)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        body = "\n\n".join(report.markdown() for report in self.reports)
+        shown = "" if self.picture is None else f"![{self.about}]({self.name}.png)\n\n"
+        written = [
+            write_atomically(home / f"{self.name}.json", text),
+            write_atomically(home / f"{self.name}.md", shown + body),
+        ]
+        if self.picture is not None:
+            written.append(write_atomically(home / f"{self.name}.png", self.picture))
+        return written
+
+
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return cells as lines of text with columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -151,7 +195,7 @@ def piped(cells: Sequence[str]) -> str:
 
 def place() -> dict[str, str]:
     """Return machine, versions and date."""
-    names = "pathline", "torch", "diffusers", "azula", "k-diffusion"
+    names = "pathline", "torch", "diffusers", "azula", "k-diffusion", "deepinv"
     found = {name: _version(name) for name in names}
     return {
         "date": datetime.now(UTC).date().isoformat(),

@@ -19,6 +19,7 @@ from pathline.cli import (
     working,
 )
 from pathline.cli.demo import demo
+from pathline.cli.steering import steer
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
 
@@ -49,7 +50,7 @@ app = typer.Typer(
 
 PANELS = {
     "Make": [
-        sampling.sample, replaying.replay, completing.complete, completing.interpolate,
+        sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
         inverting.invert, demo,
     ],
     "Look up": [

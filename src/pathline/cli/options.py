@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from pathline.cli.guiding import Spec, typed
 from pathline.core.errors import UsageError
 from pathline.core.noise import check_seeds
 from pathline.fields import Denoiser
@@ -156,6 +158,29 @@ def chosen_guide(weight: float | None, prompt: str | None, model: Denoiser) -> G
             return None
         weight = float(model.defaults.get("guidance", GUIDANCE))
     return None if weight == 1 else CFG(weight)
+
+
+def chosen_guides(
+    texts: Sequence[str] | None, weight: float | None, prompt: str | None, model: Denoiser
+) -> tuple[Guide | None, tuple[Spec, ...]]:
+    """Return the guide of `--guide`, beside the guidance of a prompt, and its parts as typed.
+
+    Raises:
+        UsageError: a guide cannot be read; --guidance beside one that chooses evaluations.
+    """
+    usual = chosen_guide(weight, prompt, model)
+    if not texts:
+        return usual, ()
+    made = typed(texts, model)
+    if not made.guide.chooses_evaluations and usual is not None:
+        assert isinstance(usual, CFG)
+        made = typed([f"cfg:{usual.weight}", *texts], model)
+    elif weight is not None and made.guide.chooses_evaluations:
+        raise UsageError(
+            f"--guidance {weight:g} and a --guide that chooses evaluations were given; leave one "
+            "out."
+        )
+    return made.guide, made.specs
 
 
 def chosen_speed(name: str | None) -> Speed | None:

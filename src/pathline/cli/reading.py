@@ -23,23 +23,35 @@ def pictures(model: Denoiser, files: Sequence[str]) -> tuple[Tensor, list[str]]:
     shape = model.shape
     if shape is None or len(shape) != 3:
         raise UsageError(f"{model.name} is not a model of pictures.")
-    made: list[Tensor] = []
-    for name in files:
-        try:
-            with Image.open(name) as image:
-                pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
-        except OSError as reason:
-            raise UsageError(f"cannot read a picture from {name}: {reason}.") from reason
-        picture = torch.from_numpy(pixels.copy())
-        picture = picture[None] if picture.ndim == 2 else picture.permute(2, 0, 1)
-        if tuple(picture.shape) != tuple(shape):
-            height, width = picture.shape[1:]
-            raise UsageError(
-                f"{name} has {width} × {height} pixels, and the model takes {shape[2]} × "
-                f"{shape[1]}: scale it first."
-            )
-        made.append(picture)
+    made = [read_picture(name, shape[0]) for name in files]
+    for name, picture in zip(files, made, strict=True):
+        check_size(name, picture, shape)
     return torch.stack(made), [Path(name).name for name in files]
+
+
+def read_picture(name: str, channels: int) -> Tensor:
+    """Return a picture as (channels, height, width) uint8; what is transparent is on white.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    return torch.from_numpy(_opened(name, "L" if channels == 1 else "RGB"))
+
+
+def read_alpha(name: str) -> Tensor | None:
+    """Return how opaque each pixel is, (1, height, width) uint8; None if nothing says it."""
+    made = torch.from_numpy(_opened(name, "RGBA"))[3:]
+    return None if bool((made == 255).all()) else made
+
+
+def check_size(name: str, picture: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a picture that is not as large as those of the model."""
+    height, width = picture.shape[1:]
+    if (height, width) != tuple(shape[1:]):
+        raise UsageError(
+            f"{name} has {width} × {height} pixels, and the model takes {shape[2]} × "
+            f"{shape[1]}: scale it first."
+        )
 
 
 def as_data(pixels: Tensor) -> Tensor:
@@ -51,9 +63,29 @@ def mask_of(model: Denoiser, file: str) -> Tensor:
     """Return what a black and white picture marks: 1 where it is white, (1, 1, height, width).
 
     Raises:
-        UsageError: as `pictures`; it has greys.
+        UsageError: the model makes no pictures; a picture of another size, or with greys.
     """
     pixels = pictures(model, [file])[0][:, :1]
     if not bool(((pixels == 0) | (pixels == 255)).all()):
-        raise UsageError(f"the mask {file} has greys: white is what is known, black what is not.")
+        raise UsageError(
+            f"the mask {file} has greys: white is what is known, black what is not; save it "
+            "as PNG, without anti-aliasing."
+        )
     return (pixels == 255).float()
+
+
+def _opened(name: str, mode: str) -> np.ndarray:
+    try:
+        with Image.open(name) as image:
+            whole = image.convert("RGBA") if _is_transparent(image) or mode == "RGBA" else image
+            if mode != "RGBA" and whole.mode == "RGBA":
+                white = Image.new("RGBA", whole.size, "white")
+                whole = Image.alpha_composite(white, whole)
+            pixels = np.array(whole.convert(mode))
+    except (OSError, SyntaxError, ValueError) as reason:
+        raise UsageError(f"cannot read a picture from {name}: {reason}.") from reason
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info

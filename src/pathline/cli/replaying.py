@@ -34,7 +34,7 @@ def replay(file: File, output: Output = None, model: Model = None) -> None:
     if output is not None:
         check_writable(Path(output))
     with threads(receipt.threads):
-        picture = remade(receipt, request_of(receipt, model, load_model))
+        picture = remade(receipt, request_of(receipt, model, load_model, Path(file).parent))
     if output is not None:
         picture.write(Path(output))
     typer.echo(f"{file}: {_compared(before, picture.pixels, receipt)}")

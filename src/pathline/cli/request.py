@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pathline.cli.guiding import Spec, retyped
 from pathline.core.errors import ReceiptError, UsageError
 from pathline.core.receipt import Receipt
 from pathline.core.solution import Solution
@@ -44,6 +46,7 @@ class Request:
         dtype: of the state.
         speed: a policy that leaves evaluations out.
         keep: what is put back after every update; a receipt does not hold it.
+        typed: the guides as they were typed, if they were, with the checksums of their files.
     """
 
     model: Denoiser
@@ -57,6 +60,7 @@ class Request:
     dtype: torch.dtype = torch.float32
     speed: Speed | None = None
     keep: Keep | None = None
+    typed: tuple[Spec, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -101,9 +105,12 @@ def receipt_of(request: Request, solutions: Sequence[Solution]) -> Receipt:
     parts = [_receipt(solution) for solution in solutions]
     model = {"name": request.model.name, "source": request.source}
     model["weights"] = request.model.details.get("weights", {})
+    recipe = {**parts[0].recipe, "model": model, "batch": request.batch}
+    if request.typed:
+        recipe["guides"] = [spec.to_dict() for spec in request.typed]
     return replace(
         parts[0],
-        recipe={**parts[0].recipe, "model": model, "batch": request.batch},
+        recipe=recipe,
         seeds=request.seeds,
         status=tuple(status for part in parts for status in part.status),
     )
@@ -114,16 +121,20 @@ def _receipt(solution: Solution) -> Receipt:
     return solution.receipt
 
 
-def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denoiser]) -> Request:
+def request_of(
+    receipt: Receipt, model: str | None, load: Callable[[str], Denoiser], near: Path = Path()
+) -> Request:
     """Return the request that a receipt tells of.
 
     Args:
         receipt: of a picture.
         model: where the model is now; None for where it was.
         load: what loads a model by name or folder.
+        near: a folder in which files of guides are looked for that are not where they were.
 
     Raises:
-        ReceiptError: the receipt is incomplete, the weights are others, or the device is missing.
+        ReceiptError: the receipt is incomplete, the weights or files are others, or the device is
+            missing.
         UsageError: the model, solver, grid or guide is unknown here.
     """
     recipe = receipt.recipe
@@ -137,7 +148,6 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
     dtype = getattr(torch, receipt.dtype, None)
     if not isinstance(source, str) or not isinstance(dtype, torch.dtype):
         raise ReceiptError("the receipt is damaged: it names no model, or an unknown dtype.")
-    guide = None if recipe.get("guide") is None else guides.rebuild(_table(recipe, "guide"))
     speed = None if recipe.get("speed") is None else speeds.rebuild(_table(recipe, "speed"))
     solver = solvers.rebuild(_table(recipe, "solver"))
     grid = grids.rebuild(_table(recipe, "grid"))
@@ -146,10 +156,23 @@ def request_of(receipt: Receipt, model: str | None, load: Callable[[str], Denois
         raise ReceiptError(f"the receipt is damaged: its batch is {batch!r}.")
     denoiser = load(source).to(_device(receipt))
     _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
-    if isinstance(guide, Classifier) and isinstance(guide.network, str):
-        guide = replace(guide, network=classifier_of(guide.network, denoiser)[0])
+    guide, specs = _guides(recipe, denoiser, near)
     seeds = receipt.seeds
-    return Request(denoiser, source, solver, grid, guide, cond, seeds, batch, dtype, speed)
+    how = (solver, grid, guide, cond, seeds, batch, dtype, speed)
+    return Request(denoiser, source, *how, typed=specs)
+
+
+def _guides(
+    recipe: Mapping[str, Any], model: Denoiser, near: Path
+) -> tuple[Guide | None, tuple[Spec, ...]]:
+    """Return the guide of a receipt, and its parts as they were typed, if they were."""
+    if "guides" in recipe:
+        made = retyped(recipe["guides"], model, near)
+        return made.guide, made.specs
+    guide = None if recipe.get("guide") is None else guides.rebuild(_table(recipe, "guide"))
+    if isinstance(guide, Classifier) and isinstance(guide.network, str):
+        guide = replace(guide, network=classifier_of(guide.network, model)[0])
+    return guide, ()
 
 
 def classifier_of(folder: str, model: Denoiser) -> tuple[Logits, Callable[[str], int]]:

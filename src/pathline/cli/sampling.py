@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pathline.cli import options
+from pathline.cli.guiding import Spec, typed
 from pathline.cli.output import destination, pictures_of, sheet_of
 from pathline.cli.request import BATCH, Request, classifier_of
 from pathline.core.errors import UsageError
@@ -32,6 +33,14 @@ GridName = Annotated[
 Last = Annotated[str | None, typer.Option(help="stop, or denoise: the last step goes to data.")]
 Guidance = Annotated[
     float | None, typer.Option(help="How strongly to follow the prompt; 1 adds nothing.")
+]
+GuideSpecs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guide",
+        metavar="SPEC",
+        help="Steer: NAME:KEY=VALUE,… such as inpaint:mask=mask.png,image=photo.png; repeatable.",
+    ),
 ]
 SpeedName = Annotated[
     str | None, typer.Option("--speed", help="Leave evaluations out: sada, or cadence.")
@@ -62,6 +71,7 @@ def sample(  # noqa: PLR0913 - each is an option
     grid: GridName = None,
     last: Last = None,
     guidance: Guidance = None,
+    guide: GuideSpecs = None,
     speed: SpeedName = None,
     classifier: ClassifierFolder = None,
     n: Number = None,
@@ -77,6 +87,7 @@ def sample(  # noqa: PLR0913 - each is an option
     """Draw samples from a model into a PNG that carries the receipt to remake it.
 
     pathline sample emoji "a red apple" --solver dpmpp --order 3 --steps 10 -o apple.png
+    pathline sample emoji "a cat" --guide inpaint:mask=mask.png,image=photo.png --last denoise
     """
     from pathline.learn.checkpoint import load_model
 
@@ -85,14 +96,17 @@ def sample(  # noqa: PLR0913 - each is an option
     place = options.chosen_device(device)
     denoiser = load_model(model).to(place)
     suited = "uniform" if speed == "sada" else None  # it extrapolates over even steps
+    steering, specs, cond = _told(prompt, guidance, classifier, guide, denoiser)
     request = Request(
         denoiser,
         model,
         *options.chosen_steps(solver, order, grid or suited, steps, last, denoiser),
-        *_told(prompt, guidance, classifier, denoiser),
+        steering,
+        cond,
         drawn,
         batch,
         speed=options.chosen_speed(speed),
+        typed=specs,
     )
     layout = _layout(request, where.each, columns, scale)
     begun = time.perf_counter()
@@ -101,16 +115,24 @@ def sample(  # noqa: PLR0913 - each is an option
 
 
 def _told(
-    prompt: str | None, guidance: float | None, classifier: str | None, model: Denoiser
-) -> tuple[Guide | None, dict[str, str]]:
-    """Return the guide and the condition: a prompt is the model's, or a classifier's class."""
+    prompt: str | None,
+    guidance: float | None,
+    classifier: str | None,
+    specs: list[str] | None,
+    model: Denoiser,
+) -> tuple[Guide | None, tuple[Spec, ...], dict[str, str]]:
+    """Return guides and the condition: a prompt is the model's, or a classifier's class."""
     if classifier is None:
-        guide = options.chosen_guide(guidance, prompt, model)
-        return guide, options.chosen_condition(prompt, model)
+        guide, typed_as = options.chosen_guides(specs, guidance, prompt, model)
+        return guide, typed_as, options.chosen_condition(prompt, model)
     if prompt is None:
         raise UsageError("--classifier needs a prompt: the class that is asked for.")
+    weight = 1.0 if guidance is None else guidance
+    if specs:
+        made = typed([f"classifier:{weight},folder={classifier},label={prompt}", *specs], model)
+        return made.guide, made.specs, {}
     logits, label = classifier_of(classifier, model)
-    return Classifier(logits, label(prompt), 1.0 if guidance is None else guidance), {}
+    return Classifier(logits, label(prompt), weight), (), {}
 
 
 def watched(request: Request, what: str) -> Iterator[Solution]:

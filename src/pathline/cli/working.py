@@ -42,9 +42,12 @@ Problems = Annotated[
 ]
 Counts = Annotated[
     list[int] | None,
-    typer.Option("--nfe", help="Of bench solvers and bench paths: evaluations; repeatable."),
+    typer.Option("--nfe", help="Of bench solvers, paths and guides: evaluations; repeatable."),
 ]
-Noises = Annotated[int | None, typer.Option("-n", help="Of bench solvers: how many noises.")]
+Noises = Annotated[
+    int | None,
+    typer.Option("-n", help="Of bench solvers: how many noises; of bench guides: how many digits."),
+]
 Where = Annotated[
     str | None,
     typer.Option("--device", help="Of bench solvers: cpu or cuda; the fastest if left out."),
@@ -162,7 +165,7 @@ def bench(  # noqa: PLR0913 - each is an option
     n: Noises = None,
     device: Where = None,
 ) -> None:
-    """Measure speed, error or paths beside others; exit code 0 only if every bar is kept."""
+    """Measure speed, error, paths or guides; exit code 0 only if every bar is kept."""
     from pathline.bench import BENCHES
 
     if name is None:

@@ -7,6 +7,7 @@ from pathline.fields.oracles import Dataset, Gaussian, Mixture
 from pathline.fields.residuals import Residuals, residuals
 from pathline.fields.retimed import Retimed, retimed
 from pathline.fields.separation import estimate as estimate_separation
+from pathline.fields.spherical import Spherical
 from pathline.fields.subspace import Subspace
 from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
@@ -24,6 +25,7 @@ __all__ = [
     "Prediction",
     "Residuals",
     "Retimed",
+    "Spherical",
     "Subspace",
     "Unscaled",
     "UnscaledPath",

@@ -31,7 +31,7 @@ class Oracle(Field):
         return cond
 
 
-def _check_gaussian(path: GaussianPath) -> None:
+def check_gaussian(path: GaussianPath) -> None:
     """Refuse a path whose noise has no closed form with continuous data."""
     if not path.kernel.is_gaussian:
         raise UsageError(
@@ -64,7 +64,7 @@ class Gaussian(Oracle):
     view: View = "x0"
 
     def __post_init__(self) -> None:
-        _check_gaussian(self.path)
+        check_gaussian(self.path)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,7 +183,7 @@ class Mixture(Oracle):
     view: View = "x0"
 
     def __post_init__(self) -> None:
-        _check_gaussian(self.path)
+        check_gaussian(self.path)
         if self.means.shape != self.stds.shape or len(self.weights) != len(self.means):
             raise UsageError(
                 f"means {tuple(self.means.shape)}, stds {tuple(self.stds.shape)} and "

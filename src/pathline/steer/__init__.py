@@ -9,10 +9,13 @@ from pathline.steer.control import Control, Shift
 from pathline.steer.estimate import Correction, Estimate, Pull, Steering
 from pathline.steer.guide import Chain, Guide, Guided, guides
 from pathline.steer.known import Known
-from pathline.steer.linear import DPS, MMPS, DiffPIR, Inpaint, PiGDM, Projection
+from pathline.steer.linear import DiffPIR, Inpaint, Projection
 from pathline.steer.loss import Loss
 from pathline.steer.measured import Measured
+from pathline.steer.moments import DPS, MMPS, PiGDM
 from pathline.steer.optimise import Learner, Optimiser, Search, slope_of
+from pathline.steer.particles import Particles, Population
+from pathline.steer.posterior import Posterior, posterior
 from pathline.steer.regions import Regions
 from pathline.steer.repeat import Repeat
 from pathline.steer.reward import LookAhead, Naive, Targeted, closeness
@@ -41,7 +44,10 @@ __all__ = [
     "Measured",
     "Naive",
     "Optimiser",
+    "Particles",
     "PiGDM",
+    "Population",
+    "Posterior",
     "Projection",
     "Pull",
     "Regions",
@@ -54,4 +60,5 @@ __all__ = [
     "guides",
     "operators",
     "slope_of",
+    "posterior",
 ]

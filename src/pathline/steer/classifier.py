@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.paths import Time, as_time
+from pathline.paths import GaussianPath, Time, as_time
 from pathline.steer.estimate import Estimate, differentiable
 from pathline.steer.guide import guides
 from pathline.steer.likelihood import Likelihood, gradient
@@ -71,6 +71,14 @@ class Classifier(Likelihood):
     @property
     def is_none(self) -> bool:
         return self.weight == 0
+
+    def log_twist(self, now: Estimate) -> Tensor:
+        """Return w log p_t(y | x), (batch,): what particles are weighed by on their way."""
+        return self.weight * self.log_prob(now.x.detach(), now.t)
+
+    def log_likelihood(self, x0: Tensor, path: GaussianPath) -> Tensor:
+        """Return w log p(y | x0), (batch,), of the classifier at its least noise."""
+        return self.weight * self.log_prob(x0, path.t_min)
 
     def term(self, now: Estimate) -> Tensor:
         further = torch.is_grad_enabled() and now.x.requires_grad

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,9 @@ class Steering(Guide):
         """Whether the last product of a pull can be that of others too: Jᵀ(u + v)."""
         return True
 
+    def check_times(self, times: Tensor) -> None:
+        """Refuse the times of a grid, (n,) or (n, batch), if the guide would do nothing at any."""
+
     def corrected(self, now: Estimate) -> Tensor:
         """Return x̃_0, (batch, *state); what a correction does."""
         raise NotImplementedError
@@ -220,6 +223,23 @@ class Pull(Steering):
         """Return u, (batch, *state), with the factor that makes Jᵀ u a step of x̂_0."""
 
 
+class Look(NamedTuple):
+    """One evaluation: what the model said, what guides made of it, and what else was asked."""
+
+    raw: Tensor
+    guided: Tensor
+    told: Tensor | None
+
+    @property
+    def detached(self) -> Look:
+        """The same, without what gradients need."""
+        told = None if self.told is None else self.told.detach()
+        return Look(self.raw.detach(), self.guided.detach(), told)
+
+
+Told = Callable[[Estimate], Tensor]
+
+
 @dataclass(frozen=True)
 class Steered(Guided):
     """A field whose clean estimate is steered by guides, in their order, on one evaluation."""
@@ -242,8 +262,23 @@ class Steered(Guided):
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
 
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        look = self.looking(times, x, cond)
+        return lambda k, state: look(k, state).guided
+
+    def looking(
+        self, times: Tensor, x: Tensor, cond: Condition, told: Told | None = None
+    ) -> Callable[[int, Tensor], Look]:
+        """Return what `bind` does, with all that one evaluation knows.
+
+        Args:
+            times, x, cond: as of `bind`.
+            told: what else is asked of the estimate before guides change it, (batch,).
+        """
         path = self.path
         assert path is not None
+        if len(times) > 1:  # a stepped solver asks one time after the other
+            for guide in self.guides:
+                guide.check_times(times)
         pulls = any(guide.vjps for guide in self.guides)
         with torch.inference_mode(False):  # what is kept must serve gradients
             times, cond = differentiable(times), {k: differentiable(v) for k, v in cond.items()}
@@ -252,39 +287,38 @@ class Steered(Guided):
             back = torch.where(q == 0, 0.0, 1 / q)
             steps = list(zip(times, p, q, back, strict=True))
 
-        def evaluate(k: int, state: Tensor) -> Tensor:
+        def look(k: int, state: Tensor) -> Look:
             t, *change = steps[k]
             line = _Line(*(bshape(c, state) for c in change))
             how = self._pulled if pulls else self._corrected
-            return how(lambda at: bound(k, at), state, t, line)
+            return how(lambda at: bound(k, at), Estimate(state, t, state, path), line, told)
 
-        return evaluate
+        return look
 
     def _corrected(
-        self, evaluate: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, line: _Line
-    ) -> Tensor:
-        raw = evaluate(x)
-        before = line.p * x + line.q * raw
+        self, evaluate: Callable[[Tensor], Tensor], now: Estimate, line: _Line, told: Told | None
+    ) -> Look:
+        raw = evaluate(now.x)
+        before = line.p * now.x + line.q * raw
         further = torch.is_grad_enabled() and before.requires_grad
-        after = self._walked(self._estimate(x, t, before, further)).x0
-        return raw + (after - before) * line.back
+        now = replace(now, x0=before, further=further)
+        said = None if told is None else told(now)
+        return Look(raw, raw + (self._walked(now).x0 - before) * line.back, said)
 
     def _pulled(
-        self, evaluate: Callable[[Tensor], Tensor], x: Tensor, t: Tensor, line: _Line
-    ) -> Tensor:
+        self, evaluate: Callable[[Tensor], Tensor], now: Estimate, line: _Line, told: Told | None
+    ) -> Look:
+        x = now.x
         further = torch.is_grad_enabled() and (x.requires_grad or is_trained(self.inner))
         with torch.inference_mode(False), torch.enable_grad():
             at = differentiable(x)
             at = at if further and at.requires_grad else at.detach().requires_grad_()
             raw = evaluate(at)
             before = line.p * at + line.q * raw
-            after = self._walked(self._estimate(at, t, before, further)).x0
-            made = raw + (after - before) * line.back
-        return made if further else made.detach()
-
-    def _estimate(self, x: Tensor, t: Tensor, x0: Tensor, further: bool = False) -> Estimate:
-        assert self.path is not None
-        return Estimate(x, t, x0, self.path, further)
+            now = replace(now, x=at, x0=before, further=further)
+            said = None if told is None else told(now)
+            look = Look(raw, raw + (self._walked(now).x0 - before) * line.back, said)
+        return look if further else look.detached
 
     def _walked(self, now: Estimate) -> Estimate:
         """Return the estimate after all guides; pulls, which stand together, share a product."""

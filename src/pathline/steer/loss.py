@@ -1,6 +1,6 @@
 """Steered Diffusion: any loss of the clean estimate steers a model that was never told of it.
 
-    x̃_0 = x̂_0 − κ_t ∇_x λ V(x̂_0(x)),   κ_t = σ_{t + lag}
+    x̃_0 = x̂_0 − κ_t ∇_x λ V(x̂_0(x)),   κ_t = σ_{t + lag}, or σ²/α
 
 V sees the estimate of the data, so any network of clean data serves (a classifier, a parser, a
 face's embedding), and its gradient is taken through the model, with respect to the noisy state.
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
-from pathline.paths import bshape
+from pathline.paths import GaussianPath, bshape
 from pathline.steer.estimate import Estimate, Steering, differentiable
 from pathline.steer.guide import guides
 
 Through = Literal["model", "estimate", "state"]
+Scale = Literal["sigma", "score"]
 
 
 @guides.register("loss", aliases=("steered_diffusion",), paper="arXiv:2310.00224, Sec. 4")
@@ -40,6 +41,8 @@ class Loss(Steering):
             how the model would follow. "state" evaluates V at the noisy state: for comparison,
             for networks of clean data say little there.
         lag: κ is σ so much later, as the paper has it: one of a thousand steps.
+        scale: what κ is: "sigma", or "score" (σ²/α), with which −λ V is taken for a log-likelihood,
+            as DPS takes one; σ pulls harder, the more so the less noise there is.
 
     Raises:
         UsageError: no loss; one that is not differentiable or not a number a sample.
@@ -53,10 +56,13 @@ class Loss(Steering):
     normalise: Literal["none", "rms"] = "none"
     through: Through = "model"
     lag: float = 1e-3
+    scale: Scale = "sigma"
 
     def __post_init__(self) -> None:
         if self.through not in get_args(Through):
             raise unknown("way of a gradient", self.through, get_args(Through))
+        if self.scale not in get_args(Scale):
+            raise unknown("scale of a gradient", self.scale, get_args(Scale))
         if self.normalise not in ("none", "rms"):
             raise unknown("norm", self.normalise, ("none", "rms"))
         low, high = self.window
@@ -79,6 +85,14 @@ class Loss(Steering):
     def shares(self) -> bool:
         return self.normalise == "none"
 
+    def check_times(self, times: Tensor) -> None:
+        low, high = self.window
+        if not bool(((times >= low) & (times <= high)).any()):
+            raise UsageError(
+                f"Loss(window={self.window}): no step begins in it; the grid goes from "
+                f"{float(times.max()):.4g} to {float(times.min()):.4g}."
+            )
+
     def _value(self, at: Tensor) -> Tensor:
         if self.loss is None:
             raise UsageError("Loss(loss=...) needs a function of clean data.")
@@ -86,6 +100,8 @@ class Loss(Steering):
 
     def _step(self, now: Estimate) -> Tensor:
         """Return −λ κ in its window, ready to multiply a gradient."""
+        if self.scale == "score":
+            return -self.weight * now.gain * now.within(self.window)
         late = (now.t + self.lag).clamp(max=now.path.t_max)
         return -self.weight * bshape(now.path.sigma(late), now.x) * now.within(self.window)
 
@@ -95,6 +111,21 @@ class Loss(Steering):
 
     def finished(self, step: Tensor, now: Estimate) -> Tensor:
         return self._step(now) * _scaled(step)
+
+    def log_twist(self, now: Estimate) -> Tensor:
+        """Return −λ V(x̂_0) in the window, (batch,): what particles are weighed by on their way."""
+        inside = now.within(self.window).reshape(-1)
+        return -self.weight * inside * self._value(now.x0)
+
+    def log_likelihood(self, x0: Tensor, path: GaussianPath) -> Tensor:
+        """Return −λ V(x0), (batch,): the target is p(x_0) exp(−λ V), not normalised.
+
+        Args:
+            x0: data, (batch, *state).
+            path: not looked at.
+        """
+        del path
+        return -self.weight * self._value(x0)
 
     def corrected(self, now: Estimate) -> Tensor:
         if self.through == "estimate":
@@ -109,7 +140,9 @@ class Loss(Steering):
 
     def describe(self) -> dict[str, Any]:
         """Return what a receipt says of it: all but the function."""
-        told = {name: getattr(self, name) for name in ("weight", "normalise", "through", "lag")}
+        told = {
+            name: getattr(self, name) for name in ("weight", "normalise", "through", "lag", "scale")
+        }
         return {"name": "loss", **told, "window": list(self.window)}
 
 

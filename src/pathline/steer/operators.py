@@ -68,6 +68,10 @@ class Operator(ABC):
         """Return what a projection adds for a residual y: A⁺ y, or another right inverse."""
         return self.pinv(y)
 
+    def measurements(self, y: Tensor) -> int:
+        """Return how many of y's elements, (batch, *measured), tell anything: the rank of A."""
+        return y[0].numel()
+
     def describe(self) -> dict[str, Any]:
         """Return what a receipt says of it."""
         return operators.describe(self)
@@ -114,6 +118,9 @@ class Mask(Operator):
 
     def solved(self, r: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         return _divided(r, a * self._like(r) + b)
+
+    def measurements(self, y: Tensor) -> int:
+        return int(self._like(y).expand(y.shape)[0].sum())
 
     def _like(self, x: Tensor) -> Tensor:
         if not fits(self.mask.shape, x.shape):
@@ -211,6 +218,9 @@ class Dense(Operator):
     def solved(self, r: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
         u, squares = (each.to(r) for each in self._svd)
         return _divided(self._fitting(r) @ u, a * squares + b) @ u.T
+
+    def measurements(self, y: Tensor) -> int:
+        return int(self._svd[1].count_nonzero())
 
     def _fitting(self, y: Tensor) -> Tensor:
         if y.ndim != 2 or y.shape[1] != len(self.matrix):

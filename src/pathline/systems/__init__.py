@@ -15,6 +15,7 @@ from pathline.systems import (
     pfgmpp,
     sada,
     score_sde,
+    steered_diffusion,
     usf_s3,
     weighted_cfm,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "run",
     "sada",
     "score_sde",
+    "steered_diffusion",
     "systems",
     "usf_s3",
     "weighted_cfm",
