@@ -76,7 +76,7 @@ class Gaussian(Oracle):
         return self._axes()
 
     def _axes(self) -> tuple[Tensor, Tensor]:
-        """Return variances and the directions that have them, in float64; not negative by rounding."""
+        """Return variances, none below 0 by rounding, and their directions, in float64."""
         covariance = self._matrix
         values, vectors = torch.linalg.eigh(covariance)
         if float(values.detach()[0]) < -1e-6 * float(values.detach().abs().max()):
