@@ -71,8 +71,12 @@ class Gaussian(Oracle):
         return tuple(self.mean.shape)
 
     @cached_property
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        """The axes, for all evaluations."""
+        return self._axes()
+
     def _axes(self) -> tuple[Tensor, Tensor]:
-        """Variances and the directions that have them, in float64; not negative by rounding."""
+        """Return variances, none below 0 by rounding, and their directions, in float64."""
         covariance = self._matrix
         values, vectors = torch.linalg.eigh(covariance)
         if float(values.detach()[0]) < -1e-6 * float(values.detach().abs().max()):
@@ -90,10 +94,9 @@ class Gaussian(Oracle):
             return covariance.diag() if covariance.ndim == 1 else covariance
 
     def _spectrum(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.covariance.requires_grad:  # its graph is made anew for every evaluation
-            self.__dict__.pop("_axes", None)
+        is_trained = self.covariance.requires_grad  # a graph is for one evaluation
         with torch.inference_mode(False):
-            values, vectors = self._axes
+            values, vectors = self._axes() if is_trained else self._kept
         return self.mean.to(like), values.to(like), vectors.to(like)
 
     def given(self, matrix: Tensor, y: Tensor | float, std: float) -> Gaussian:

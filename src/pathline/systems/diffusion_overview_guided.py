@@ -108,9 +108,10 @@ class Guided:
         }
 
     def _drawn(self, guide: Targeted) -> Tensor:
-        how = {"solver": "ddpm", "grid": GRID, "dtype": torch.float64}
         with torch.no_grad():
-            return sample(self.law, self.n, guide=guide, **how).x
+            return sample(
+                self.law, self.n, guide=guide, solver="ddpm", grid=GRID, dtype=torch.float64
+            ).x
 
     def off(self, name: str, y: float) -> float:
         """Return the mean off-support ratio of a guide's samples."""

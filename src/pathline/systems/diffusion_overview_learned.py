@@ -87,6 +87,10 @@ class Learned:
         off = (torch.tensor(SPECIFIED) - self.errors.mean(1)) / self.errors.std(1)
         return float(off.abs().max())
 
+    def _error(self, ridge: Ridge) -> float:
+        """Return ‖Aᵀ (θ̂ − θ)‖."""
+        return float((self.support.basis.T @ (ridge.theta - self.theta)).norm())
+
     @cached_property
     def ridge(self) -> Ridge:
         """The regression on the labels at hand."""
@@ -132,8 +136,14 @@ class Learned:
         """Return the true mean reward of the fitted Gaussian's samples, guided to f̂ = 1."""
         known = Labels.of(*self.labels(self.labelled, 0))
         model = Directed(self.fitted, self.ridge, known, guide=LookAhead(std=NU))
-        how = {"solver": "ddpm", "grid": grids.uniform(200, last="denoise")}
-        made = model.propose(1.0, 500, truth=self.reward, dtype=torch.float64, **how)
+        made = model.propose(
+            1.0,
+            500,
+            truth=self.reward,
+            solver="ddpm",
+            grid=grids.uniform(200, last="denoise"),
+            dtype=torch.float64,
+        )
         return made.reward
 
     @cached_property
