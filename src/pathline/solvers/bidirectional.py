@@ -246,7 +246,7 @@ class Bidirectional(Solver):
         return self.evaluations(PROBE + 1) - self.evaluations(PROBE)
 
     def evaluations(self, n: int) -> int:
-        return _evaluations(self, n)
+        return _evaluations(self, n) if n else 0
 
     def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
         return replace(self, solver=self.solver.tuned(field, shape))
