@@ -1,6 +1,6 @@
 """Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
 
-from pathline.solvers import grids
+from pathline.solvers import adjoints, grids
 from pathline.solvers.adams import Adams
 from pathline.solvers.adaptive_rk import AdaptiveRK
 from pathline.solvers.calibrate import calibrate
@@ -52,6 +52,7 @@ __all__ = [
     "Solver",
     "SolverSchedule",
     "Step",
+    "adjoints",
     "calibrate",
     "StepChoice",
     "Unified",
