@@ -10,7 +10,9 @@ from pathline.solvers.dpm_adaptive import AdaptiveDPM
 from pathline.solvers.dpm_v3 import DPMv3
 from pathline.solvers.ems import EMSTable
 from pathline.solvers.execute import Step
+from pathline.solvers.explain import Explanation, explain
 from pathline.solvers.exponential import DDIM, DPMpp
+from pathline.solvers.gradients import Gradients, differentiate
 from pathline.solvers.grids import Grid
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.probe import NoiseInjection
@@ -53,7 +55,11 @@ __all__ = [
     "SolverSchedule",
     "Step",
     "adjoints",
+    "Explanation",
+    "Gradients",
     "calibrate",
+    "differentiate",
+    "explain",
     "StepChoice",
     "Unified",
     "grids",

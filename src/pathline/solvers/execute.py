@@ -107,10 +107,13 @@ def _program(
         return (c if plan.batch is None else sample_first(c, ndim)).to(device, dtype)
 
     with torch.inference_mode(False):  # what is kept must also serve a solve with gradients
-        return tuple(_instructions(plan, place))
+        return tuple(instructions(plan, place))
 
 
-def _instructions(plan: Plan, place: Callable[[Coefficient], Coefficient]) -> Iterator[Instruction]:
+def instructions(
+    plan: Plan, place: Callable[[Coefficient], Coefficient] = lambda c: c
+) -> Iterator[Instruction]:
+    """Yield the rows of a plan, made ready; `place` says what becomes of a coefficient."""
     last_use = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
     spent: dict[int, list[int]] = {}
     for k, i in last_use.items():

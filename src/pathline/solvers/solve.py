@@ -353,13 +353,21 @@ class _Job:
         check_gaussian(self.field.path)
         return Keeping(keep, self.field.path, self.seeds)
 
+    def _loop(self, record: Evaluator) -> Loop:
+        assert isinstance(self.plan, Plan)
+        return Loop(self._call(self.plan), self.given, record, self.executor, self.backward)
+
+    def chosen(self, record: Evaluator | Tally) -> Adjoint:
+        """Return how gradients come back: as was said, else steps are taken again if they can."""
+        if self.adjoint is not None:
+            return self.adjoint
+        again = isinstance(record, Evaluator) and self.keep is None and is_usual(self._loop(record))
+        return Checkpoint() if again else Direct()
+
     def complete(self, record: Evaluator | Tally) -> Tensor:
         """Run with nobody watching, and return the final state."""
         if isinstance(self.plan, Plan) and isinstance(record, Evaluator) and self.keep is None:
-            call = self._call(self.plan)
-            loop = Loop(call, self.given, record, self.executor, self.backward)
-            how = self.adjoint or (Checkpoint() if is_usual(loop) else Direct())
-            return how.complete(loop)
+            return self.chosen(record).complete(self._loop(record))
         if isinstance(self.plan, Course) and self.adjoint is not None:
             assert isinstance(record, Tally)
             walk = Walk(self.field, self.plan, self.given[0], self.cond, self.backward,

@@ -1,6 +1,6 @@
 """Adjoints: how a gradient comes back through a solve, and what is kept for it."""
 
-from pathline.solvers.adjoints.adjoint import Adjoint, Direct, adjoints, as_adjoint
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Direct, adjoints, as_adjoint
 from pathline.solvers.adjoints.checkpoint import Checkpoint
 from pathline.solvers.adjoints.continuous import Continuous
 from pathline.solvers.adjoints.reversible import Reversible
@@ -10,6 +10,7 @@ __all__ = [
     "Adjoint",
     "Checkpoint",
     "Continuous",
+    "Cost",
     "Direct",
     "Loop",
     "Record",

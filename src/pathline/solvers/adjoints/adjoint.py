@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,12 +30,29 @@ from pathline.solvers.adjoints.sources import (
     transforms_are_active,
 )
 from pathline.solvers.evaluate import Evaluator
+from pathline.solvers.plan import Plan
 
 adjoints: Registry[Adjoint] = Registry("adjoint")
 """Every adjoint, by name."""
 
 Gradients = tuple[Sequence[Tensor | None], Sequence[Tensor | None]]
 """With respect to the states at the start, and to the sources."""
+
+
+class Cost(NamedTuple):
+    """What the way back of a gradient costs, and what is kept for it.
+
+    Args:
+        nfe: evaluations that are made again.
+        vjps: vector-Jacobian products.
+        states: tensors of the state's size that are kept at one time.
+        evaluations: evaluations whose activations are kept at one time.
+    """
+
+    nfe: int
+    vjps: int
+    states: int
+    evaluations: int
 
 
 class Pass(ABC):
@@ -83,6 +100,10 @@ class Adjoint(ABC):
                 "adjoint='direct', or leave speed out."
             )
         check_steady((loop.call.field, loop.call.cond), self.name)
+
+    @abstractmethod
+    def cost(self, plan: Plan) -> Cost:
+        """Return what the way back through a plan costs."""
 
     @abstractmethod
     def prepared(self, found: Found) -> Pass:
@@ -229,6 +250,9 @@ class Direct(Adjoint):
 
     def walked(self, walk: Walk) -> Tensor:
         return walk.run()
+
+    def cost(self, plan: Plan) -> Cost:
+        return Cost(0, plan.nfe, 2, plan.nfe)
 
     def prepared(self, found: Found) -> Pass:
         raise UsageError("direct needs no preparation.")

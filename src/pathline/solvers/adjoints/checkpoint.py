@@ -12,15 +12,25 @@ steps without a graph. Paper: Griewank & Walther 2000 (ACM TOMS 26, Algorithm 79
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import comb
 
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.solvers.adjoints.adjoint import Adjoint, Gradients, Pass, adjoints
-from pathline.solvers.adjoints.segments import Cotangents, Found, Live, Stretcher, Totals
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints
+from pathline.solvers.adjoints.segments import (
+    Cotangents,
+    Found,
+    Live,
+    Shape,
+    Stretcher,
+    Totals,
+    stretches,
+)
+from pathline.solvers.execute import instructions
+from pathline.solvers.plan import Plan
 
 
 @lru_cache(maxsize=4096)
@@ -65,6 +75,11 @@ class Kept:
         self._kept[n - 1] = live = self._towards(n - 1, advance)
         return advance(n - 1, live)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Before which steps states are kept now."""
+        return tuple(self._kept)
+
     def at(self, i: int) -> Live:
         """Return the state before step i; later ones are forgotten."""
         for later in [k for k in self._kept if k > i]:
@@ -90,6 +105,18 @@ class Kept:
             return at + 1
         room = self._memory - len(self._kept)
         return at + next_kept(i - at + 1, room + 1) if room else None
+
+
+@dataclass
+class Counted:
+    """Takes steps that cost nothing, and notes which."""
+
+    steps: list[int] = field(default_factory=list)
+
+    def advance(self, i: int, live: Live) -> Live:
+        """Note a step."""
+        self.steps.append(i)
+        return live
 
 
 class Retaken(Pass):
@@ -152,6 +179,17 @@ class Checkpoint(Adjoint):
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory < 1:
             raise UsageError(f"memory={self.memory}: at least one state is kept, the first.")
+
+    def cost(self, plan: Plan) -> Cost:
+        steps = Shape.of(plan, stretches(tuple(instructions(plan))))
+        n, taken = len(steps.evaluations), Counted()
+        kept = Kept({}, taken.advance, self.memory)
+        kept.sweep(n, lambda i, live: live)
+        states = sum(len(steps.live[i]) for i in kept.numbers)
+        for i in reversed(range(n)):
+            kept.at(i)
+        again = sum(steps.evaluations[i] for i in taken.steps)
+        return Cost(again + plan.nfe, plan.nfe, states, max(steps.evaluations))
 
     def prepared(self, found: Found) -> Pass:
         return Retaken(found, self.memory)

@@ -28,7 +28,7 @@ from torch import Tensor
 from pathline.core.errors import GradientError, UsageError, unknown
 from pathline.fields import Field, change
 from pathline.solvers.adaptive_rk import AdaptiveRK
-from pathline.solvers.adjoints.adjoint import Adjoint, Gradients, Pass, adjoints, through
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints, through
 from pathline.solvers.adjoints.flow import Clocked, Form, Products
 from pathline.solvers.adjoints.integrate import Goal, adaptively, first_trouble, on_grid, told
 from pathline.solvers.adjoints.probe import cosine
@@ -113,6 +113,15 @@ class Continuous(Adjoint):
         if plan.batch is not None or len(plan.start) > 1:
             what = "grids of each sample's own" if plan.batch else "plans from several states"
             raise UsageError(f"adjoint='continuous' has no {what}: use adjoint='checkpoint'.")
+
+    def cost(self, plan: Plan) -> Cost:
+        rule, closes = self.rule(_solver_of(plan)), _closes(plan)
+        if isinstance(rule, AdaptiveRK):
+            raise UsageError("an adaptive way back chooses its steps while it runs.")
+        stages, n = len(rule.tableau.b), plan.steps - closes
+        stored = plan.steps if self.states == "stored" else int(closes)
+        nfe = stages * n + closes
+        return Cost(nfe, nfe, 2 * (stages + 2) + stored, 1)
 
     def prepared(self, found: Found) -> Pass:
         return _Planned(found, self)

@@ -14,7 +14,7 @@ from pathline.core.errors import UsageError
 from pathline.fields import Condition, Field, change
 from pathline.paths import GaussianPath
 from pathline.solvers.adjoints.segments import Record
-from pathline.solvers.adjoints.sources import check_all_known
+from pathline.solvers.adjoints.sources import check_all_known, gradients
 from pathline.solvers.runge_kutta import COORDINATES
 from pathline.solvers.solver import Level
 
@@ -142,9 +142,7 @@ class Products:
         self.record.vjps += 1
         inputs = [x, *self.sources]
         check_all_known([f], inputs, f"at t = {float(at.t):.6g}")
-        found: Sequence[Tensor | None] = torch.autograd.grad(
-            f, inputs, (at.q * b).to(f.dtype), allow_unused=True, retain_graph=self.keeps_graph
-        )
+        found = gradients([f], inputs, [(at.q * b).to(f.dtype)], self.keeps_graph)
         through = found[0]
         pulled = back if through is None else back + through.to(b.dtype)
         return made, at.scale * pulled, found[1:]

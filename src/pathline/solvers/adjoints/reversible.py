@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.solvers.adjoints.adjoint import Adjoint, Gradients, Pass, adjoints
-from pathline.solvers.adjoints.segments import Found, Stretcher, Totals
-from pathline.solvers.execute import Instruction
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints
+from pathline.solvers.adjoints.segments import Found, Stretcher, Totals, stretches
+from pathline.solvers.execute import Instruction, instructions
 from pathline.solvers.plan import Coefficient, Plan
 
 
@@ -199,6 +199,15 @@ class Reversible(Adjoint):
     Cost: backward each evaluation again, with a product. Keeps the states that the solver remembers
     at a time, and one step's activations.
     """
+
+    def cost(self, plan: Plan) -> Cost:
+        steps = stretches(tuple(instructions(plan)))
+        way = way_back(plan, steps)
+        rows = [[plan.rows[row.number - len(plan.start)] for row in back.rows] for back in way]
+        each = [len({k for row in step for k in row.f}) for step in rows]
+        kept = {k for back in way for k in back.kept}
+        states = 2 * _remembered(plan, steps) + len(kept - {back.solved for back in way})
+        return Cost(sum(each), sum(each), states, max(each))
 
     def prepared(self, found: Found) -> Pass:
         return CarriedBack(found)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field
-from pathline.solvers.adjoints.sources import check_all_known
+from pathline.solvers.adjoints.sources import check_all_known, gradients
 from pathline.solvers.evaluate import Call, Evaluator
 from pathline.solvers.execute import Draw, Execution, Instruction, drawing
 from pathline.solvers.executors import Executor
@@ -160,6 +160,35 @@ def stretches(program: Sequence[Instruction]) -> list[tuple[Instruction, ...]]:
     return [tuple(rows) for rows in made]
 
 
+class Shape(NamedTuple):
+    """The steps of a plan as a backward pass sees them.
+
+    Args:
+        evaluations: of each step.
+        live: what later rows need of the states and slopes before each step, and at the end.
+    """
+
+    evaluations: tuple[int, ...]
+    live: tuple[frozenset[Key], ...]
+
+    @classmethod
+    def of(cls, plan: Plan, steps: Sequence[Sequence[Instruction]]) -> Shape:
+        """Return the steps of a plan, made ready."""
+        live, at = [frozenset({("x", len(plan.times) - 1)})], frozenset[Key]()
+        for rows in reversed(steps):
+            at = live[-1]
+            for row in reversed(rows):
+                used = plan.rows[row.number - len(plan.start)]
+                at = (at - {("x", row.number)}) | {("x", k) for k in used.x}
+                at |= {("f", k) for k in used.f}
+                at = (at - {("f", k) for k in row.evaluations}) | {
+                    ("x", k) for k in row.evaluations
+                }
+            live.append(at)
+        evaluations = (sum(len(row.evaluations) for row in rows) for rows in steps)
+        return cls(tuple(evaluations), tuple(reversed(live)))
+
+
 @dataclass
 class Totals:
     """Gradients of the sources, added up in float32 at least.
@@ -205,6 +234,7 @@ class Stretcher:
         loop, self.draw = found.loop, found.loop.draw
         program = loop.execution(loop.evaluator, loop.given, self.draw).program
         self.steps = stretches(program)
+        self.shape = Shape.of(loop.plan, self.steps)
         self.mode = autocast(loop.given[0].device)
 
     def start(self) -> Live:
@@ -218,7 +248,7 @@ class Stretcher:
             evaluate = evaluate or self._bound(i)
             known = self._taken(i, live, evaluate)
         if again:
-            self.loop.record.nfe += self._evaluations(i)
+            self.loop.record.nfe += self.shape.evaluations[i]
         return known
 
     def result(self, live: Live) -> Tensor:
@@ -239,8 +269,8 @@ class Stretcher:
         leaves = {key: value.detach().requires_grad_() for key, value in live.items()}
         with torch.enable_grad(), self.mode:
             known = self._taken(i, leaves, self._bound(i))
-        self.loop.record.nfe += self._evaluations(i)
-        self.loop.record.vjps += self._evaluations(i)
+        self.loop.record.nfe += self.shape.evaluations[i]
+        self.loop.record.vjps += self.shape.evaluations[i]
         wanted = {k: known[k] for k in cotangents if k in known and known[k].requires_grad}
         if not wanted:
             return {}
@@ -265,9 +295,7 @@ class Stretcher:
         """
         if self.found.is_all:
             check_all_known(outputs, inputs, f"at step {i + 1}")
-        return torch.autograd.grad(
-            outputs, inputs, cotangents, allow_unused=True, retain_graph=self.found.keeps_graph
-        )
+        return gradients(outputs, inputs, cotangents, self.found.keeps_graph)
 
     def alone(
         self, rows: Sequence[Instruction], states: Mapping[int, Tensor], without: int | None
@@ -295,16 +323,13 @@ class Stretcher:
         numbers = [k for row in self.steps[i] for k in row.evaluations]
         return self.loop.bound(numbers) if numbers else _never
 
-    def _evaluations(self, i: int) -> int:
-        return sum(len(row.evaluations) for row in self.steps[i])
-
     def _taken(self, i: int, live: Live, evaluate: Evaluate) -> Live:
         """Take the rows of step i from what is live, in the gradient mode of the caller."""
         execution = self._under_way(live, evaluate)
         for row in self.steps[i]:
             execution.advance(row)
         known = execution.known
-        return {(letter, k): v for letter in "xf" for k, v in known[letter].items()}
+        return {(letter, k): known[letter][k] for letter, k in self.shape.live[i + 1]}
 
     def _under_way(self, live: Live, evaluate: Evaluate) -> Execution:
         execution = self.loop.execution(evaluate, self.loop.given, self.draw)

@@ -149,6 +149,18 @@ def check_all_known(outputs: Sequence[Tensor], known: Sequence[Tensor], where: s
         )
 
 
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    keeps_graph: bool = False,
+) -> Sequence[Tensor | None]:
+    """Return the gradient of each input; None of what the outputs know nothing of."""
+    return torch.autograd.grad(
+        outputs, inputs, cotangents, allow_unused=True, retain_graph=keeps_graph
+    )
+
+
 def transforms_are_active() -> bool:
     """Whether torch.func is at work, which differentiates by means of its own."""
     return torch._C._are_functorch_transforms_active()  # pyright: ignore
