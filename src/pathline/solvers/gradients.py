@@ -95,7 +95,7 @@ def differentiate(  # noqa: PLR0913 - keyword-only: what `solve` takes, and of w
     flow, told = _told(as_field(model), cond, "condition" in asked)
     noise = x.detach().clone().requires_grad_("noise" in asked)
     leaves = {n: v for n, v in told.items() if isinstance(v, Tensor) and v.requires_grad}
-    weights = _weights(flow) if "weights" in asked else {}
+    weights = weights_of(flow) if "weights" in asked else {}
     if not ("noise" in asked or leaves or weights):
         raise UsageError(
             "nothing to differentiate: pass wrt='noise', 'condition' or 'weights'; a condition "
@@ -134,7 +134,7 @@ def _leaf(value: Any) -> Any:
     return value
 
 
-def _weights(flow: Field) -> dict[str, Tensor]:
+def weights_of(flow: Field) -> dict[str, Tensor]:
     """Return the parameters that ask for a gradient, by name; of several networks, numbered."""
     networks = [part for part in parts(flow) if isinstance(part, nn.Module)]
     found: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ from pathline.steer.autoguidance import Autoguidance
 from pathline.steer.cfg import APG, CFG
 from pathline.steer.classifier import Classifier
 from pathline.steer.constraints import Clip, DynamicThreshold
+from pathline.steer.descending import Adam, Descended, Steepest, Update, descend
 from pathline.steer.estimate import Correction, Estimate, Pull, Steering
 from pathline.steer.guide import Chain, Guide, Guided, guides
 from pathline.steer.known import Known
@@ -18,6 +19,7 @@ from pathline.steer.reward import LookAhead, Naive, Targeted, closeness
 
 __all__ = [
     "APG",
+    "Adam",
     "CFG",
     "DPS",
     "MMPS",
@@ -26,6 +28,7 @@ __all__ = [
     "Classifier",
     "Clip",
     "Correction",
+    "Descended",
     "DiffPIR",
     "DynamicThreshold",
     "Estimate",
@@ -45,9 +48,12 @@ __all__ = [
     "Regions",
     "Repeat",
     "Search",
+    "Steepest",
     "Steering",
     "Targeted",
+    "Update",
     "closeness",
+    "descend",
     "guides",
     "operators",
     "slope_of",
