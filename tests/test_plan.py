@@ -115,7 +115,9 @@ def test_coefficients_may_differ_from_element_to_element_and_sample_to_sample():
 
 
 def test_tensor_coefficients_survive_a_file(tmp_path):
-    row = pl.solvers.Row(1.0, {0: torch.tensor([1.0, 1 / 3], dtype=torch.float64)}, {0: 0.1}, {2: 0.5})
+    row = pl.solvers.Row(
+        1.0, {0: torch.tensor([1.0, 1 / 3], dtype=torch.float64)}, {0: 0.1}, {2: 0.5}
+    )
     plan = pl.Plan((0.0,), (row,), recipe={"by": "hand"})
     again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
     assert again.to_dict() == plan.to_dict()
@@ -125,7 +127,10 @@ def test_tensor_coefficients_survive_a_file(tmp_path):
 def test_a_row_may_add_a_constant(tmp_path):
     """x' = x/2 + 3 and x'' = x' − (1, 2): in the executor, in the moments, and from a file."""
     mean = torch.tensor([-1.0, -2.0], dtype=torch.float64)
-    rows = (pl.solvers.Row(0.5, {0: 0.5}, {}, constant=3.0), pl.solvers.Row(0.0, {1: 1.0}, {}, constant=mean))
+    rows = (
+        pl.solvers.Row(0.5, {0: 0.5}, {}, constant=3.0),
+        pl.solvers.Row(0.0, {1: 1.0}, {}, constant=mean),
+    )
     plan = pl.Plan((1.0,), rows)
     x = starts(4, 2)
     again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
@@ -138,7 +143,10 @@ def test_a_row_may_add_a_constant(tmp_path):
 
 
 def test_rows_that_name_a_draw_share_it():
-    rows = (pl.solvers.Row(0.5, {0: 1.0}, {}, {7: 2.0}), pl.solvers.Row(1.0, {1: 1.0}, {}, {7: -2.0, 3: 1.0}))
+    rows = (
+        pl.solvers.Row(0.5, {0: 1.0}, {}, {7: 2.0}),
+        pl.solvers.Row(1.0, {1: 1.0}, {}, {7: -2.0, 3: 1.0}),
+    )
     x, seeds = starts(), [4, 5, 6, 7]
     model = pl.VectorField(lambda x, t: x)
     end = pl.solve(model, x, solver=pl.Plan((0.0,), rows), seeds=seeds).x
@@ -323,8 +331,14 @@ def test_the_table_says_what_the_plan_does():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: pl.Plan((0.0,), (pl.solvers.Row(1.0, {1: 1.0}, {}),)), "row 1 uses x1, which is not made"),
-        (lambda: pl.Plan((0.0,), (pl.solvers.Row(1.0, {0: math.inf}, {}),)), "coefficient inf of x0"),
+        (
+            lambda: pl.Plan((0.0,), (pl.solvers.Row(1.0, {1: 1.0}, {}),)),
+            "row 1 uses x1, which is not made",
+        ),
+        (
+            lambda: pl.Plan((0.0,), (pl.solvers.Row(1.0, {0: math.inf}, {}),)),
+            "coefficient inf of x0",
+        ),
         (lambda: pl.DPMpp(order=4), "orders 1, 2 and 3; order 4"),
         (lambda: pl.DPMpp(expansion="x"), "choose 'midpoint' or 'taylor'"),
         (lambda: pl.DPMpp(final="x"), "choose 'auto', 'full' or 'lower'"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pathline.bench.adjoint import adjoint
 from pathline.bench.overhead import overhead
 from pathline.bench.paths import compare as compare_paths
 from pathline.bench.precision import Comparison, solvers
@@ -12,7 +13,8 @@ BENCHES: dict[str, Callable[..., Any]] = {
     "overhead": overhead,
     "solvers": solvers,
     "paths": compare_paths,
+    "adjoint": adjoint,
 }
 """Every benchmark, by the name that `pathline bench` knows it by."""
 
-__all__ = ["BENCHES", "Bar", "Comparison", "Report", "Row", "overhead", "solvers"]
+__all__ = ["BENCHES", "Bar", "Comparison", "Report", "Row", "adjoint", "overhead", "solvers"]

@@ -2,6 +2,7 @@
 
 # A recipe registers its system when it is imported.
 from pathline.systems import (
+    adjoint_dpm,
     deis,
     diffusion_overview,
     dmcmc,
@@ -24,6 +25,7 @@ __all__ = [
     "Plot",
     "Report",
     "System",
+    "adjoint_dpm",
     "claims_of",
     "deis",
     "diffusion_overview",

@@ -138,12 +138,12 @@ class Retaken(Pass):
         return stretcher.result(last)
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
-        del result
         stretcher, totals = self._stretcher, Totals(self._stretcher.sources)
         n = len(stretcher.steps)
         end: Cotangents = {("x", stretcher.steps[-1][-1].number): cotangent}
         for i in reversed(range(n)):
-            end = stretcher.pulled(i, self._kept.at(i), end, totals)
+            made = result if i == n - 1 else None
+            end = stretcher.pulled(i, self._kept.at(i), end, totals, made)
         given = [end.get(("x", k)) for k in range(len(stretcher.loop.given))]
         return given, totals.cast()
 

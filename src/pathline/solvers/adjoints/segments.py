@@ -255,7 +255,14 @@ class Stretcher:
         """Return the state that the last row has made."""
         return live["x", self.steps[-1][-1].number]
 
-    def pulled(self, i: int, live: Live, cotangents: Cotangents, total: Totals) -> Cotangents:
+    def pulled(
+        self,
+        i: int,
+        live: Live,
+        cotangents: Cotangents,
+        total: Totals,
+        result: Tensor | None = None,
+    ) -> Cotangents:
         """Return the cotangents of what was live before step i, given those of what is after it.
 
         Args:
@@ -263,6 +270,10 @@ class Stretcher:
             live: what is live before it.
             cotangents: of what is live after it.
             total: gradients of the sources are added to it.
+            result: what the step has made before, to be compared.
+
+        Raises:
+            UsageError: the step makes something else now.
 
         Cost: the evaluations of the step, with a graph, and one backward pass.
         """
@@ -271,6 +282,8 @@ class Stretcher:
             known = self._taken(i, leaves, self._bound(i))
         self.loop.record.nfe += self.shape.evaluations[i]
         self.loop.record.vjps += self.shape.evaluations[i]
+        if result is not None:
+            check_same(self.result(known), result)
         wanted = {k: known[k] for k in cotangents if k in known and known[k].requires_grad}
         if not wanted:
             return {}
@@ -337,6 +350,26 @@ class Stretcher:
         for (letter, k), value in live.items():
             execution.known[letter][k] = value
         return execution
+
+
+UNLIKE = 1e-2
+"""By how much of itself a state may differ when it is made again; rounding is far below."""
+
+
+@torch.no_grad()
+def check_same(again: Tensor, before: Tensor) -> None:
+    """Refuse a state that is another when it is made again.
+
+    Raises:
+        UsageError: it is, by more than rounding.
+    """
+    off = (again - before).norm() / before.norm().clamp(min=1e-30)
+    if bool(off > UNLIKE):
+        raise UsageError(
+            "the field's answers are not the same when it is evaluated again (the last state is "
+            f"off by {float(off):.2g} of itself): it draws numbers of its own, or was changed. Use "
+            "adjoint='direct'."
+        )
 
 
 def _never(k: int, x: Tensor) -> Tensor:
