@@ -76,8 +76,9 @@ def test_the_memory_that_explain_tells_is_what_is_kept(adjoint, solver):
         sol.x.sum().backward()
     activations = told.back.evaluations * told.activation_bytes
     assert gauge.peak == pytest.approx(activations, rel=0.1)
-    multistep = 12 * (1 if solver == "heun" else 3) - (0 if solver == "heun" else 3)
-    assert told.back.states == (2 if adjoint == "direct" else multistep)
+    # heun: one state a step. ++3M remembers two slopes, and in ε̂ the states that belong to them.
+    states = {"heun": 12, "dpmpp_3m": 1 + 3 + 10 * 5}[solver]
+    assert told.back.states == (2 if adjoint == "direct" else states)
 
 
 def test_explain_knows_guides_and_samples_and_says_it():
@@ -96,10 +97,9 @@ def test_meters_count_what_they_say():
     x = torch.ones(1000, dtype=torch.float64, requires_grad=True)
     with saved() as gauge:
         y = x.exp()
-        assert gauge.now == 8000
-        z = y.sum()
-        del y, z
-    assert gauge.now == 0 and gauge.peak == 8000
+        now = gauge.now
+        del y
+    assert (now, gauge.now, gauge.peak) == (8000, 0, 8000)
     kept = []
     assert peak_bytes(lambda: [kept.append(torch.ones(125).double()) for _ in range(3)]) >= 3000
 
@@ -133,24 +133,31 @@ def test_steepest_steps_have_their_length_and_stay_within(p):
 
 
 def test_a_condition_is_found_from_what_it_made():
-    """Of several noises, gradients added up; what is told is not changed behind the user's back."""
-    net, noises, before = model(), [starts(4), starts(8)[4:]], torch.zeros(1, 2).double()
-    with torch.no_grad():
-        made = solve(net, noises[0], steps=6, guide=CFG(2.0), c=C).x
+    """A model that says x̂_0 = c, guided by 2: samples end at 2c, so c is half of what they show.
+
+    Of several noises, gradients added up; what is told is not changed behind the user's back.
+    """
+    net = Denoiser(lambda x, t, c: c.expand_as(x), VP, "x0", null={"c": torch.zeros(1, 2).double()})
+    noises, before = [starts(4), starts(8)[4:]], torch.zeros(1, 2, dtype=torch.float64)
+    grid = pl.grids.log_snr(5, last="denoise")
 
     def loss(x):
-        return (x.mean(0) - made.mean(0)).square().sum()
+        return (x - 2 * C).square().sum()
 
-    found = optimise(net, noises, loss, wrt="condition", iterations=40, update=Adam(0.1), steps=6,
-                     guide=CFG(2.0), c=before)  # fmt: skip
-    assert float(before.abs().max()) == 0 and found.condition["c"].shape == (1, 2)
-    assert min(found.losses) < 0.2 * found.losses[0]
+    found = optimise(net, noises, loss, wrt="condition", iterations=150, update=Adam(0.1),
+                     grid=grid, guide=CFG(2.0), c=before)  # fmt: skip
+    assert float(before.abs().max()) == 0 and found.losses[0] == pytest.approx(
+        16 * float((C**2).sum())
+    )
+    torch.testing.assert_close(found.condition["c"], C, rtol=0, atol=1e-3)  # Adam's last steps
 
 
 def test_the_continuous_adjoint_is_probed_once_in_a_loop():
     seen = []
-    found = optimise(law(), starts(), lambda x: x.square().sum(), iterations=3, solver="rk4",
-                     steps=10, adjoint=Continuous(), watch=lambda *told: seen.append(told))  # fmt: skip
+    found = optimise(
+        law(), starts(), lambda x: x.square().sum(), iterations=3, solver="rk4", steps=10,
+        adjoint=Continuous(), watch=lambda *told: seen.append(told),
+    )  # fmt: skip
     assert [told[:2] for told in seen] == list(enumerate(found.losses[:3]))
 
 
@@ -188,8 +195,8 @@ def test_lora_begins_as_the_model_was_and_moves_nothing_else():
         (2, 2),
     }
     frozen = {n: p.clone() for n, p in small.network.named_parameters() if not p.requires_grad}
-    found = optimise(small, starts(), lambda x: (x - 1).square().sum(), wrt="weights", iterations=20,
-                     update=Adam(0.02), steps=4, c=C)  # fmt: skip
+    found = optimise(small, starts(), lambda x: (x - 1).square().sum(), wrt="weights",
+                     iterations=8, update=Adam(0.02), steps=4, c=C)  # fmt: skip
     assert found.losses[-1] < found.losses[0]
     after = dict(small.network.named_parameters())
     assert all(torch.equal(after[name], p) for name, p in frozen.items())

@@ -64,7 +64,7 @@ def saved(*without: Any) -> Generator[Gauge]:
         if not uses.get(at):
             gauge.add(size)
         uses[at] = uses.get(at, 0) + 1
-        held = _Held(tensor)
+        held = _Held(tensor.detach())  # the tensor itself may hold the node that holds this
         weakref.finalize(held, _let_go, uses, at, gauge, size)
         return held
 
