@@ -13,7 +13,7 @@ from pathline.learn.lora import adapted, adapters_of
 from pathline.solvers import solve
 from pathline.solvers.adjoints import Checkpoint, Continuous
 from pathline.solvers.adjoints.meter import peak_bytes, saved
-from pathline.steer import CFG, Adam, Loss, Steepest, optimise
+from pathline.steer import CFG, Adam, Loss, Steepest, descend
 
 VP = pl.VPLinear()
 
@@ -109,7 +109,7 @@ def test_meters_count_what_they_say():
 
 def test_noise_is_found_that_ends_where_it_should():
     field, target = law(), torch.tensor([0.2, 0.1], dtype=torch.float64)
-    found = optimise(field, starts(), lambda x: (x - target).square().sum(), iterations=60,
+    found = descend(field, starts(), lambda x: (x - target).square().sum(), iterations=60,
                      update=Adam(0.1), solver="heun", steps=8)  # fmt: skip
     again = solve(field, found.noise, solver="heun", steps=8)
     assert torch.equal(again.x.detach(), found.x) and len(found.losses) == 61
@@ -121,11 +121,11 @@ def test_noise_is_found_that_ends_where_it_should():
 def test_steepest_steps_have_their_length_and_stay_within(p):
     """Sample by sample ‖Δ‖_p = rate; after enough steps the bound holds in every coordinate."""
     field, x = law(), starts()
-    one = optimise(field, x, lambda x: -x.square().sum(), iterations=1, update=Steepest(0.03, p),
+    one = descend(field, x, lambda x: -x.square().sum(), iterations=1, update=Steepest(0.03, p),
                    solver="euler", steps=4)  # fmt: skip
     lengths = (one.noise - x).norm(p, dim=1)
     torch.testing.assert_close(lengths, torch.full((6,), 0.03).double())
-    far = optimise(field, x, lambda x: -x.square().sum(), iterations=9, update=Steepest(0.03, p),
+    far = descend(field, x, lambda x: -x.square().sum(), iterations=9, update=Steepest(0.03, p),
                    within=0.05, solver="euler", steps=4)  # fmt: skip
     assert (
         float((far.noise - x).abs().max()) == pytest.approx(0.05) and far.losses[-1] < far.losses[0]
@@ -144,7 +144,7 @@ def test_a_condition_is_found_from_what_it_made():
     def loss(x):
         return (x - 2 * C).square().sum()
 
-    found = optimise(net, noises, loss, wrt="condition", iterations=150, update=Adam(0.1),
+    found = descend(net, noises, loss, wrt="condition", iterations=150, update=Adam(0.1),
                      grid=grid, guide=CFG(2.0), c=before)  # fmt: skip
     assert float(before.abs().max()) == 0 and found.losses[0] == pytest.approx(
         16 * float((C**2).sum())
@@ -154,7 +154,7 @@ def test_a_condition_is_found_from_what_it_made():
 
 def test_the_continuous_adjoint_is_probed_once_in_a_loop():
     seen = []
-    found = optimise(
+    found = descend(
         law(), starts(), lambda x: x.square().sum(), iterations=3, solver="rk4", steps=10,
         adjoint=Continuous(), watch=lambda *told: seen.append(told),
     )  # fmt: skip
@@ -170,9 +170,9 @@ def test_a_loop_says_what_it_needs():
         net = model()
         net.network.requires_grad_(False)
         with pytest.raises(pl.UsageError, match=said):
-            optimise(net, starts(), lambda x: x.sum(), steps=3, c=C, **how)
+            descend(net, starts(), lambda x: x.sum(), steps=3, c=C, **how)
     with pytest.raises(pl.UsageError, match="one is optimised"):
-        optimise(law(), [starts(), starts()], lambda x: x.sum())
+        descend(law(), [starts(), starts()], lambda x: x.sum())
     for make in (lambda: Adam(0.0), lambda: Steepest(-1.0), lambda: Steepest(p=0.0)):
         with pytest.raises(pl.UsageError):
             make()
@@ -195,7 +195,7 @@ def test_lora_begins_as_the_model_was_and_moves_nothing_else():
         (2, 2),
     }
     frozen = {n: p.clone() for n, p in small.network.named_parameters() if not p.requires_grad}
-    found = optimise(small, starts(), lambda x: (x - 1).square().sum(), wrt="weights",
+    found = descend(small, starts(), lambda x: (x - 1).square().sum(), wrt="weights",
                      iterations=8, update=Adam(0.02), steps=4, c=C)  # fmt: skip
     assert found.losses[-1] < found.losses[0]
     after = dict(small.network.named_parameters())
