@@ -139,7 +139,7 @@ def test_a_row_that_only_some_levels_need_does_nothing_at_the_others():
 def test_plans_of_any_origin_can_be_stacked():
     scale = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     plans = [
-        pl.Plan((1.0,), (pl.Row(0.0, {0: float(s)}, {0: scale * s}, constant=0.5 * s),))
+        pl.Plan((1.0,), (pl.solvers.Row(0.0, {0: float(s)}, {0: scale * s}, constant=0.5 * s),))
         for s in (1.0, 2.0)
     ]
     x = starts(3)

@@ -51,7 +51,7 @@ def test_the_executor_forgets_nothing_that_is_needed(solver):
 def leapfrog(n, end):
     """x_{i+1} = x_{i−1} + 2h F_i: the simplest two-state rule, written by hand."""
     h = end / n
-    rows = tuple(pl.Row((i + 2) * h, {i: 1.0}, {i + 1: 2 * h}) for i in range(n - 1))
+    rows = tuple(pl.solvers.Row((i + 2) * h, {i: 1.0}, {i + 1: 2 * h}) for i in range(n - 1))
     return pl.Plan((0.0, h), rows)
 
 
@@ -88,9 +88,9 @@ def predict_evaluate_correct(n):
     h, rows, at, slope = 1 / n, [], 0, 0
     for i in range(n):
         t = (i + 1) * h
-        rows.append(pl.Row(t, {at: 1.0}, {slope: h}, lands=False))
+        rows.append(pl.solvers.Row(t, {at: 1.0}, {slope: h}, lands=False))
         predicted = len(rows)
-        rows.append(pl.Row(t, {at: 1.0}, {slope: h / 2, predicted: h / 2}))
+        rows.append(pl.solvers.Row(t, {at: 1.0}, {slope: h / 2, predicted: h / 2}))
         at, slope = len(rows), predicted
     return pl.Plan((0.0,), tuple(rows))
 
@@ -108,14 +108,16 @@ def test_a_corrector_may_use_the_evaluation_of_a_prediction():
 def test_coefficients_may_differ_from_element_to_element_and_sample_to_sample():
     rate = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     factor = torch.tensor([[1.0], [0.5], [0.0], [-1.0]], dtype=torch.float64)
-    row = pl.Row(1.0, {0: torch.exp(-rate)}, {0: factor})
+    row = pl.solvers.Row(1.0, {0: torch.exp(-rate)}, {0: factor})
     x = starts()
     end = pl.solve(lambda x, t: torch.ones_like(x), x, solver=pl.Plan((0.0,), (row,))).x
     torch.testing.assert_close(end, x * torch.exp(-rate) + factor)
 
 
 def test_tensor_coefficients_survive_a_file(tmp_path):
-    row = pl.Row(1.0, {0: torch.tensor([1.0, 1 / 3], dtype=torch.float64)}, {0: 0.1}, {2: 0.5})
+    row = pl.solvers.Row(
+        1.0, {0: torch.tensor([1.0, 1 / 3], dtype=torch.float64)}, {0: 0.1}, {2: 0.5}
+    )
     plan = pl.Plan((0.0,), (row,), recipe={"by": "hand"})
     again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
     assert again.to_dict() == plan.to_dict()
@@ -125,7 +127,10 @@ def test_tensor_coefficients_survive_a_file(tmp_path):
 def test_a_row_may_add_a_constant(tmp_path):
     """x' = x/2 + 3 and x'' = x' − (1, 2): in the executor, in the moments, and from a file."""
     mean = torch.tensor([-1.0, -2.0], dtype=torch.float64)
-    rows = (pl.Row(0.5, {0: 0.5}, {}, constant=3.0), pl.Row(0.0, {1: 1.0}, {}, constant=mean))
+    rows = (
+        pl.solvers.Row(0.5, {0: 0.5}, {}, constant=3.0),
+        pl.solvers.Row(0.0, {1: 1.0}, {}, constant=mean),
+    )
     plan = pl.Plan((1.0,), rows)
     x = starts(4, 2)
     again = pl.Plan.load(plan.save(tmp_path / "plan.json"))
@@ -138,7 +143,10 @@ def test_a_row_may_add_a_constant(tmp_path):
 
 
 def test_rows_that_name_a_draw_share_it():
-    rows = (pl.Row(0.5, {0: 1.0}, {}, {7: 2.0}), pl.Row(1.0, {1: 1.0}, {}, {7: -2.0, 3: 1.0}))
+    rows = (
+        pl.solvers.Row(0.5, {0: 1.0}, {}, {7: 2.0}),
+        pl.solvers.Row(1.0, {1: 1.0}, {}, {7: -2.0, 3: 1.0}),
+    )
     x, seeds = starts(), [4, 5, 6, 7]
     model = pl.VectorField(lambda x, t: x)
     end = pl.solve(model, x, solver=pl.Plan((0.0,), rows), seeds=seeds).x
@@ -323,8 +331,14 @@ def test_the_table_says_what_the_plan_does():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: pl.Plan((0.0,), (pl.Row(1.0, {1: 1.0}, {}),)), "row 1 uses x1, which is not made"),
-        (lambda: pl.Plan((0.0,), (pl.Row(1.0, {0: math.inf}, {}),)), "coefficient inf of x0"),
+        (
+            lambda: pl.Plan((0.0,), (pl.solvers.Row(1.0, {1: 1.0}, {}),)),
+            "row 1 uses x1, which is not made",
+        ),
+        (
+            lambda: pl.Plan((0.0,), (pl.solvers.Row(1.0, {0: math.inf}, {}),)),
+            "coefficient inf of x0",
+        ),
         (lambda: pl.DPMpp(order=4), "orders 1, 2 and 3; order 4"),
         (lambda: pl.DPMpp(expansion="x"), "choose 'midpoint' or 'taylor'"),
         (lambda: pl.DPMpp(final="x"), "choose 'auto', 'full' or 'lower'"),

@@ -155,7 +155,7 @@ class TestGradients:
 
     def test_a_plan_that_ran_under_inference_mode_still_gives_gradients(self):
         scale = torch.full((3,), 0.5, dtype=torch.float64)  # cast on its way to the state
-        plan = pl.Plan((1.0,), (pl.Row(0.0, {0: scale}, {0: scale}),))
+        plan = pl.Plan((1.0,), (pl.solvers.Row(0.0, {0: scale}, {0: scale}),))
         with torch.inference_mode():
             pl.solve(lambda x, t: x, torch.ones(1, 3), solver=plan)
         x = torch.ones(1, 3, requires_grad=True)

@@ -58,7 +58,7 @@ class Driven(Execution):
         check_output(f, x)
         evaluated, self._draws.source = self.plan.evaluated, draw
         k = evaluated[self._turn]
-        self._known["x"][k], self._outputs[k] = x, f
+        self.known["x"][k], self._outputs[k] = x, f
         self._turn += 1
         if self._turn == len(evaluated):
             return self._advance_to(len(self.plan.times) - 1)
@@ -66,9 +66,9 @@ class Driven(Execution):
 
     def copy(self) -> Self:
         """Return another run from here on that this one does not disturb, nor it this one."""
-        states = self._known["x"]
+        states = self.known["x"]
         other = type(self)(self.plan, next(iter(states.values())))
-        other._known = {letter: dict(values) for letter, values in self._known.items()}
+        other.known = {letter: dict(values) for letter, values in self.known.items()}
         other._outputs.update(self._outputs)
         other._draws.kept.update(self._draws.kept)
         other._at, other._turn, other.latest = self._at, self._turn, self.latest
@@ -79,7 +79,7 @@ class Driven(Execution):
         while self._at < number:
             self.advance(self.program[self._at])
             self._at += 1
-        return self._known["x"][number]
+        return self.known["x"][number]
 
 
 class _Draws:

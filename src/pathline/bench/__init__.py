@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pathline.bench.adjoint import adjoint
 from pathline.bench.guides import guides
 from pathline.bench.overhead import overhead
 from pathline.bench.paths import compare as compare_paths
@@ -14,7 +15,8 @@ BENCHES: dict[str, Callable[..., Any]] = {
     "solvers": solvers,
     "paths": compare_paths,
     "guides": guides,
+    "adjoint": adjoint,
 }
 """Every benchmark, by the name that `pathline bench` knows it by."""
 
-__all__ = ["BENCHES", "Bar", "Comparison", "Report", "Row", "overhead", "solvers"]
+__all__ = ["BENCHES", "Bar", "Comparison", "Report", "Row", "adjoint", "overhead", "solvers"]

@@ -61,6 +61,10 @@ class UnfinishedError(SolveError):
     """A stepped solve gave up on a sample: too many steps, or too small ones."""
 
 
+class GradientError(PathlineError, FloatingPointError):
+    """A gradient on its way back met a NaN or an infinity."""
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> UsageError:
     """Return the error for a name that nobody registered, with the nearest names first.
 

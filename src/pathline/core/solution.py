@@ -78,6 +78,8 @@ class Solution:
         times: the times of `trajectory`, (n,) float64, or (n, batch).
         trajectory: the states at every grid point, (n, batch, *state), if it was asked for.
         skipped: what a speed policy left out and why, if one decided while the solve ran.
+        backward: what the way back of a gradient has cost and found; filled in when it is taken
+            (`solvers.adjoints.Record`).
     """
 
     x: Tensor
@@ -88,6 +90,7 @@ class Solution:
     times: Tensor | None = None
     trajectory: Tensor | None = field(default=None, repr=False)
     skipped: Any = field(default=None, repr=False)
+    backward: Any = field(default=None, repr=False)
 
     @property
     def nfes(self) -> tuple[int, ...]:

@@ -155,6 +155,26 @@ def with_network(field: Any, network: nn.Module) -> Field:
     return replace(field, inner=with_network(field.inner, network))
 
 
+def as_told(field: Field, cond: Condition) -> tuple[Field, Condition]:
+    """Return the field without the encoder of its denoiser, and the condition as it encodes it.
+
+    What is told already (the names of the encoder's results, tensors) stays as it is.
+    """
+    denoiser = denoiser_in(field)
+    if denoiser is None or denoiser.encode is None or not cond:
+        return field, cond
+    if denoiser.null is not None and cond.keys() == denoiser.null.keys():
+        numbers = all(isinstance(value, Tensor) for value in cond.values())
+        return _without_encoder(field), cond if numbers else denoiser.encode(**cond)
+    return _without_encoder(field), denoiser.encode(**cond)
+
+
+def _without_encoder(field: Any) -> Field:
+    if isinstance(field, Denoiser):
+        return replace(field, encode=None)
+    return replace(field, inner=_without_encoder(field.inner))
+
+
 def dtype_of(network: Callable[..., Tensor], default: torch.dtype) -> torch.dtype:
     """The floating dtype of the network's first parameter; the state's if it has none."""
     if isinstance(network, nn.Module):

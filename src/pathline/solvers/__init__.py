@@ -1,6 +1,6 @@
 """Solvers: rules that write plans, the grids they run on, and the driver that runs them."""
 
-from pathline.solvers import grids
+from pathline.solvers import adjoints, grids
 from pathline.solvers.adams import Adams
 from pathline.solvers.adaptive_rk import AdaptiveRK
 from pathline.solvers.bidirectional import BDIA, Reversible
@@ -11,7 +11,9 @@ from pathline.solvers.dpm_adaptive import AdaptiveDPM
 from pathline.solvers.dpm_v3 import DPMv3
 from pathline.solvers.ems import EMSTable
 from pathline.solvers.execute import Step
+from pathline.solvers.explain import Explanation, explain
 from pathline.solvers.exponential import DDIM, DPMpp
+from pathline.solvers.gradients import Gradients, differentiate
 from pathline.solvers.grids import Grid
 from pathline.solvers.lattice import LatticeChain
 from pathline.solvers.plan import Plan, Row
@@ -59,7 +61,12 @@ __all__ = [
     "Solver",
     "SolverSchedule",
     "Step",
+    "adjoints",
+    "Explanation",
+    "Gradients",
     "calibrate",
+    "differentiate",
+    "explain",
     "StepChoice",
     "Unified",
     "grids",

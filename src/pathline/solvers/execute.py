@@ -107,10 +107,13 @@ def _program(
         return (c if plan.batch is None else sample_first(c, ndim)).to(device, dtype)
 
     with torch.inference_mode(False):  # what is kept must also serve a solve with gradients
-        return tuple(_instructions(plan, place))
+        return tuple(instructions(plan, place))
 
 
-def _instructions(plan: Plan, place: Callable[[Coefficient], Coefficient]) -> Iterator[Instruction]:
+def instructions(
+    plan: Plan, place: Callable[[Coefficient], Coefficient] = lambda c: c
+) -> Iterator[Instruction]:
+    """Yield the rows of a plan, made ready; `place` says what becomes of a coefficient."""
     last_use = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
     spent: dict[int, list[int]] = {}
     for k, i in last_use.items():
@@ -149,7 +152,7 @@ class Execution:
         draw: z_d, for a plan that draws noise.
     """
 
-    __slots__ = ("_combine", "_draw", "_evaluate", "_known", "latest", "plan", "program")
+    __slots__ = ("_combine", "_draw", "_evaluate", "known", "latest", "plan", "program")
 
     def __init__(
         self, plan: Plan, evaluate: Evaluate, given: Sequence[Tensor], combine: Combine, draw: Draw
@@ -158,12 +161,12 @@ class Execution:
         self.plan, self.program = plan, _program(plan, first.device, first.dtype, first.ndim)
         self.latest: tuple[Plan, int, Tensor, Tensor] | None = None
         self._evaluate, self._combine, self._draw = evaluate, combine, draw
-        self._known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}}
+        self.known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}}
 
     def advance(self, row: Instruction) -> Tensor:
         """Take a row and return the state that it makes."""
         number, _, evaluations, draws, terms, _, spent, constant = row
-        known = self._known
+        known = self.known
         states, slopes = known["x"], known["f"]
         for k in evaluations:
             x = states[k]
@@ -180,7 +183,7 @@ class Execution:
 
     def replace(self, row: Instruction, x: Tensor) -> None:
         """Go on from another state than the one that a row has made."""
-        self._known["x"][row.number] = x
+        self.known["x"][row.number] = x
 
 
 def execute(

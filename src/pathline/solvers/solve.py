@@ -27,6 +27,8 @@ from pathline.core.solution import (
 from pathline.fields import Condition, Denoiser, Field, Retimed, VectorField
 from pathline.fields.denoiser import source_of
 from pathline.paths import GaussianPath, Time, as_time, bshape, paths
+from pathline.solvers.adjoints import Adjoint, Checkpoint, Direct, Loop, Record, Walk, as_adjoint
+from pathline.solvers.adjoints.adjoint import is_usual
 from pathline.solvers.evaluate import Call, Evaluator, Speed, Watched
 from pathline.solvers.execute import Step, execute
 from pathline.solvers.executors import Executor, as_executor
@@ -93,6 +95,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     speed: Speed | None = None,
     keep: Keep | None = None,
     executor: Executor | str = "eager",
+    adjoint: Adjoint | str | None = None,
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
     observe: Observe | None = None,
@@ -115,6 +118,9 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         speed: a policy that leaves evaluations out (`pathline.speed`).
         keep: what is put back after every update (`pathline.steer.Known`: inpainting).
         executor: how the loop is run: "eager", "compile" or "graph" (`solvers.executors`).
+        adjoint: how gradients come back, where any are asked for: "direct", "checkpoint",
+            "reversible" or "continuous" (`solvers.adjoints`). None is "checkpoint" where steps can
+            be taken again unseen, and "direct" elsewhere: the same gradient, in less memory.
         seeds: one a sample, for stochastic solvers.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
@@ -137,7 +143,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         (True, 400)
     """
     made = as_field(field)
-    how = _How(solver, grid, steps, guide, speed, start, executor, keep)
+    how = _How(solver, grid, steps, guide, speed, start, executor, keep, _chosen(adjoint))
     job = _job(made, how, lambda _: x, _shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
@@ -153,6 +159,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     speed: Speed | None = None,
     keep: Keep | None = None,
     executor: Executor | str = "eager",
+    adjoint: Adjoint | str | None = None,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     shape: Sequence[int] | None = None,
@@ -171,7 +178,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     Args:
         model: a denoiser.
         n: how many samples (1, or as many as there are seeds).
-        solver, grid, steps, guide, speed, keep, executor: as `solve`.
+        solver, grid, steps, guide, speed, keep, executor, adjoint: as `solve`.
         trajectory, observe, on_failure: as `solve`.
         seed: the first seed; sample i has seed + i.
         seeds: all the seeds, instead of `seed`.
@@ -192,7 +199,7 @@ def sample(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> bool((x.mean() - 3).abs() < 0.1), bool((x.std() - 0.5).abs() < 0.05)
         (True, True)
     """
-    how = _How(solver, grid, steps, guide, speed, executor=executor, keep=keep)
+    how = _How(solver, grid, steps, guide, speed, None, executor, keep, _chosen(adjoint))
     noise_at = _Start(shape, dtype, device)
     job = _sampling(model, how, noise_at, _seeds(n, seed, seeds), cond)
     return _finish(job, trajectory, observe, on_failure)
@@ -241,6 +248,7 @@ class _How(NamedTuple):
     start: Levels | None = None
     executor: Executor | str = "eager"
     keep: Keep | None = None
+    adjoint: Adjoint | None = None
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         plan = self._plan(field, guided, shape)
@@ -310,7 +318,9 @@ class _Job:
     recipe: Mapping[str, Any]
     speed: Speed | None
     executor: Executor
-    keep: Keep | None = None
+    keep: Keep | None
+    adjoint: Adjoint | None
+    backward: Record
 
     def _call(self, plan: Plan) -> Call:
         return Call(self.field, plan, self.given[0], self.cond, self.seeds)
@@ -343,10 +353,29 @@ class _Job:
         check_gaussian(self.field.path)
         return Keeping(keep, self.field.path, self.seeds)
 
+    def _loop(self, record: Evaluator) -> Loop:
+        assert isinstance(self.plan, Plan)
+        return Loop(self._call(self.plan), self.given, record, self.executor, self.backward)
+
+    def chosen(self, record: Evaluator | Tally) -> Adjoint:
+        """Return how gradients come back: as was said, else steps are taken again if they can."""
+        if self.adjoint is not None:
+            return self.adjoint
+        again = isinstance(record, Evaluator) and self.keep is None and is_usual(self._loop(record))
+        return Checkpoint() if again else Direct()
+
     def complete(self, record: Evaluator | Tally) -> Tensor:
         """Run with nobody watching, and return the final state."""
         if isinstance(self.plan, Plan) and isinstance(record, Evaluator) and self.keep is None:
-            return self.executor.complete(self._call(self.plan), self.given, record)
+            return self.chosen(record).complete(self._loop(record))
+        if isinstance(self.plan, Course) and self.adjoint is not None:
+            assert isinstance(record, Tally)
+            walk = Walk(self.field, self.plan, self.given[0], self.cond, self.backward,
+                        lambda: self._last(record))  # fmt: skip
+            return self.adjoint.walked(walk)
+        return self._last(record)
+
+    def _last(self, record: Evaluator | Tally) -> Tensor:
         x = self.given[-1]
         for step in self.steps(record):
             x = step.x
@@ -354,6 +383,11 @@ class _Job:
 
     def check_watched(self, is_watched: bool) -> None:
         """Refuse what would look into a loop that cannot be looked into."""
+        if is_watched and self.adjoint is not None and not isinstance(self.adjoint, Direct):
+            raise UsageError(
+                "observe, trajectory and keep look at states inside the loop, which are "
+                f"differentiated by adjoint='direct' alone, and not by {self.adjoint.name!r}."
+            )
         if self.executor.is_watchable:
             return
         if isinstance(self.plan, Course):
@@ -395,7 +429,8 @@ def _job(
     prepared, drawn = guided.condition(cond, batch), None if seeds is None else tuple(seeds)
     executor = as_executor(how.executor)
     ready = executor.prepared(guided)
-    return _Job(ready, plan, given, prepared, drawn, recipe, how.speed, executor, how.keep)
+    more = (recipe, how.speed, executor, how.keep, how.adjoint, Record())
+    return _Job(ready, plan, given, prepared, drawn, *more)
 
 
 def _sampling(
@@ -418,6 +453,10 @@ def _sampling(
         return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
 
     return _job(model, how, noise_at, shape, seeds, cond)
+
+
+def _chosen(adjoint: Adjoint | str | None) -> Adjoint | None:
+    return None if adjoint is None else as_adjoint(adjoint)
 
 
 def _told(cond: Mapping[str, Any]) -> dict[str, Any]:
@@ -551,7 +590,7 @@ def _solution(
     times = job.plan.instants[list(job.plan.landings)] if kept else None
     trajectory = torch.stack(list(kept)) if kept else None
     end = job.plan.times[-1]
-    return Solution(x, end, status, stats, receipt, times, trajectory, report)
+    return Solution(x, end, status, stats, receipt, times, trajectory, report, job.backward)
 
 
 def _network_calls(job: _Job, nfe: int) -> int:

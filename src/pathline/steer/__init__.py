@@ -6,6 +6,7 @@ from pathline.steer.cfg import APG, CFG
 from pathline.steer.classifier import Classifier
 from pathline.steer.constraints import Clip, DynamicThreshold
 from pathline.steer.control import Control, Shift
+from pathline.steer.descending import Adam, Descended, Steepest, Update, descend
 from pathline.steer.estimate import Correction, Estimate, Pull, Steering
 from pathline.steer.guide import Chain, Guide, Guided, guides
 from pathline.steer.known import Known
@@ -22,6 +23,7 @@ from pathline.steer.reward import LookAhead, Naive, Targeted, closeness
 
 __all__ = [
     "APG",
+    "Adam",
     "CFG",
     "DPS",
     "MMPS",
@@ -31,6 +33,7 @@ __all__ = [
     "Clip",
     "Control",
     "Correction",
+    "Descended",
     "DiffPIR",
     "DynamicThreshold",
     "Estimate",
@@ -54,9 +57,12 @@ __all__ = [
     "Repeat",
     "Search",
     "Shift",
+    "Steepest",
     "Steering",
     "Targeted",
+    "Update",
     "closeness",
+    "descend",
     "guides",
     "operators",
     "slope_of",

@@ -2,6 +2,7 @@
 
 # A recipe registers its system when it is imported.
 from pathline.systems import (
+    adjoint_dpm,
     bdia,
     ctrl,
     dci,
@@ -29,10 +30,11 @@ __all__ = [
     "Plot",
     "Report",
     "System",
+    "adjoint_dpm",
     "bdia",
     "claims_of",
-    "dci",
     "ctrl",
+    "dci",
     "deis",
     "diffusion_overview",
     "dmcmc",

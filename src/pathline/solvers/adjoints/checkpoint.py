@@ -1,0 +1,195 @@
+"""Checkpointing: states are kept, and every step is taken again, with a graph, on the way back.
+
+With memory for all states each step is taken twice. With less, states are remade from the nearest
+one that is kept, and where to keep them is chosen so that as few steps as possible are taken again:
+with s states and t repetitions C(s + t, s) steps can be reversed, and reversing n of them takes
+
+    T(n, s) = t n − C(s + t, t − 1)      t the least with C(s + t, s) ≥ n
+
+steps without a graph. Paper: Griewank & Walther 2000 (ACM TOMS 26, Algorithm 799), Sec. 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import comb
+
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints
+from pathline.solvers.adjoints.segments import (
+    Cotangents,
+    Found,
+    Live,
+    Shape,
+    Stretcher,
+    Totals,
+    stretches,
+)
+from pathline.solvers.execute import instructions
+from pathline.solvers.plan import Plan
+
+
+@lru_cache(maxsize=4096)
+def fewest(n: int, s: int) -> int:
+    """Return T(n, s): the steps taken to reverse n of them with s states kept, the first included.
+
+    >>> fewest(10, 10), fewest(10, 1), fewest(10, 3)
+    (9, 45, 15)
+    """
+    if n <= 1:
+        return 0
+    s = min(s, n)
+    t = 1
+    while comb(s + t, s) < n:
+        t += 1
+    return t * n - comb(s + t, t - 1)
+
+
+@lru_cache(maxsize=4096)
+def next_kept(n: int, s: int) -> int:
+    """Return after how many steps to keep the next state, to reverse n with s states in all."""
+    return min(range(1, n), key=lambda m: (m + fewest(m, s) + fewest(n - m, s - 1), -m))
+
+
+class Kept:
+    """States of a loop, a few of which are kept at a time; asked for from the last to the first.
+
+    Args:
+        start: the state before step 0, which is always kept.
+        advance: takes step i from a state.
+        memory: how many states are kept, and the last one until it is asked for; None for all.
+    """
+
+    def __init__(
+        self, start: Live, advance: Callable[[int, Live], Live], memory: int | None
+    ) -> None:
+        self._kept = {0: start}
+        self._advance, self._memory = advance, memory
+
+    def sweep(self, n: int, advance: Callable[[int, Live], Live]) -> Live:
+        """Take all n steps for the first time, and return the state after the last."""
+        self._kept[n - 1] = live = self._towards(n - 1, advance)
+        return advance(n - 1, live)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Before which steps states are kept now."""
+        return tuple(self._kept)
+
+    def at(self, i: int) -> Live:
+        """Return the state before step i; later ones are forgotten."""
+        for later in [k for k in self._kept if k > i]:
+            del self._kept[later]
+        return self._towards(i, self._advance)
+
+    def _towards(self, i: int, advance: Callable[[int, Live], Live]) -> Live:
+        """Go from the nearest state to step i, and keep states on the way where it pays."""
+        at = max(k for k in self._kept if k <= i)
+        live = self._kept[at]
+        while at < i:
+            stop = self._stop(at, i)
+            while at < (i if stop is None else stop):
+                live = advance(at, live)
+                at += 1
+            if stop is not None:
+                self._kept[at] = live
+        return live
+
+    def _stop(self, at: int, i: int) -> int | None:
+        """Return the next state to keep on the way to step i; None if there is no room."""
+        if self._memory is None:
+            return at + 1
+        room = self._memory - len(self._kept)
+        return at + next_kept(i - at + 1, room + 1) if room else None
+
+
+@dataclass
+class Counted:
+    """Takes steps that cost nothing, and notes which."""
+
+    steps: list[int] = field(default_factory=list)
+
+    def advance(self, i: int, live: Live) -> Live:
+        """Note a step."""
+        self.steps.append(i)
+        return live
+
+
+class Retaken(Pass):
+    """A solve whose steps are taken again.
+
+    Args:
+        found: the loop, and who asks.
+        memory: how many states are kept; None for all.
+    """
+
+    def __init__(self, found: Found, memory: int | None) -> None:
+        self._stretcher = Stretcher(found)
+        self._kept = Kept(self._stretcher.start(), self._stretcher.advance, memory)
+
+    def forward(self) -> Tensor:
+        stretcher, evaluate = self._stretcher, self._stretcher.loop.evaluator
+        n = len(stretcher.steps)
+        last = self._kept.sweep(n, lambda i, live: stretcher.advance(i, live, evaluate))
+        return stretcher.result(last)
+
+    def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
+        stretcher, totals = self._stretcher, Totals(self._stretcher.sources)
+        n = len(stretcher.steps)
+        end: Cotangents = {("x", stretcher.steps[-1][-1].number): cotangent}
+        for i in reversed(range(n)):
+            made = result if i == n - 1 else None
+            end = stretcher.pulled(i, self._kept.at(i), end, totals, made)
+        given = [end.get(("x", k)) for k in range(len(stretcher.loop.given))]
+        return given, totals.cast()
+
+    def again(self) -> Tensor:
+        return self._stretcher.loop.afresh().direct()
+
+
+@adjoints.register(
+    "checkpoint", aliases=("checkpointed", "recompute", "revolve"), paper="ACM TOMS 26, Alg. 799"
+)
+@dataclass(frozen=True)
+class Checkpoint(Adjoint):
+    """The solver's own gradient, to rounding, from states that are kept and steps taken again.
+
+    Choose it, which is the default, whenever a plan runs: what is kept of a network is one step's
+    activations, whatever the number of steps. Derivatives of the gradient are taken as by `direct`.
+
+    Args:
+        memory: how many states are kept at a time, 1 or more; None keeps all of them. A state is
+            what the solver remembers between steps: a multistep method's has earlier slopes. From
+            the way out to the way back the last one is kept, too.
+
+    Raises:
+        UsageError: memory below 1; dropout or batch norm in training mode; a solver without a plan.
+
+    Cost: backward each evaluation again, with a product. With memory = s of n steps
+    `fewest(n, s) − (n − 1)` steps more without a product: none from s = n, half as many again as
+    steps for s = √n or so, and never more than n (n − 1)/2.
+    """
+
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and self.memory < 1:
+            raise UsageError(f"memory={self.memory}: at least one state is kept, the first.")
+
+    def cost(self, plan: Plan) -> Cost:
+        steps = Shape.of(plan, stretches(tuple(instructions(plan))))
+        n, taken = len(steps.evaluations), Counted()
+        kept = Kept({}, taken.advance, self.memory)
+        kept.sweep(n, lambda i, live: live)
+        states = sum(len(steps.live[i]) for i in kept.numbers)
+        for i in reversed(range(n)):
+            kept.at(i)
+        again = sum(steps.evaluations[i] for i in taken.steps)
+        return Cost(again + plan.nfe, plan.nfe, states, max(steps.evaluations))
+
+    def prepared(self, found: Found) -> Pass:
+        return Retaken(found, self.memory)

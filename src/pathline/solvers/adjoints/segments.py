@@ -1,0 +1,389 @@
+"""Stretches of a plan: rows from one grid point to the next, taken again with a graph.
+
+Between two grid points a plan remembers its *live* states and slopes: one state for a one-step
+method, earlier slopes too for a multistep one. Given these, a stretch can be taken anew and alone,
+and its vector-Jacobian product handed on to the stretch before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.fields import Condition, Evaluate, Field
+from pathline.solvers.adjoints.sources import check_all_known, gradients
+from pathline.solvers.evaluate import Call, Evaluator
+from pathline.solvers.execute import Draw, Execution, Instruction, drawing
+from pathline.solvers.executors import Executor
+from pathline.solvers.plan import Plan, Row
+from pathline.solvers.stepped import Course
+
+Key = tuple[str, int]
+"""A live tensor: "x" or "f", and its number."""
+
+Live = Mapping[Key, Tensor]
+Cotangents = dict[Key, Tensor]
+
+
+@dataclass
+class Record:
+    """What a backward pass has cost and found; filled in when it runs.
+
+    Args:
+        nfe: evaluations of the field, those that were made again.
+        vjps: vector-Jacobian products through it.
+        drift: how far the state that was carried back to the start is from the one that it started
+            from, relative to it; None where nothing is carried back.
+        cosine: between the continuous gradient and that of the solver itself, where it was probed.
+    """
+
+    nfe: int = 0
+    vjps: int = 0
+    drift: float | None = None
+    cosine: float | None = None
+
+
+class Loop(NamedTuple):
+    """A solve, ready to run.
+
+    Args:
+        call: what is evaluated, and for whom.
+        given: the states at the start.
+        evaluator: counts evaluations.
+        executor: sums rows.
+        record: of the backward pass.
+    """
+
+    call: Call
+    given: tuple[Tensor, ...]
+    evaluator: Evaluator
+    executor: Executor
+    record: Record
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, in the field's own view."""
+        return self.call.plan
+
+    def direct(self) -> Tensor:
+        """Run in the caller's gradient mode."""
+        return self.executor.complete(self.call, self.given, self.evaluator)
+
+    def afresh(self) -> Loop:
+        """Return the loop with an evaluator that binds in the gradient mode of here and now."""
+        call = self.call
+        return self._replace(evaluator=Evaluator(call.field, call.plan, self.given[0], call.cond))
+
+    def execution(self, evaluate: Evaluate, given: Sequence[Tensor], draw: Draw) -> Execution:
+        """Return the plan under way from these states."""
+        return Execution(self.plan, evaluate, given, self.executor.combined, draw)
+
+    @property
+    def draw(self) -> Draw:
+        """What draws the plan's noise, the same each time."""
+        return drawing(self.plan, self.call.seeds, self.given[0])
+
+    def bound(self, numbers: Sequence[int]) -> Evaluate:
+        """Return f(k, x) at these states' times alone, bound anew: with a graph of its own."""
+        index = {k: i for i, k in enumerate(numbers)}
+        times = self.plan.instants[list(numbers)].to(self.given[0].device)
+        evaluate = self.call.field.bind(times, self.given[0].detach(), self.call.cond)
+        return lambda k, x: evaluate(index[k], x)
+
+
+class Walk(NamedTuple):
+    """A stepped solve, ready to run.
+
+    Args:
+        field: what is integrated, guided if there is a guide.
+        course: where it goes.
+        x: the state at the start.
+        cond: as the field's `condition` returned it.
+        record: of the backward pass.
+        run: runs it in the caller's gradient mode, and returns the final state.
+    """
+
+    field: Field
+    course: Course
+    x: Tensor
+    cond: Condition
+    record: Record
+    run: Callable[[], Tensor]
+
+    @property
+    def solver(self) -> str:
+        """The name of the solver's class."""
+        return type(self.course.solver).__name__
+
+
+class Found(NamedTuple):
+    """A loop and who asks for gradients of it.
+
+    Args:
+        loop: the solve.
+        sources: who asks, the states at the start excepted.
+        keeps_graph: whether some of them lie behind a graph that is not ours to free.
+        is_all: whether these are all, so that another one is an error.
+    """
+
+    loop: Loop
+    sources: tuple[Tensor, ...]
+    keeps_graph: bool
+    is_all: bool = True
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the autocast mode of here and now, to be entered again where gradients are taken."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind))
+
+
+def stretches(program: Sequence[Instruction]) -> list[tuple[Instruction, ...]]:
+    """Return the rows of each step: up to one that lands; what is left belongs to the last."""
+    made: list[list[Instruction]] = [[]]
+    for row in program:
+        made[-1].append(row)
+        if row.lands:
+            made.append([])
+    left = made.pop()
+    if not made:
+        return [tuple(left)]
+    made[-1].extend(left)
+    return [tuple(rows) for rows in made]
+
+
+class Shape(NamedTuple):
+    """The steps of a plan as a backward pass sees them.
+
+    Args:
+        evaluations: of each step.
+        live: what later rows need of the states and slopes before each step, and at the end.
+    """
+
+    evaluations: tuple[int, ...]
+    live: tuple[frozenset[Key], ...]
+
+    @classmethod
+    def of(cls, plan: Plan, steps: Sequence[Sequence[Instruction]]) -> Shape:
+        """Return the steps of a plan, made ready."""
+        live, at = [frozenset({("x", len(plan.times) - 1)})], frozenset[Key]()
+        for rows in reversed(steps):
+            at = live[-1]
+            for row in reversed(rows):
+                used = plan.rows[row.number - len(plan.start)]
+                at = (at - {("x", row.number)}) | {("x", k) for k in used.x}
+                at |= {("f", k) for k in used.f}
+                at = (at - {("f", k) for k in row.evaluations}) | {
+                    ("x", k) for k in row.evaluations
+                }
+            live.append(at)
+        evaluations = (sum(len(row.evaluations) for row in rows) for rows in steps)
+        return cls(tuple(evaluations), tuple(reversed(live)))
+
+
+@dataclass
+class Totals:
+    """Gradients of the sources, added up in float32 at least.
+
+    Args:
+        sources: who asks.
+        total: what has come so far; None where nothing has.
+    """
+
+    sources: Sequence[Tensor]
+    total: list[Tensor | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.total = [None] * len(self.sources)
+
+    def add(self, gradients: Sequence[Tensor | None], weight: float = 1.0) -> None:
+        """Add gradients, times a number."""
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            before = self.total[i]
+            if before is None:
+                dtype = torch.promote_types(gradient.dtype, torch.float32)
+                self.total[i] = gradient.detach().to(dtype) * weight
+            else:
+                before.add_(gradient, alpha=weight)
+
+    def cast(self) -> list[Tensor | None]:
+        """Return the sums in the dtypes of the sources."""
+        each = zip(self.total, self.sources, strict=True)
+        return [None if total is None else total.to(source.dtype) for total, source in each]
+
+
+class Stretcher:
+    """Takes stretches of a loop again, without a graph, or with one to differentiate it.
+
+    Args:
+        found: the loop, and who asks.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self.found, self.loop, self.sources = found, found.loop, found.sources
+        loop, self.draw = found.loop, found.loop.draw
+        program = loop.execution(loop.evaluator, loop.given, self.draw).program
+        self.steps = stretches(program)
+        self.shape = Shape.of(loop.plan, self.steps)
+        self.mode = autocast(loop.given[0].device)
+
+    def start(self) -> Live:
+        """Return what is live before the first step."""
+        return {("x", k): x.detach() for k, x in enumerate(self.loop.given)}
+
+    def advance(self, i: int, live: Live, evaluate: Evaluate | None = None) -> Live:
+        """Take step i without a graph, and return what is live after it."""
+        with torch.no_grad(), self.mode:
+            again = evaluate is None
+            evaluate = evaluate or self._bound(i)
+            known = self._taken(i, live, evaluate)
+        if again:
+            self.loop.record.nfe += self.shape.evaluations[i]
+        return known
+
+    def result(self, live: Live) -> Tensor:
+        """Return the state that the last row has made."""
+        return live["x", self.steps[-1][-1].number]
+
+    def pulled(
+        self,
+        i: int,
+        live: Live,
+        cotangents: Cotangents,
+        total: Totals,
+        result: Tensor | None = None,
+    ) -> Cotangents:
+        """Return the cotangents of what was live before step i, given those of what is after it.
+
+        Args:
+            i: which step.
+            live: what is live before it.
+            cotangents: of what is live after it.
+            total: gradients of the sources are added to it.
+            result: what the step has made before, to be compared.
+
+        Raises:
+            UsageError: the step makes something else now.
+
+        Cost: the evaluations of the step, with a graph, and one backward pass.
+        """
+        leaves = {key: value.detach().requires_grad_() for key, value in live.items()}
+        with torch.enable_grad(), self.mode:
+            known = self._taken(i, leaves, self._bound(i))
+        self.loop.record.nfe += self.shape.evaluations[i]
+        self.loop.record.vjps += self.shape.evaluations[i]
+        if result is not None:
+            check_same(self.result(known), result)
+        wanted = {k: known[k] for k in cotangents if k in known and known[k].requires_grad}
+        if not wanted:
+            return {}
+        outputs = list(wanted.values())
+        inputs = [*leaves.values(), *self.sources]
+        found = self.gradients(outputs, inputs, [cotangents[k] for k in wanted], i)
+        total.add(found[len(leaves) :])
+        mine = zip(leaves, found, strict=False)
+        return {key: gradient for key, gradient in mine if gradient is not None}
+
+    def gradients(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        i: int,
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of step i; None where there is none.
+
+        Raises:
+            UsageError: the step depends on somebody who asks and is not among the inputs.
+        """
+        if self.found.is_all:
+            check_all_known(outputs, inputs, f"at step {i + 1}")
+        return gradients(outputs, inputs, cotangents, self.found.keeps_graph)
+
+    def alone(
+        self, rows: Sequence[Instruction], states: Mapping[int, Tensor], without: int | None
+    ) -> Tensor:
+        """Return what rows make of these states, with a graph, a state left out of their sum."""
+        zero = {} if without is None else {without: torch.zeros_like(self.loop.given[0])}
+        live = {("x", k): x for k, x in {**states, **zero}.items()}
+        numbers = sorted({k for row in rows for k in self._row(row).f})
+        with torch.enable_grad(), self.mode:
+            execution = self._under_way(live, self.loop.bound(numbers) if numbers else _never)
+            made = [execution.advance(self._whole(row, execution)) for row in rows]
+        self.loop.record.nfe += len(numbers)
+        self.loop.record.vjps += len(numbers)
+        return made[-1]
+
+    def _whole(self, row: Instruction, execution: Execution) -> Instruction:
+        """Return a row that evaluates all that it needs, and forgets nothing."""
+        fresh = tuple(k for k in self._row(row).f if k not in execution.known["f"])
+        return row._replace(evaluations=fresh, spent=())
+
+    def _row(self, row: Instruction) -> Row:
+        return self.loop.plan.rows[row.number - len(self.loop.given)]
+
+    def _bound(self, i: int) -> Evaluate:
+        numbers = [k for row in self.steps[i] for k in row.evaluations]
+        return self.loop.bound(numbers) if numbers else _never
+
+    def _taken(self, i: int, live: Live, evaluate: Evaluate) -> Live:
+        """Take the rows of step i from what is live, in the gradient mode of the caller."""
+        execution = self._under_way(live, evaluate)
+        for row in self.steps[i]:
+            execution.advance(row)
+        known = execution.known
+        return {(letter, k): known[letter][k] for letter, k in self.shape.live[i + 1]}
+
+    def _under_way(self, live: Live, evaluate: Evaluate) -> Execution:
+        execution = self.loop.execution(evaluate, self.loop.given, self.draw)
+        execution.known = {letter: {} for letter in "xf"}
+        for (letter, k), value in live.items():
+            execution.known[letter][k] = value
+        return execution
+
+
+UNLIKE = 1e-2
+"""By how much of itself a state may differ when it is made again; rounding is far below."""
+
+
+@torch.no_grad()
+def check_same(again: Tensor, before: Tensor) -> None:
+    """Refuse a state that is another when it is made again.
+
+    Raises:
+        UsageError: it is, by more than rounding.
+    """
+    off = (again - before).norm() / before.norm().clamp(min=1e-30)
+    if bool(off > UNLIKE):
+        raise UsageError(
+            "the field's answers are not the same when it is evaluated again (the last state is "
+            f"off by {float(off):.2g} of itself): it draws numbers of its own, or was changed. Use "
+            "adjoint='direct'."
+        )
+
+
+def _never(k: int, x: Tensor) -> Tensor:
+    raise UsageError(f"a step that evaluates nothing asked for the field at state {k}.")
+
+
+__all__ = [
+    "Cotangents",
+    "Found",
+    "Live",
+    "Loop",
+    "Record",
+    "Stretcher",
+    "Totals",
+    "Walk",
+    "stretches",
+]
