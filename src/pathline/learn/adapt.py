@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathline.core.errors import CheckpointError, MissingExtra, UsageError
+from pathline.core.errors import CheckpointError, UsageError
 from pathline.fields import Denoiser
 from pathline.learn.checkpoint import read_folder, write_folder
+from pathline.learn.lora import with_low_ranks
 
 __all__ = ["Adapted", "Surgery", "adapt", "load_control", "save_control"]
 
@@ -90,7 +91,7 @@ class Adapted(nn.Module):
         k = surgery.classes
         self.classes = nn.Embedding(k + 1, width, padding_idx=k, device=device)
         nn.init.zeros_(self.classes.weight)
-        self.network = _with_low_ranks(inner, layers, surgery.rank)
+        self.network = with_low_ranks(inner, layers, surgery.rank, surgery.rank)
         self._now: tuple[Tensor, Tensor] | None = None
         time.register_forward_hook(self._tell)
         for name, module in self.network.named_modules():
@@ -219,16 +220,6 @@ def _sharing(network: nn.Module) -> nn.Module:
         for p in kept
     }
     return copy.deepcopy(network, memo)
-
-
-def _with_low_ranks(network: nn.Module, layers: Sequence[str], rank: int) -> nn.Module:
-    """Return the network with B A beside the named layers, B zero."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise MissingExtra("peft", "lora", "to adapt a network") from error
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers))
-    return inject_adapter_in_model(config, network)
 
 
 def _time_module(network: nn.Module, name: str | None) -> nn.Module:

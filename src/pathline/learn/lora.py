@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pathline.core.errors import MissingExtra, UsageError
 from pathline.fields import Denoiser
 
-__all__ = ["adapted", "adapters_of"]
+__all__ = ["adapted", "adapters_of", "with_low_ranks"]
 
 
 def adapted(
@@ -43,22 +43,30 @@ def adapted(
         UsageError: no module; a rank below 1; no such layer.
         MissingExtra: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise MissingExtra("peft", "lora", "for LoRA") from error
     if not isinstance(model.network, nn.Module):
         raise UsageError("LoRA goes into an nn.Module, and this network is a plain function.")
     if rank < 1:
         raise UsageError(f"rank={rank}: at least 1.")
     network = deepcopy(model.network).requires_grad_(False)
     chosen = _chosen(network, layers)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank if scale is None else scale,
-                        target_modules=chosen, lora_dropout=0.0, bias="none")  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, network)
+        network = with_low_ranks(network, chosen, rank, 2 * rank if scale is None else scale)
     return replace(model, network=network)
+
+
+def with_low_ranks(network: nn.Module, layers: Sequence[str], rank: int, scale: float) -> nn.Module:
+    """Put (s/r) B A beside the named layers of a network, in place, and return it.
+
+    Raises:
+        MissingExtra: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtra("peft", "lora", "to adapt a network") from error
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(layers))
+    return inject_adapter_in_model(config, network)
 
 
 def adapters_of(model: Denoiser) -> dict[str, Tensor]:
