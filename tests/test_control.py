@@ -144,7 +144,7 @@ def test_gamma_in_the_sum_convention_is_strength_times_the_size():
         control = Shift(lambda x, t: size * torch.ones_like(x))
         loss = objective.run(law, control, Noise(x, lambda d: x)).loss  # a parabola in size
         (slope,) = torch.autograd.grad(loss, size, create_graph=True)
-        return float(-slope / torch.autograd.grad(slope, size)[0])
+        return float(-slope.detach() / torch.autograd.grad(slope, size)[0])
 
     best = {"sum": best_of("sum", 8.0), "mean": best_of("mean", 2.0)}
     assert best["sum"] == pytest.approx(best["mean"], rel=1e-12)
