@@ -10,6 +10,7 @@ at whatever tolerance does; the best of them counts.
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -186,7 +187,7 @@ def theirs(problem: Problem, kind: type[_Raw], method: str, how: float) -> tuple
     tolerances = {} if method == "rk4" else {"rtol": how, "atol": how}
     scale = func.scale(times.double())
     with torch.enable_grad():
-        w = odeint_adjoint(func, x / scale[0], nodes, method=method,
+        w: Any = odeint_adjoint(func, x / scale[0], nodes, method=method,
                            adjoint_params=problem.weights, **tolerances)  # fmt: skip
         found = torch.autograd.grad(loss(w[-1] * scale[-1]), [x, *problem.weights])
     return list(found), func.nfe
@@ -258,7 +259,7 @@ def adjoint(rounds: int = 7) -> Report:
         MissingExtra: torchdiffeq is not installed.
     """
     try:
-        import torchdiffeq  # noqa: F401
+        importlib.import_module("torchdiffeq")
     except ImportError as error:
         raise MissingExtra("torchdiffeq", "bench", "as the other side of bench adjoint") from error
     threads = torch.get_num_threads()
@@ -300,7 +301,7 @@ def _measured(problem: Problem, rounds: int) -> tuple[list[Row], list[Bar]]:
     seconds = interleaved(runs, track(range(rounds), f"{problem.name}: time"), repeats=1)
     best = {family: min(each, key=lambda fit: seconds[fit.who.name])
             for family, each in fits.items()}  # fmt: skip
-    rows = [row for family, fit in best.items() for row in _rows(problem, fit, seconds)]
+    rows = [row for fit in best.values() for row in _rows(problem, fit, seconds)]
     times = {family: seconds[fit.who.name] for family, fit in best.items()}
     return rows, list(_bars(problem, times))
 

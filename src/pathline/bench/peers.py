@@ -183,7 +183,7 @@ def deepinv() -> Any:
 class _Stand(ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: list[str] = []
+    __path__: list[str] = []  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleUnannotatedOverride]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

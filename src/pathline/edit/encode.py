@@ -285,7 +285,7 @@ def _dtype(x: Tensor, field: Field, growth: float) -> torch.dtype:
     float64 that is once in 2^42.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    network = getattr(denoiser_in(field), "network", None)
+    network: Any = getattr(denoiser_in(field), "network", None)
     if callable(network) and torch.finfo(dtype_of(network, dtype)).bits == 16:
         dtype = torch.float64
     if growth * torch.finfo(dtype).eps > MOST_GROWTH:

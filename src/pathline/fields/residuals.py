@@ -147,12 +147,12 @@ def check_derivable(
         UsageError: activations of straight pieces; a network that knows discrete times only; one
             that was computed without gradients; too many dimensions for a model without potential.
     """
-    said = potential_of(model, cond)
-    if said is None:
+    potential = potential_of(model, cond)
+    if potential is None:
         equation.check_size(x)
 
-        def said(x: Tensor, t: Tensor) -> Tensor:
-            return model.evaluate(x, t, cond or {})
+    def said(x: Tensor, t: Tensor) -> Tensor:
+        return model.evaluate(x, t, cond or {}) if potential is None else potential(x, t)
 
     path = equation.path
     low, high = path.t_min, path.t_max
@@ -184,7 +184,10 @@ def _sensitive(value: Tensor, x: Tensor, t: Tensor) -> tuple[bool, bool]:
     """Return whether a value can be derived by x and by t, with something other than zero."""
     if not value.requires_grad:
         return False, False
-    by_x, by_t = torch.autograd.grad(value.sum(), (x, t), retain_graph=True, allow_unused=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        value.sum(), (x, t), retain_graph=True, allow_unused=True
+    )
+    by_x, by_t = found
     return by_x is not None, by_t is not None and bool(by_t.any())
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,8 @@ def with_low_ranks(network: nn.Module, layers: Sequence[str], rank: int, scale: 
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtra("peft", "lora", "to adapt a network") from error
-    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(layers))
+    alpha: Any = scale  # peft takes fractions, and says int
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers))
     return inject_adapter_in_model(config, network)
 
 

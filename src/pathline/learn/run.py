@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -329,15 +329,20 @@ class Run:
     @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(self.recipe.ema, self.step / (9 + self.step))  # follows closely at first
-        weights = list(self.network.parameters())
-        torch._foreach_lerp_(self.average, weights, 1 - keep)
+        _lerp(self.average, self.network.parameters(), 1 - keep)
         for profile, kept in zip(self.profile_now, self.profiles, strict=True):
-            torch._foreach_lerp_(kept, weights, 1 - profile.keeps())
+            _lerp(kept, self.network.parameters(), 1 - profile.keeps())
 
     @property
     def profile_now(self) -> list[Profile]:
         """What the further averages are at this step."""
         return [Profile(float(self.step), exponent(width)) for width in self.recipe.averages]
+
+
+def _lerp(averages: list[Tensor], weights: Iterable[Tensor], share: float) -> None:
+    """Move averages by a share of the way to the weights, in place: one kernel for all on a GPU."""
+    lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+    lerp(averages, list(weights), share)
 
 
 def read_state(path: Path, device: torch.device) -> Mapping[str, Any]:

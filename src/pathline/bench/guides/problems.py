@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
@@ -58,7 +59,7 @@ class Problem:
     judge: Judge
     dtype: torch.dtype = torch.float64
     floor: float = 0.0
-    shape: tuple[int, ...] = field(init=False)
+    shape: tuple[int, ...] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         assert self.field.shape is not None
