@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -188,7 +189,8 @@ def theirs(problem: Problem, kind: type[_Raw], method: str, how: float) -> tuple
     with torch.enable_grad():
         w = odeint_adjoint(func, x / scale[0], nodes, method=method,
                            adjoint_params=problem.weights, **tolerances)  # fmt: skip
-        found = torch.autograd.grad(loss(w[-1] * scale[-1]), [x, *problem.weights])
+        end: Tensor = w[-1] * scale[-1]  # type: ignore[index]
+        found = torch.autograd.grad(loss(end), [x, *problem.weights])
     return list(found), func.nfe
 
 
@@ -257,10 +259,8 @@ def adjoint(rounds: int = 7) -> Report:
     Raises:
         MissingExtra: torchdiffeq is not installed.
     """
-    try:
-        import torchdiffeq  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("torchdiffeq", "bench", "as the other side of bench adjoint") from error
+    if find_spec("torchdiffeq") is None:
+        raise MissingExtra("torchdiffeq", "bench", "as the other side of bench adjoint")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows, bars = list[Row](), list[Bar]()
@@ -300,7 +300,7 @@ def _measured(problem: Problem, rounds: int) -> tuple[list[Row], list[Bar]]:
     seconds = interleaved(runs, track(range(rounds), f"{problem.name}: time"), repeats=1)
     best = {family: min(each, key=lambda fit: seconds[fit.who.name])
             for family, each in fits.items()}  # fmt: skip
-    rows = [row for family, fit in best.items() for row in _rows(problem, fit, seconds)]
+    rows = [row for fit in best.values() for row in _rows(problem, fit, seconds)]
     times = {family: seconds[fit.who.name] for family, fit in best.items()}
     return rows, list(_bars(problem, times))
 
