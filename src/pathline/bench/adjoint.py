@@ -10,9 +10,9 @@ at whatever tolerance does; the best of them counts.
 from __future__ import annotations
 
 import gc
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -187,9 +187,10 @@ def theirs(problem: Problem, kind: type[_Raw], method: str, how: float) -> tuple
     tolerances = {} if method == "rk4" else {"rtol": how, "atol": how}
     scale = func.scale(times.double())
     with torch.enable_grad():
-        w: Any = odeint_adjoint(func, x / scale[0], nodes, method=method,
+        w = odeint_adjoint(func, x / scale[0], nodes, method=method,
                            adjoint_params=problem.weights, **tolerances)  # fmt: skip
-        found = torch.autograd.grad(loss(w[-1] * scale[-1]), [x, *problem.weights])
+        end: Tensor = w[-1] * scale[-1]  # type: ignore[index]
+        found = torch.autograd.grad(loss(end), [x, *problem.weights])
     return list(found), func.nfe
 
 
@@ -258,10 +259,8 @@ def adjoint(rounds: int = 7) -> Report:
     Raises:
         MissingExtra: torchdiffeq is not installed.
     """
-    try:
-        importlib.import_module("torchdiffeq")
-    except ImportError as error:
-        raise MissingExtra("torchdiffeq", "bench", "as the other side of bench adjoint") from error
+    if find_spec("torchdiffeq") is None:
+        raise MissingExtra("torchdiffeq", "bench", "as the other side of bench adjoint")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows, bars = list[Row](), list[Bar]()

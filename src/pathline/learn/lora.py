@@ -26,7 +26,7 @@ __all__ = ["adapted", "adapters_of", "with_low_ranks"]
 def adapted(
     model: Denoiser,
     rank: int = 4,
-    scale: float | None = None,
+    scale: int | None = None,
     layers: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Denoiser:
@@ -35,7 +35,7 @@ def adapted(
     Args:
         model: a denoiser whose network is an `nn.Module`.
         rank: r.
-        scale: s; 2 r if None, so that a change counts twice.
+        scale: s, a whole number; 2 r if None, so that a change counts twice.
         layers: names of linear layers and convolutions, or the ends of names ("query", "out");
             every linear layer if None.
         seed: of A.
