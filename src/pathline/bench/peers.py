@@ -183,8 +183,6 @@ def deepinv() -> Any:
 class _Stand(ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: list[str] = []  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleUnannotatedOverride]
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -203,7 +201,9 @@ class _Hollow(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True) if mine else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Stand(spec.name)
+        made = _Stand(spec.name)
+        made.__path__ = []  # what makes a package
+        return made
 
     def exec_module(self, module: ModuleType) -> None:
         del module
