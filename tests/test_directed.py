@@ -333,3 +333,49 @@ def test_a_rate_that_is_cut_short_goes_on(tmp_path):
     kept.write_text("nothing")
     with pytest.raises(CheckpointError, match="cannot be read"):
         measure_rate(measure, (8, 16), seeds=2, keep=kept)
+
+
+# --- the system ---------------------------------------------------------------------------------
+
+
+def test_the_system_asks_what_its_specification_asks():
+    from pathline.systems import systems
+
+    claims = {claim.id: claim for claim in systems.build("diffusion-overview").claims}
+    asked = {
+        "look-ahead": 0.04,
+        "look-ahead-spread": 0.06,
+        "look-ahead-support": 1e-3,
+        "naive-leaves": 10.0,
+        "climb": 5.0,
+        "climb-support": 1e-3,
+        "naive-climb": 0.03,
+        "alg-1": 6.0,
+        "alg-2": 9.5,
+        "pseudo-labels": 0.98,
+        "pseudo-labels-support": 1e-6,
+        "subspace-rate": -0.5,
+        "distance-2": 1.0,
+        "ambient": 0.02,
+        "trained-subspace": 0.15,
+        "trained-support": 0.05,
+    }
+    assert {name: claims[name].threshold for name in asked} == asked
+    tolerances = [claims[name].tolerance for name in ("alg-1", "subspace-rate", "distance-8")]
+    assert tolerances == [1.0, 0.03, 0.2]
+    needing = {name for name, claim in claims.items() if claim.needs == "training"}
+    assert needing == {"trained-subspace", "trained-support"}
+
+
+def test_the_system_s_closed_forms_hold():
+    from pathline import systems
+
+    quick = ["pseudo-labels", "pseudo-labels-linear", "pseudo-labels-support"]
+    assert systems.run("diffusion-overview", only=quick).passed
+
+
+@pytest.mark.slow
+def test_the_system_holds():
+    from pathline import systems
+
+    assert systems.run("diffusion-overview").passed
