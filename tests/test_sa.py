@@ -1,4 +1,4 @@
-"""SA-Solver: what of it is known under other names, and what is refused. The contract has the rest."""
+"""SA-Solver: what of it has other names, and what is refused. The contract has the rest."""
 
 import pytest
 

@@ -56,7 +56,8 @@ def full_float32() -> Generator[None]:
 
     Convolutions take TF32 unless they are told not to, and errors of 1e-3 are what is measured.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
