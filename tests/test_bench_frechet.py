@@ -32,7 +32,7 @@ def few(monkeypatch):
 
 def test_distances_are_those_of_a_plain_call_and_are_not_measured_twice(few, monkeypatch, tmp_path):
     problem, ours = few
-    store = looking.distances(problem, {3: [ours]}, stamps(), tmp_path)
+    store = looking.distances(problem, {3: [ours]}, stamps(problem), tmp_path)
     model = problem.model
     subject = subject_of(model)
     seeds = range(looking.SEED, looking.SEED + FEW)
@@ -50,7 +50,7 @@ def test_distances_are_those_of_a_plain_call_and_are_not_measured_twice(few, mon
     seen = embed(subject.network("fashion-classifier"), to_uint8(drawn.x))
     assert store.errors[OURS][3] == pytest.approx(frechet(real, seen), rel=0.01)  # by grey levels
     monkeypatch.setattr(looking, "learned", None)  # nothing is drawn any more
-    again = looking.distances(problem, {3: [ours]}, stamps(), tmp_path)
+    again = looking.distances(problem, {3: [ours]}, stamps(problem), tmp_path)
     assert again.errors.keys() == store.errors.keys()
     assert again.errors[OURS][3] == pytest.approx(store.errors[OURS][3], rel=1e-3)
 

@@ -46,6 +46,10 @@ PROMPTS = (
     "blue car", "cat face", "house", "yellow star", "fish", "guitar", "umbrella", "banana",
     "crying face", "clock", "mountain", "airplane", "cup of coffee", "rose", "sun", "book",
     "bicycle", "ghost", "elephant", "soccer ball", "key", "strawberry", "moon", "penguin",
+    "fire", "snowman", "rainbow", "camera", "butterfly", "hamburger", "thumbs up", "lemon",
+    "train", "owl", "hammer", "laughing face", "cactus", "birthday cake", "ship", "purple heart",
+    "angry face", "bus", "frog", "light bulb", "cherries", "castle", "bell", "lion",
+    "envelope", "pineapple", "sleeping face", "bear", "crown", "sunflower", "scissors", "whale",
 )  # fmt: skip
 """What a model of texts is asked, where nobody says it."""
 

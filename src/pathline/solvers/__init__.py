@@ -19,6 +19,7 @@ from pathline.solvers.lattice import LatticeChain
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.probe import NoiseInjection
 from pathline.solvers.runge_kutta import RK, RK4, Euler, Heun
+from pathline.solvers.sa import SA
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.sde import EDMSampler, EulerMaruyama, ReverseDiffusion
 from pathline.solvers.singlestep import DPM
@@ -32,6 +33,7 @@ from pathline.solvers.unipc import UniPC
 __all__ = [
     "BDIA",
     "RK",
+    "SA",
     "AdaptiveDPM",
     "AdaptiveRK",
     "PredictorCorrector",

@@ -14,14 +14,9 @@ from dataclasses import dataclass
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
-from pathline.solvers.exponential import (
-    Expansion,
-    Final,
-    check_start,
-    lowered,
-    polynomial_weights,
-)
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.corrected import Corrected, write_corrected
+from pathline.solvers.exponential import Final
+from pathline.solvers.solver import Solver, Writer, solvers
 
 
 @solvers.register(
@@ -57,33 +52,4 @@ class UniPC(Solver):
         return self.order + 1
 
     def write(self, to: Writer) -> None:
-        steps = list(to.intervals())
-        check_start(self.view, steps)
-        at, known = (
-            0,
-            [(0, to.levels[0])],
-        )  # the state to go on from; where F is known, newest first
-        for i, (s, t) in enumerate(steps):
-            earlier = known[1 : lowered(self.order, i, len(steps), self.final)]
-            is_last = i == len(steps) - 1  # a corrector would need an evaluation of its own
-            predicted = self._write(to, at, (s, t), known[:1] + earlier, lands=is_last)
-            if not is_last:
-                at = self._write(to, at, (s, t), [known[0], (predicted, t), *earlier], lands=True)
-                known = [(predicted, t), *known]
-
-    def _write(
-        self,
-        to: Writer,
-        at: int,
-        step: tuple[Level, Level],
-        points: list[tuple[int, Level]],
-        *,
-        lands: bool,
-    ) -> int:
-        """Write the step from state `at` with F at these points, the start of the step first."""
-        s, t = step
-        expansion: Expansion = "midpoint" if len(points) == 2 else "taylor"
-        others = [level for _, level in points[1:]]
-        linear, weights = polynomial_weights(self.view, s, t, others, expansion)
-        f = dict(zip((n for n, _ in points), weights, strict=True))
-        return to.write(t.t, {at: linear}, f, lands=lands)
+        write_corrected(to, Corrected(self.view, self.order, self.order + 1, self.final))

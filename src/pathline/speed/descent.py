@@ -77,6 +77,8 @@ class Descent:
         mu: the damping.
         tries: schedules that were run.
         is_done: nothing more is gained.
+        power: p of (mean_i |r_i|^p)^(1/p), the score: 1 is the mean of errors, 2 least squares.
+        rounds: that were made.
     """
 
     schedule: SolverSchedule
@@ -84,6 +86,8 @@ class Descent:
     mu: float = FIRST
     tries: int = 0
     is_done: bool = False
+    power: float = 1.0
+    rounds: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -140,9 +144,9 @@ def _round(bench: Endpoint, at: Descent, freedom: Freedom) -> Descent:
     """Return where one move leads."""
     numbers = Numbers.of(at.schedule, freedom)
     here = bench.residuals(at.schedule)
-    score = _size(here)
-    hessian, gradient = _normal_equations(bench, numbers, here)
-    tries, mu = at.tries + 1 + numbers.n, at.mu
+    score = _size(here, at.power)
+    hessian, gradient = _normal_equations(bench, numbers, here, at.power)
+    tries, mu, rounds = at.tries + 1 + numbers.n, at.mu, at.rounds + 1
     for _ in range(TRIES):
         damping = mu * (hessian.diag() + 1e-9 * hessian.trace() + 1e-300)
         move = -torch.linalg.solve(hessian + damping.diag(), gradient)
@@ -151,20 +155,23 @@ def _round(bench: Endpoint, at: Descent, freedom: Freedom) -> Descent:
         for size in SIZES:  # weights that follow the errors make the first move a cautious one
             moved = numbers.moved(size * move)
             tries += 1
-            found = math.inf if moved is None else _size(bench.residuals(moved))
+            found = math.inf if moved is None else _size(bench.residuals(moved), at.power)
             if moved is None or found >= best[0]:
                 break
             best = found, moved
         if best[0] < score:
             is_done = best[0] > score * (1 - GAIN)
-            return Descent(best[1], best[0], max(mu / FACTOR, LEAST), tries, is_done)
+            mu = max(mu / FACTOR, LEAST)
+            return Descent(best[1], best[0], mu, tries, is_done, at.power, rounds)
         mu *= FACTOR
-    return Descent(at.schedule, score, mu, tries, is_done=True)
+    return Descent(at.schedule, score, mu, tries, True, at.power, rounds)
 
 
-def _normal_equations(bench: Endpoint, numbers: Numbers, here: Tensor) -> tuple[Tensor, Tensor]:
+def _normal_equations(
+    bench: Endpoint, numbers: Numbers, here: Tensor, power: float
+) -> tuple[Tensor, Tensor]:
     """Return JᵀWJ and JᵀWr, on the CPU."""
-    weight = 1 / _each(here).clamp(min=1e-300)
+    weight = _each(here).clamp(min=1e-300) ** (power - 2)
     weight = (weight / weight.sum())[:, None]
     slopes = torch.stack([_slope(bench, numbers, i, here) for i in range(numbers.n)])
     flat = slopes.flatten(1)
@@ -176,9 +183,9 @@ def _each(residuals: Tensor) -> Tensor:
     return residuals.square().mean(1).sqrt()
 
 
-def _size(residuals: Tensor) -> float:
-    """Return the mean of the samples' errors; +∞ where it is no number."""
-    size = float(_each(residuals).mean())
+def _size(residuals: Tensor, power: float) -> float:
+    """Return the mean of the samples' errors, of this power; +∞ where it is no number."""
+    size = float((_each(residuals) ** power).mean() ** (1 / power))
     return size if math.isfinite(size) else math.inf
 
 

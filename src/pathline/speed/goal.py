@@ -25,7 +25,7 @@ from pathline.speed.metrics import Endpoint
 
 Conditions = Mapping[str, Sequence[Any]]
 
-TRAIN_SEED, TEST_SEED = 500_000, 700_000
+TRAIN_SEED, VALID_SEED, TEST_SEED = 500_000, 600_000, 700_000
 """Where the noises begin; those of `pathline bench solvers`, from 1 000 000 on, stay unseen."""
 
 CHUNK = 16
@@ -37,13 +37,28 @@ WIDE_CHUNK = 256
 
 @dataclass(frozen=True)
 class Bench:
-    """A model with its noises and where they should lead: those to search on, and fresh ones."""
+    """A model with its noises and where they should lead.
+
+    Args:
+        train: those to search on.
+        test: fresh ones, which the result is measured on.
+        about: what else decides the result.
+        model: unguided.
+        told: the conditions of `train`.
+        valid: others that choose between what was found; None leaves that to `test`.
+    """
 
     train: Endpoint
     test: Endpoint
     about: Mapping[str, Any] = field(default_factory=dict)
     model: Denoiser | None = None
     told: Conditions = field(default_factory=dict)
+    valid: Endpoint | None = None
+
+    @property
+    def judge(self) -> Endpoint:
+        """What chooses between what was found."""
+        return self.test if self.valid is None else self.valid
 
     def seconds(self) -> float:
         """Return how long an evaluation of one sample takes, as it is guided; measured once."""
@@ -73,7 +88,7 @@ def bench_of(  # noqa: PLR0913 - what decides a measurement
         guide: as it will be guided; None for not at all.
         train: conditions of the search in the user's words, taken in turn; empty for none.
         test: others, for the fresh noises.
-        noises: how many, to search on and fresh.
+        noises: how many, to search on (and as many to choose with), and fresh.
         reference: steps of DPM-Solver++ 3M that lead to where samples should be.
         keep: a file for the references; None makes them anew.
 
@@ -85,6 +100,7 @@ def bench_of(  # noqa: PLR0913 - what decides a measurement
         for conditions, seed, n in (
             (train, TRAIN_SEED, noises[0]),
             (test, TEST_SEED, noises[1]),
+            (train, VALID_SEED, noises[0]),
         )
     ]
     describe = getattr(guide, "describe", None)
@@ -97,8 +113,8 @@ def bench_of(  # noqa: PLR0913 - what decides a measurement
         "reference": reference,
     }
     refs = _references(benches, reference, about, None if keep is None else Path(keep))
-    on, off = (replace(e, ends=x) for e, x in zip(benches, refs, strict=True))
-    return Bench(on, off, about, model, _repeated(train, noises[0]))
+    on, off, valid = (replace(e, ends=x) for e, x in zip(benches, refs, strict=True))
+    return Bench(on, off, about, model, _repeated(train, noises[0]), valid)
 
 
 def _endpoint(model: Denoiser, field: Field, conditions: Conditions, seed: int, n: int) -> Endpoint:

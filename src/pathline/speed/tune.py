@@ -30,7 +30,7 @@ from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import LogSNR
 from pathline.solvers.saved import schedule_file
 from pathline.solvers.schedule import SolverSchedule
-from pathline.speed.descent import Descent, Freedom, Numbers, descend
+from pathline.speed.downhill import MANY, POLISH, beginnings, downhill, freedoms, polished
 from pathline.speed.fixed import How, fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.schedules import ScheduleSpace
@@ -38,14 +38,12 @@ from pathline.speed.search import Search, Settings, evolve
 
 RIVALS = 4
 """The first of the race, which are measured on fresh noise too."""
-DESCENTS = 2
-"""The best schedules of the race, which take a first step down; the better one goes on."""
 LEAST = 10
 """Schedules that must be tried at each number of evaluations."""
 DOWN = 0.95
 """What share of the budget the descent may spend, before a search that begins where it ends."""
-ENOUGH = 3
-"""Rounds that a descent of all weights must afford; with less, one slope a step moves."""
+KNOWN = 2
+"""The best schedules of the race, which descents begin at, and the search goes on from."""
 RACED = {"cpu": 500, "cuda": 3000}
 """Samples that the race between fixed ways runs, at each number of evaluations."""
 ANEW = 0.3
@@ -60,8 +58,9 @@ class TuneSettings:
     """What tuning spends.
 
     Args:
-        budget: schedules that are tried at each number of evaluations, after the race.
-        n_train: noises that the search sees.
+        budget: schedules that are tried at each number of evaluations, after the race; a mean over
+            them: more where there are more numbers to find.
+        n_train: noises that the search sees; as many others choose between what it finds.
         n_test: fresh noises that its result is measured on.
         reference: steps of DPM-Solver++ 3M that lead to where samples should be.
         seed: of the search.
@@ -92,9 +91,9 @@ class Tuned:
         schedule: the best schedule; a fixed one where nothing better was found.
         found: its error on fresh noise.
         seen: its mean error on the noise of the search.
-        fixed: the best fixed solver and grid, by the fresh noise.
-        fixed_error: its error there.
-        default: that of the default, DPM-Solver++ 2M on the log-SNR grid.
+        fixed: the best fixed solver and grid, by the noise that chooses.
+        fixed_error: its error on the fresh noise.
+        default: that of the default there, DPM-Solver++ 2M on the log-SNR grid.
         ddim: that of DDIM there.
         evaluations: schedules that the search scored, after the descent.
     """
@@ -154,9 +153,10 @@ def tries_within(
     if isinstance(kept, int):
         return kept
     seconds, evaluations = bench.seconds(), sum(set(counts))
-    raced = RACED[bench.train.starts.device.type]
-    fixed = evaluations * (raced + 7 * len(bench.test.starts)) * seconds
-    one = evaluations * len(bench.train.starts) * ANEW * seconds
+    raced, judged = RACED[bench.train.starts.device.type], 2 * RIVALS * len(bench.judge.starts)
+    fixed = evaluations * (raced + judged + 4 * len(bench.test.starts)) * seconds
+    shares = sum(n * share for n, share in _shares(counts).items())
+    one = shares * len(bench.train.starts) * ANEW * seconds
     tries = int((60 * (minutes - spent) - fixed) / one)
     if tries < LEAST:
         least = math.ceil(spent + (fixed + LEAST * one) / 60)
@@ -225,17 +225,24 @@ def tune(
     if not counts or min(counts) < 2:
         raise UsageError(f"numbers of evaluations are 2 or more, and were {list(counts)}.")
     done: list[Tuned] = []
-    for nfe in sorted(set(counts)):
-        task = _Task(bench, nfe, settings, None if work is None else Path(work), ray)
+    for nfe, share in _shares(counts).items():
+        how = replace(settings, budget=max(round(share * settings.budget), LEAST))
+        task = _Task(bench, nfe, how, None if work is None else Path(work), ray)
         done.append(task.result())
         if out is not None:
             done[-1].schedule.save(schedule_file(out, nfe))
-    if out is not None:
-        told = {"tuned": [t.to_dict() for t in done], "settings": asdict(settings)}
-        content = {**told, **bench.about, "versions": versions()}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_atomically(schedule_file(out, 0).parent / REPORT, text + "\n")
+            told = {"tuned": [t.to_dict() for t in done], "settings": asdict(settings)}
+            content = {**told, **bench.about, "versions": versions()}
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            write_atomically(schedule_file(out, 0).parent / REPORT, text + "\n")
     return done
+
+
+def _shares(counts: Sequence[int]) -> dict[int, float]:
+    """Return what part of the mean budget each number of evaluations gets: by its freedoms."""
+    numbers = {nfe: freedoms(nfe) for nfe in sorted(set(counts))}
+    mean = sum(numbers.values()) / len(numbers)
+    return {nfe: n / mean for nfe, n in numbers.items()}
 
 
 @dataclass(frozen=True)
@@ -266,42 +273,42 @@ class _Task:
         kept_race = _kept(self.file("race"))
         finalists = race(self.bench.train, fixed, self.nfe) if kept_race is None else kept_race
         _keep(self.file("race"), finalists)
-        found = _measured(self.bench, self._search(fixed, finalists), fixed, finalists, self.nfe)
+        found = _measured(self.bench, *self._search(fixed, finalists), fixed, finalists, self.nfe)
         _keep(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
         return found
 
-    def _search(self, fixed: Mapping[str, How], finalists: Sequence[str]) -> Search[SolverSchedule]:
+    def _search(
+        self, fixed: Mapping[str, How], finalists: Sequence[str]
+    ) -> tuple[Search[SolverSchedule], list[SolverSchedule]]:
+        """Return the search, and what the descent has found."""
         path = self.bench.train.field.path
         assert path is not None  # a denoiser has one
         known = [way for n in finalists if isinstance(way := fixed[n], SolverSchedule)]
         known = known or [SolverSchedule.of(DDIM(), path, LogSNR(self.nfe))]
-        down = self._down(known[:DESCENTS])
-        begin = list(dict.fromkeys([down.schedule, *known[:DESCENTS]]))
+        down = self._down(known[:KNOWN])
+        begin = list(dict.fromkeys([down[0], *known[:KNOWN]]))
         space = ScheduleSpace(path, (0.0, self.bench.train.mean()))
         how = Settings(batch=self.settings.workers)
         search = Search(space, begin, (self.nfe,), self.settings.seed, how, about=self.bench.about)
         what = f"{self.nfe} evaluations: search"
         budget = max(round((1 - DOWN) * self.settings.budget), len(begin))
         bench = self.bench.train if self.ray else self.bench.train.remembering()
-        return evolve(
+        done = evolve(
             search, bench.typical, budget, file=self.file("search"), what=what, ray=self.ray
         )
+        return done, down
 
-    def _down(self, begin: Sequence[SolverSchedule]) -> Descent:
-        """Return where the better of several descents ends; `tries` are those of all."""
-        bench, budget = self.bench.train, int(DOWN * self.settings.budget)
-        a_round = max(Numbers.of(each, "weights").n for each in begin)
-        freedom: Freedom = "weights" if budget >= ENOUGH * a_round else "slopes"
+    def _down(self, known: Sequence[SolverSchedule]) -> list[SolverSchedule]:
+        """Return where the best of several descents ends; with its polish, if there is time."""
+        bench, tries = self.bench.train, int(DOWN * self.settings.budget)
+        a_round, what = freedoms(self.nfe), f"{self.nfe} evaluations: descent"
+        polishes = tries >= MANY * a_round
+        begin, freedom = beginnings(known, bench.mean(), tries)
         files = [self.file(f"down-{i}") for i in range(len(begin))]
-        what = f"{self.nfe} evaluations: descent"
-        first = [
-            descend(bench, Descent(each), 1, freedom, file=file, what=what)
-            for each, file in zip(begin, files, strict=True)
-        ]
-        best = min(range(len(begin)), key=lambda i: first[i].score)
-        others = sum(each.tries for i, each in enumerate(first) if i != best)
-        down = descend(bench, first[best], budget - others, freedom, file=files[best], what=what)
-        return replace(down, tries=down.tries + others)
+        left = tries - polishes * POLISH * a_round
+        down = downhill(bench, begin, left, freedom, files, what)
+        more = [polished(bench, down, self.file("polish"), what)] if polishes else []
+        return [down.schedule, *more]
 
 
 def _mark(told: Any) -> str:
@@ -324,22 +331,25 @@ def _keep(file: Path | None, content: Any) -> None:
 def _measured(
     bench: Bench,
     search: Search[SolverSchedule],
+    down: Sequence[SolverSchedule],
     fixed: Mapping[str, How],
     finalists: Sequence[str],
     nfe: int,
 ) -> Tuned:
-    """Compare the best of the search with the best fixed solvers, on fresh noise."""
-    best = search.best(nfe)[0]
-    fresh = {name: bench.test(fixed[name]) for name in finalists[:RIVALS]}
-    name = min(fresh, key=lambda each: fresh[each])
-    schedule, found, rival = best.candidate, bench.test(best.candidate), fixed[name]
-    if fresh[name] < found and isinstance(rival, SolverSchedule):
-        schedule, found = rival, fresh[name]
+    """Choose between what was found and the best fixed solvers, and measure it on fresh noise."""
+    judge, test = bench.judge, bench.test
+    errors = {name: judge(fixed[name]) for name in finalists[:RIVALS]}
+    name = min(errors, key=lambda each: errors[each])
+    made = list(dict.fromkeys([search.best(nfe)[0].candidate, *down]))
+    made += [way for way in (fixed[name],) if isinstance(way, SolverSchedule)]
+    schedule = min(made, key=judge)
+    found, rival = test(schedule), test(fixed[name])
     path = bench.test.field.path
     default, ddim = (bench.test(each.plan(path, LogSNR(nfe))) for each in (DPMpp(), DDIM()))
-    told = {"nfe": nfe, "error": found, "fixed": name, "fixed_error": fresh[name]}
+    told = {"nfe": nfe, "error": found, "fixed": name, "fixed_error": rival}
     told |= {k: v for k, v in bench.about.items() if k != "conditions"}
     told |= {"scored": len(search.scored), "seed": search.seed, "versions": versions()}
     kept = replace(schedule, about=told)
     scored = len(search.scored)
-    return Tuned(nfe, kept, found, best.score, name, fresh[name], default, ddim, scored)
+    seen = bench.train.typical(schedule)
+    return Tuned(nfe, kept, found, seen, name, rival, default, ddim, scored)

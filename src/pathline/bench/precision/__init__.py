@@ -100,7 +100,7 @@ def _seen(problem: Problem, outcome: Outcome, folder: Path | None) -> Seen:
         for n in frechet.AT
         if n in outcome.counts
     }
-    found = frechet.distances(problem, chosen, stamps(), folder).errors
+    found = frechet.distances(problem, chosen, stamps(problem), folder).errors
     wanted = {(c.key, n) for n, those in chosen.items() for c in those}
     return Seen(
         frechet.NETWORKS[problem.name],

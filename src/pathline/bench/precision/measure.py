@@ -62,8 +62,8 @@ _IMPORTS: Mapping[str, Callable[[], object]] = {
 }
 
 
-def stamps() -> dict[str, str]:
-    """Return what each library's numbers depend on."""
+def stamps(problem: Problem) -> dict[str, str]:
+    """Return what each library's numbers depend on; ours also on what was tuned for the model."""
     home = "bench/precision/"
     own = ("paths", "fields", "solvers", "steer", "nets", f"{home}ours.py", f"{home}problems.py")
     files = {
@@ -75,7 +75,7 @@ def stamps() -> dict[str, str]:
         )
     }
     peers = {name: version_stamp(name, parts) for name, parts in files.items()}
-    return {ours.NAME: code_stamp(*own), **peers}
+    return {ours.NAME: " ".join([code_stamp(*own), *ours.tuned(problem)]), **peers}
 
 
 def measure(
@@ -89,7 +89,7 @@ def measure(
         folder: where the results are kept; None for nowhere.
     """
     file = None if folder is None else folder / f"solvers-{problem.name}.json"
-    store = Store(file, problem.settings, stamps())
+    store = Store(file, problem.settings, stamps(problem))
     with torch.inference_mode(), _quiet():
         converged = problem.converged()
         contestants, store.absent = everybody(problem)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -20,13 +21,14 @@ import torch
 from pathline.bench.precision.problems import Problem
 from pathline.bench.precision.query import Contestant, Ended, Query
 from pathline.core.errors import PathlineError, UsageError
+from pathline.data.fetch import sha256_of
 from pathline.fields import Denoiser
-from pathline.solvers import Grid, Plan, Solver, Stepped, solvers
+from pathline.solvers import Grid, Plan, Solver, Stepped, ems, solvers
 from pathline.solvers.evaluate import Evaluator
 from pathline.solvers.execute import complete
 from pathline.solvers.grids import Spaced
 from pathline.solvers.grids import grids as every_grid
-from pathline.solvers.saved import FOUND, saved_counts, saved_schedule
+from pathline.solvers.saved import FOUND, saved_counts, saved_schedule, schedule_file
 
 NAME = "pathline"
 
@@ -100,6 +102,16 @@ def _grids(to_data: bool) -> Iterator[tuple[str, Grid]]:
             if grid not in known:
                 known.add(grid)
                 yield entry.name + (", then data" if last == "denoise" else ""), grid
+
+
+def tuned(problem: Problem) -> list[str]:
+    """Return a digest of the statistics and schedules beside the model, if there are any."""
+    folder = problem.model.details.get("folder") if isinstance(problem.model, Denoiser) else None
+    if not isinstance(folder, str):
+        return []
+    files = [schedule_file(folder, n) for n in saved_counts(folder)]
+    files += [file for file in (Path(folder) / ems.FILE,) if file.is_file()]
+    return [sha256_of(*files)[:12]] if files else []
 
 
 def _schedules(problem: Problem) -> list[Contestant]:
