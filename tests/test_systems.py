@@ -439,6 +439,29 @@ def test_ctrl_holds_what_is_exact():
     assert [m for m in systems.run("ctrl").claims if not m.passed] == []
 
 
+def test_ode_sde_gap_holds_what_costs_little():
+    pytest.importorskip("ot", reason='it comes with the extra "pathline[ot]"')
+    quick = ["gap-exact", "residual-exact", "residual", "residual-constant", "laplacian-2",
+             "laplacian-16", "histogram", "histogram-swap"]  # fmt: skip
+    assert [m for m in systems.run("ode-sde-gap", only=quick).claims if not m.passed] == []
+
+
+@pytest.mark.slow
+def test_ode_sde_gap_holds_what_its_specification_asks():
+    """Thresholds: the specification's, claims 1 to 4; the numbers it gives to four digits."""
+    asked = {
+        "bound": 0.0, "bound-tight": 1e-5, "gap-exact": 1e-8, "residual-exact": 1e-10,
+        "gap-steep": 2.859e-2, "sd-sde": 0.1837, "sd-ode": 0.1635, "gap-flat": 3.414e-2,
+        "gap-swinging": 2.572e-2, "bound-swinging": 4.893e-2, "ode-farther": 0.0,
+        "residual": 1e-8, "residual-constant": 1e-8, "laplacian-2": 4.0, "laplacian-16": 4.0,
+        "histogram": 0.0725, "histogram-swap": 0.0,
+    }  # fmt: skip
+    pytest.importorskip("ot", reason='it comes with the extra "pathline[ot]"')
+    report = systems.run("ode-sde-gap")
+    assert {m.claim.id: m.claim.threshold for m in report.claims} == asked
+    assert [m for m in report.claims if not m.passed] == [] and report.passed
+
+
 def test_dpm_solver_v3_holds_what_costs_little():
     quick = ["degenerate-x0", "degenerate-eps", "flow-derivative"]
     assert [m for m in systems.run("dpm-solver-v3", only=quick).claims if not m.passed] == []

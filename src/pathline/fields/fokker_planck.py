@@ -270,11 +270,10 @@ def _derived(value: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def _time_derivative(s: Tensor, t: Tensor) -> Tensor:
     """Return ∂_t s, each sample by its own time, (batch, *state), from two backward sweeps."""
     v = torch.zeros_like(s, requires_grad=True)
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        s, t, v, create_graph=True, allow_unused=True
+    (along,) = torch.autograd.grad(
+        s, t, v, create_graph=True, allow_unused=True, materialize_grads=True
     )
-    along = found[0]
-    if along is None or not along.requires_grad:  # s knows nothing of the time
+    if not along.requires_grad:  # s knows nothing of the time
         return torch.zeros_like(s)
     return _gradient(along.sum(), v, True)
 

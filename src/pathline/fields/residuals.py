@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -147,12 +147,12 @@ def check_derivable(
         UsageError: activations of straight pieces; a network that knows discrete times only; one
             that was computed without gradients; too many dimensions for a model without potential.
     """
-    potential = potential_of(model, cond)
-    if potential is None:
+    phi = potential_of(model, cond)
+    if phi is None:
         equation.check_size(x)
 
     def said(x: Tensor, t: Tensor) -> Tensor:
-        return model.evaluate(x, t, cond or {}) if potential is None else potential(x, t)
+        return model.evaluate(x, t, cond or {}) if phi is None else phi(x, t)
 
     path = equation.path
     low, high = path.t_min, path.t_max
@@ -184,10 +184,8 @@ def _sensitive(value: Tensor, x: Tensor, t: Tensor) -> tuple[bool, bool]:
     """Return whether a value can be derived by x and by t, with something other than zero."""
     if not value.requires_grad:
         return False, False
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        value.sum(), (x, t), retain_graph=True, allow_unused=True
-    )
-    by_x, by_t = found
+    each = torch.autograd.grad(value.sum(), (x, t), retain_graph=True, allow_unused=True)
+    by_x, by_t = cast("tuple[Tensor | None, Tensor | None]", each)
     return by_x is not None, by_t is not None and bool(by_t.any())
 
 

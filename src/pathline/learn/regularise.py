@@ -70,7 +70,8 @@ class Collocation:
         """Return the i-th of n parts of one size."""
         size = len(self.x) // n
         rows = torch.arange(i * size, (i + 1) * size)
-        return Collocation(self.x[rows], self.t[rows], self.seeds[rows], selected(self.cond, rows))
+        x, t, seeds = (v[rows] for v in (self.x, self.t, self.seeds))
+        return Collocation(x, t, seeds, selected(self.cond, rows))
 
     def to(self, device: torch.device) -> Collocation:
         """Return the same on a device; the seeds are always read on the CPU."""

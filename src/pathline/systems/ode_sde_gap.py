@@ -26,7 +26,7 @@ from pathline.systems.ode_sde_trained import Trained
 from pathline.systems.score_sde import three_modes
 from pathline.systems.system import Claim, System, register
 
-PROBES, POINTS, CROWD = 4096, 1000, 100_000
+PROBES, POINTS, CROWD = 4096, 1000, 20_000
 SHIFT = 0.5
 
 

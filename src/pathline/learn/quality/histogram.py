@@ -52,8 +52,8 @@ class Histograms:
         >>> import torch
         >>> x = torch.tensor([[0.05, 0.05]])
         >>> grid = Histograms(bins=80)
-        >>> grid.distance(x, x + torch.tensor([0.1, 0.0])).w2
-        0.1
+        >>> f"{grid.distance(x, x + torch.tensor([0.1, 0.0])).w2:.6f}"
+        '0.100000'
     """
 
     bins: int = 64
