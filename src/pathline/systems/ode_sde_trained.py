@@ -1,13 +1,11 @@
 """Two rings, learned as a potential with and without the penalty: what claims read.
 
-`python -m pathline.systems.ode_sde_trained FOLDER` trains what is missing, and writes what came of
-it as JSON and as a table.
+`write("benchmarks")` trains what is missing, and writes what came of it as JSON and as a table.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,8 +176,9 @@ class Trained:
 COLUMNS = "residual", "residual_box", "ode_sde", "ode_data", "sde_data", "floor"
 
 
-def write(home: Path, seeds: Sequence[int]) -> None:
+def write(folder: str | Path, seeds: Sequence[int] = SEEDS) -> None:
     """Write all outcomes, and their means, as `ode-sde-gap.json` and `.md`."""
+    home = Path(folder)
     each = [{"w": w, "seed": s, **outcome(w, s)} for w in WEIGHTS for s in seeds]
     write_atomically(home / "ode-sde-gap.json", json.dumps(each, indent=1) + "\n")
     trained = Trained(seeds)
@@ -196,8 +195,5 @@ box of the training, both per unit of the path's own clock; the rest are Wassers
 {SAMPLES} samples in {HISTOGRAMS.bins} × {HISTOGRAMS.bins} cells, where two samples of the data have
 `floor`.
 
-To measure again: `python -m pathline.systems.ode_sde_trained benchmarks`, which goes on where it
-was cut off."""
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or SEEDS)
+To measure again: `pathline.systems.ode_sde_trained.write("benchmarks")`, which goes on where it was
+cut off."""
