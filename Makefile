@@ -25,8 +25,9 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/pathline demo
 
+# Every test runs on one thread; a file's tests stay together, as they share what they train.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
