@@ -146,10 +146,11 @@ def _training(
     model: Denoiser, training: Mapping[str, Any], links: Mapping[str, str]
 ) -> Iterator[str]:
     recipe = training["recipe"]
+    name = training.get("config", recipe["name"])
     where = f"{training.get('device', 'cpu')}, {training.get('machine', 'x86_64')}"
     yield (
-        f"## Training\n\n`pathline train {recipe['name']}` "
-        f"([configuration](../../learn/configs/{recipe['name']}.toml)): {training['step']} updates "
+        f"## Training\n\n`pathline train {name}` "
+        f"([configuration](../../learn/configs/{name}.toml)): {training['step']} updates "
         f"of {recipe['batch']}, {training['samples']} samples seen, in "
         f"{training['seconds'] / 60:.0f} minutes on {where}, threads {training.get('threads', 1)}, "
         f"torch {training['torch']}, {recipe['precision']}.\n"
