@@ -72,7 +72,7 @@ class Gradient(Linear):
                 f"{self._name}(std=0) has no likelihood to weigh particles by; give the noise of "
                 "the measurements, which may be small (std=0.05)."
             )
-        operator, y = self._given
+        operator, _ = self._given
         residual = self.residual(x0)
         seen = operator.forward(operator.pinv(residual))  # what A cannot see was not measured
         size = operator.measurements(residual) * math.log(2 * math.pi * self.std**2)

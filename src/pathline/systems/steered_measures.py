@@ -69,9 +69,9 @@ class Experiment:
 
     def drawn(self, guide: Guide, times: int = 1) -> Tensor:
         """Return samples of the guided mixture, one for each of `truth`."""
-        how = {"solver": ancestral(times), "grid": GRID, "guide": guide, "dtype": torch.float64}
+        n, solver = len(self.truth), ancestral(times)
         with torch.no_grad():
-            return sample(law(), len(self.truth), **how).x
+            return sample(law(), n, solver=solver, grid=GRID, guide=guide, dtype=torch.float64).x
 
     @cache  # noqa: B019 - lives as long as the run
     def inpainted(self, times: int) -> Tensor:

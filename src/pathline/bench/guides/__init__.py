@@ -163,9 +163,10 @@ def _classes(steps: int) -> list[Row]:
     rows: list[Row] = []
     grid = grids.log_snr(steps, last="denoise")
     for name, guide in track(list(ways.items()), "classes, biases"):
-        how = {"solver": "ddpm", "grid": grid, "guide": guide, "dtype": torch.float64}
         with torch.no_grad():
-            x = sample(law(), RUNS, **how).x
+            x = sample(
+                law(), RUNS, solver="ddpm", grid=grid, guide=guide, dtype=torch.float64
+            ).x  # fmt: skip
         rows += _bias_rows(name, "a class", judge(x))
     with torch.no_grad():
         found = Particles(16).sample(
