@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +69,9 @@ class Experiment:
 
     def drawn(self, guide: Guide, times: int = 1) -> Tensor:
         """Return samples of the guided mixture, one for each of `truth`."""
-        how: dict[str, Any] = {"solver": ancestral(times), "grid": GRID, "guide": guide}
+        n, solver = len(self.truth), ancestral(times)
         with torch.no_grad():
-            return sample(law(), len(self.truth), dtype=torch.float64, **how).x
+            return sample(law(), n, solver=solver, grid=GRID, guide=guide, dtype=torch.float64).x
 
     @cache  # noqa: B019 - lives as long as the run
     def inpainted(self, times: int) -> Tensor:

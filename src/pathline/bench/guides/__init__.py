@@ -164,7 +164,9 @@ def _classes(steps: int) -> list[Row]:
     grid = grids.log_snr(steps, last="denoise")
     for name, guide in track(list(ways.items()), "classes, biases"):
         with torch.no_grad():
-            x = sample(law(), RUNS, solver="ddpm", grid=grid, guide=guide, dtype=torch.float64).x
+            x = sample(
+                law(), RUNS, solver="ddpm", grid=grid, guide=guide, dtype=torch.float64
+            ).x  # fmt: skip
         rows += _bias_rows(name, "a class", judge(x))
     with torch.no_grad():
         found = Particles(16).sample(

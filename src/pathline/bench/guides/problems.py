@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -59,11 +58,12 @@ class Problem:
     judge: Judge
     dtype: torch.dtype = torch.float64
     floor: float = 0.0
-    shape: tuple[int, ...] = dataclasses.field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a state."""
         assert self.field.shape is not None
-        object.__setattr__(self, "shape", self.field.shape)
+        return self.field.shape
 
     @property
     def path(self) -> GaussianPath:
