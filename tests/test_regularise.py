@@ -246,6 +246,11 @@ def test_what_cannot_work_is_refused_before_training(change, says):
         Run.start(replace(RECIPE, **change))
 
 
+def test_shards_are_refused():
+    with pytest.raises(UsageError, match="'fsdp' has it in shards: use 'ddp'"):
+        RECIPE.penalty(2, "fsdp")
+
+
 def test_a_network_of_straight_pieces_or_discrete_times_is_refused(monkeypatch):
     class Kinked(MLP):
         def __init__(self, dim):
