@@ -581,3 +581,13 @@ def test_sentences_that_were_kept_serve_where_the_encoder_is_missing(monkeypatch
     assert all(map(torch.equal, prompts.read(["dog", "a cat"], 9), there))
     with pytest.raises(MissingExtra):
         prompts.read(["dog", "a fish"])
+
+
+def test_products_are_in_full_float32_and_then_as_before():
+    from pathline.core.tensors import full_float32
+
+    before = torch.backends.cudnn.allow_tf32
+    with full_float32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before

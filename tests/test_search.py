@@ -31,6 +31,7 @@ from pathline.speed import (
     zoo,
 )
 from pathline.speed.descent import Descent, Numbers, descend
+from pathline.speed.downhill import beginnings, freedoms, guessed
 from pathline.speed.goal import Bench
 from pathline.speed.mutations import Draft
 from pathline.speed.predictor import Predictor, kendall
@@ -338,6 +339,31 @@ def test_a_descent_only_goes_down(goals):
         scores.append(goals[0].typical(at.schedule))
     assert all(b <= a for a, b in itertools.pairwise(scores)) and at.score == scores[-1]
     assert goals[1](at.schedule) < 0.25 * begin
+
+
+def test_least_squares_proper_is_a_power_of_two(goals):
+    """Its score is the root mean square over all samples, and falls."""
+    begin = zoo(VP, 4)["eps order 3 on quadratic"]
+    down = descend(goals[0], Descent(begin, power=2.0), 60)
+    assert down.rounds > 1 and down.score == pytest.approx(goals[0](down.schedule))
+    assert down.score < 0.5 * goals[0](begin)
+
+
+def test_a_first_point_that_is_known_pays_for_a_step():
+    made = zoo(VP, 5)["x0 order 2 taylor on quadratic"]
+    known = guessed(made, 0.0)
+    assert known.nfe == made.nfe == 5 and len(known.choices) == 6
+    assert (known.times[0], known.times[-1]) == (made.times[0], made.times[-1])
+    assert known.times[2] > made.times[2] and known.times[1] < made.times[0]
+
+
+def test_descents_begin_where_their_tries_allow():
+    known = [zoo(VP, 4)[f"x0 order {order} on quadratic"] for order in ("1", "3")]
+    assert freedoms(4) == Numbers.of(known[0], "weights").n
+    assert beginnings(known, 0.0, 40) == (known, "slopes")
+    assert beginnings(known, 0.0, 100) == ([known[0], guessed(known[0], 0.0)], "weights")
+    four, freedom = beginnings(known, 0.0, 400)
+    assert four == [each for k in known for each in (k, guessed(k, 0.0))] and freedom == "weights"
 
 
 def test_a_killed_descent_goes_on_as_if_nothing_had_happened(goals, tmp_path, monkeypatch):
