@@ -232,6 +232,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> int:
         """Return the number of a timestep; of those that repeat, where a step begins: the last.
 
+        The first is 0 however often it comes: some solvers return to where they began.
+
         Raises:
             UsageError: it is not one of them.
         """
@@ -244,7 +246,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 f"{given:g} is none of the {len(among)} timesteps; call set_timesteps first, and "
                 "pass the timesteps as they are."
             )
-        return found[-1]
+        return found[-1] if found[0] else 0
 
     # What pipelines ask in it
 

@@ -29,6 +29,7 @@ from pathline.core.errors import UsageError
 from pathline.fields import Denoiser, Field
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
+from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.ems import EMSTable, table_of
 from pathline.solvers.exponential import FEW_STEPS, Final
 from pathline.solvers.phi import derivative_weights
@@ -168,7 +169,7 @@ class DPMv3(Solver):
         """Move the grid to nodes of the table, and return their numbers."""
         assert to.path is not None
         levels = to.levels[:-1] if to.denoises else to.levels
-        nodes = [table.nearest(level.log_snr) if level.alpha else 0 for level in levels]
+        nodes = [0 if _is_noise(level, table) else table.nearest(level.log_snr) for level in levels]
         if len(set(nodes)) < len(nodes):
             raise UsageError(
                 f"two of {len(nodes) - 1} steps fall on one node of the table, which has "
@@ -236,6 +237,11 @@ _LACKING = (
 @lru_cache(maxsize=16)
 def _standard(path: GaussianPath) -> EMSTable:
     return EMSTable.gaussian(path, n=STANDARD_NODES)
+
+
+def _is_noise(level: Level, table: EMSTable) -> bool:
+    """Whether a level has no signal, or less than where log-SNR grids and tables begin."""
+    return not level.alpha or level.log_snr < float(table.log_snr[0]) <= LOWEST_LOG_SNR
 
 
 def _distances(levels: Sequence[Level], log_snr: Tensor) -> list[float]:

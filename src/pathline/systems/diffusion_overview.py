@@ -85,8 +85,8 @@ CLAIMS = (
     Claim("guided-ridge", "without any conditional model: look-ahead guidance by the ridge, "
           "asked for 1, has a true mean reward of", lambda e: e.learned.guided(), 0.96, "higher"),
     Claim("subspace-rate", "principal components of n noisy rows (D = 32, d = 4) err as n to the "
-          "−0.5 ± 0.03", lambda e: e.rates.subspace.slope, -0.5, "equal", 0.03),
-    Claim("subspace-rate-wide", "and so they do in 128 dimensions",
+          "-0.5 ± 0.03", lambda e: e.rates.subspace.slope, -0.5, "equal", 0.03),
+    Claim("subspace-rate-wide", "and so in 128 dimensions: as n to the -0.5 ± 0.03",
           lambda e: e.rates.subspace_wide.slope, -0.5, "equal", 0.03),
     *(Claim(f"distance-{d}", f"the distance of fresh points to n data on {d} of 64 dimensions "
             f"falls as n to the −1/{d}: the exponent over that is 1 ± 0.2",
