@@ -68,7 +68,9 @@ def midpoint_rule(n, path=VP, last="stop"):
 
 
 @pytest.mark.parametrize("name", PLANNED)
-@pytest.mark.parametrize("adjoint", [Checkpoint(), Checkpoint(memory=3)], ids=["all", "three"])
+@pytest.mark.parametrize(
+    "adjoint", [Checkpoint(), Checkpoint(memory=3, together=2)], ids=["all", "few"]
+)
 def test_checkpoint_is_direct_for_every_solver(name, adjoint):
     """The same operations in the same order: only sums over steps are rounded otherwise (1e-15)."""
     for grid in (pl.grids.log_snr(7), pl.grids.uniform(6, last="denoise")):
@@ -539,6 +541,7 @@ def test_names_and_values_are_checked_at_the_door():
             solve(field, x, adjoint=wrong)
     for make, said in (
         (lambda: Checkpoint(0), "at least one state"),
+        (lambda: Checkpoint(together=0), "at least one step"),
         (lambda: Continuous(form="y"), "unknown form 'y'"),
         (lambda: Continuous(states="kept"), "unknown choice of states"),
         (lambda: Continuous(probe=-1), "0 or more"),

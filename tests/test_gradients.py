@@ -52,7 +52,9 @@ C = torch.tensor([[0.4, -0.7]], dtype=torch.float64)
 # --- explain ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adjoint", ["direct", None, Checkpoint(3), "continuous"], ids=str)
+@pytest.mark.parametrize(
+    "adjoint", ["direct", None, Checkpoint(3), Checkpoint(together=4), "continuous"], ids=str
+)
 @pytest.mark.parametrize("solver", ["rk4", "dpmpp_3m", "heun"])
 def test_explain_counts_what_then_happens(adjoint, solver):
     told = pl.explain(model(), starts(), solver=solver, steps=9, adjoint=adjoint, c=C)

@@ -33,10 +33,13 @@ PATH = VPLinear()
 ERROR = 1e-3
 """How near everybody's gradient comes to the flow's, relative."""
 
+TOGETHER = 4
+"""Steps that our checkpointing takes again at a time."""
+
 AT_MOST = 0.5
 """The bar: of the time of torchdiffeq's best adjoint."""
 
-LADDER = (6, 8, 10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 57, 68, 80, 95, 113, 134, 160, 190, 226)
+LADDER = (6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 20, 24, 28, 34, 40, 48, 57, 68, 80, 95, 113, 134, 160)
 TOLERANCES = tuple(10.0 ** (-k / 2) for k in range(4, 20))
 REFERENCE = 1000
 
@@ -201,7 +204,7 @@ SOLVERS = ("rk4", "dpmpp_3m", "unipc_3", "deis_rho", "kutta3")
 
 def contestants(problem: Problem) -> Iterator[tuple[str, Contestant]]:
     """Yield who takes part, by the family of whom the best counts."""
-    adjoints = ((DIRECT, "direct"), (CHECKPOINT, Checkpoint()))
+    adjoints = ((DIRECT, "direct"), (CHECKPOINT, Checkpoint(together=TOGETHER)))
     for family, adjoint in adjoints:
         for solver in SOLVERS:
             run = partial(ours, problem, solver, adjoint)

@@ -27,6 +27,7 @@ from pathline.solvers.adjoints.segments import (
     Shape,
     Stretcher,
     Totals,
+    grouped,
     stretches,
 )
 from pathline.solvers.execute import instructions
@@ -125,10 +126,11 @@ class Retaken(Pass):
     Args:
         found: the loop, and who asks.
         memory: how many states are kept; None for all.
+        together: how many steps are taken again at a time.
     """
 
-    def __init__(self, found: Found, memory: int | None) -> None:
-        self._stretcher = Stretcher(found)
+    def __init__(self, found: Found, memory: int | None, together: int = 1) -> None:
+        self._stretcher = Stretcher(found, together)
         self._kept = Kept(self._stretcher.start(), self._stretcher.advance, memory)
 
     def forward(self) -> Tensor:
@@ -165,9 +167,12 @@ class Checkpoint(Adjoint):
         memory: how many states are kept at a time, 1 or more; None keeps all of them. A state is
             what the solver remembers between steps: a multistep method's has earlier slopes. From
             the way out to the way back the last one is kept, too.
+        together: how many steps are taken again at a time, with the activations of all of them.
+            More cost less time where networks are small, and keep fewer states.
 
     Raises:
-        UsageError: memory below 1; dropout or batch norm in training mode; a solver without a plan.
+        UsageError: memory or together below 1; dropout or batch norm in training mode; a solver
+            without a plan.
 
     Cost: backward each evaluation again, with a product. With memory = s of n steps
     `fewest(n, s) − (n − 1)` steps more without a product: none from s = n, half as many again as
@@ -175,13 +180,17 @@ class Checkpoint(Adjoint):
     """
 
     memory: int | None = None
+    together: int = 1
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory < 1:
             raise UsageError(f"memory={self.memory}: at least one state is kept, the first.")
+        if self.together < 1:
+            raise UsageError(f"together={self.together}: at least one step is taken at a time.")
 
     def cost(self, plan: Plan) -> Cost:
-        steps = Shape.of(plan, stretches(tuple(instructions(plan))))
+        each = stretches(tuple(instructions(plan)))
+        steps = Shape.of(plan, grouped(each, self.together))
         n, taken = len(steps.evaluations), Counted()
         kept = Kept({}, taken.advance, self.memory)
         kept.sweep(n, lambda i, live: live)
@@ -192,4 +201,4 @@ class Checkpoint(Adjoint):
         return Cost(again + plan.nfe, plan.nfe, states, max(steps.evaluations))
 
     def prepared(self, found: Found) -> Pass:
-        return Retaken(found, self.memory)
+        return Retaken(found, self.memory, self.together)

@@ -122,6 +122,16 @@ class Walk(NamedTuple):
         return type(self.course.solver).__name__
 
 
+def grouped(
+    steps: Sequence[tuple[Instruction, ...]], together: int
+) -> list[tuple[Instruction, ...]]:
+    """Return steps put together, so many at a time; the first may be fewer."""
+    first = len(steps) % together
+    cuts = [0, *range(first or together, len(steps) + 1, together)]
+    pairs = zip(cuts, cuts[1:], strict=False)
+    return [tuple(row for step in steps[a:b] for row in step) for a, b in pairs]
+
+
 class Found(NamedTuple):
     """A loop and who asks for gradients of it.
 
@@ -227,13 +237,14 @@ class Stretcher:
 
     Args:
         found: the loop, and who asks.
+        together: how many steps are one stretch.
     """
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, together: int = 1) -> None:
         self.found, self.loop, self.sources = found, found.loop, found.sources
         loop, self.draw = found.loop, found.loop.draw
         program = loop.execution(loop.evaluator, loop.given, self.draw).program
-        self.steps = stretches(program)
+        self.steps = grouped(stretches(program), together)
         self.shape = Shape.of(loop.plan, self.steps)
         self.mode = autocast(loop.given[0].device)
 
