@@ -194,6 +194,7 @@ def _picture(reports: Sequence[Report], counts: Sequence[int]) -> bytes | None:
             axes.plot(xs, ys, styles[library], color=colour, marker="o", ms=3, label=by)
         axes.set(xscale="log", yscale="log", title=report.name, xlabel="passes")
         axes.set_xticks(list(counts), [str(n) for n in counts])
+        axes.set_xticks([], minor=True)
         axes.grid(True, alpha=0.3)
     figure.axes[0].set_ylabel("distance to the exact posterior, thousandths")
     figure.axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
