@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -181,7 +182,7 @@ class _Rho(_Raw):
 
 def theirs(problem: Problem, kind: type[_Raw], method: str, how: float) -> tuple[list[Tensor], int]:
     """Return torchdiffeq's gradients by its adjoint; `how` is a number of steps or a tolerance."""
-    from torchdiffeq import odeint_adjoint
+    odeint_adjoint: Any = import_module("torchdiffeq").odeint_adjoint
 
     func, x = kind(problem), problem.x.clone().requires_grad_()
     times = torch.tensor(grids.log_snr(int(how) if method == "rk4" else 2).times(PATH))

@@ -286,7 +286,7 @@ def _dtype(x: Tensor, field: Field, growth: float) -> torch.dtype:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     network: Any = getattr(denoiser_in(field), "network", None)
-    if callable(network) and torch.finfo(dtype_of(network, dtype)).bits == 16:
+    if network is not None and torch.finfo(dtype_of(network, dtype)).bits == 16:
         dtype = torch.float64
     if growth * torch.finfo(dtype).eps > MOST_GROWTH:
         dtype = torch.float64
