@@ -15,7 +15,8 @@ from pathline.steer.loss import Loss
 from pathline.steer.measured import Measured
 from pathline.steer.moments import DPS, MMPS, PiGDM
 from pathline.steer.optimise import Learner, Optimiser, Search, slope_of
-from pathline.steer.particles import Particles, Population
+from pathline.steer.particles import Particles
+from pathline.steer.population import Population
 from pathline.steer.posterior import Posterior, posterior
 from pathline.steer.regions import Regions
 from pathline.steer.repeat import Repeat
