@@ -113,6 +113,20 @@ def test_reversible_is_direct_for_a_rule_with_two_states(n):
     assert n == 1 or again.backward.drift < 1e-12
 
 
+@pytest.mark.parametrize("name", ["bdia", "bdia_edm", "bdia_dpmpp_2s", "reversible"])
+@pytest.mark.parametrize("last", ["stop", "denoise"])
+def test_reversible_is_direct_for_every_solver_that_can_be_inverted(name, last):
+    """Opening steps, stages and the step to data included."""
+    results = []
+    for how in ("direct", "reversible"):
+        field, x = mixture(), starts()
+        grid = pl.grids.log_snr(9, last=last)
+        results.append(gradients(field, x, [x, field.means], solver=name, grid=grid, adjoint=how))
+    (exact, direct), (found, again) = results
+    assert torch.equal(direct.x, again.x) and off(found, exact) < 1e-10
+    assert again.backward.drift < 1e-12
+
+
 def test_reversible_takes_stages_and_a_step_to_data_in_its_way():
     """Leapfrog with a stage: x_{i+1} = x_{i−1} + 2h F(x_i + (h/2) F_i), then x = x + h F."""
     h, n = 0.1, 6
