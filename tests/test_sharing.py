@@ -67,7 +67,7 @@ def test_two_processes_come_to_the_weights_of_one(tmp_path):
     )
     call = [sys.executable, "-m", "pathline", "train", str(config), "-o", str(tmp_path / "two")]
     done = subprocess.run(
-        [*call, "--devices", "2"], capture_output=True, text=True, timeout=300, check=False
+        [*call, "--devices", "2"], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     train(replace(RECIPE, accumulate=2), tmp_path / "one")
@@ -121,7 +121,7 @@ def test_shards_of_two_processes_come_to_the_weights_of_one(tmp_path, name, tole
     done = subprocess.run(
         [sys.executable, str(script), name, str(two)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     for folder in (one, two):
