@@ -106,6 +106,14 @@ class Field(ABC):
         """
         return self.calls * len(times)
 
+    def piece(self, times: Tensor) -> Tensor:
+        """Return a number for each time, of its shape: another one where the field has jumped.
+
+        Guidance that is switched on in an interval makes two fields of one; a solver that remembers
+        evaluations must not take both for values of the same.
+        """
+        return torch.zeros_like(times, dtype=torch.int64)
+
     @property
     def vjps(self) -> int:
         """Vector-Jacobian products through the network that one evaluation costs."""

@@ -21,6 +21,7 @@ from pathline.solvers.exponential import (
     check_start,
     linear_part,
     scale_and_argument,
+    span,
 )
 from pathline.solvers.grids import Grid
 from pathline.solvers.levels import Levels, steady
@@ -79,7 +80,10 @@ class AdaptiveDPM(Adaptive):
 
     def check(self, path: GaussianPath | None, grid: Grid) -> None:
         to = Writer(path, grid.times(path), grid.last == "denoise")
-        check_start(self.view, list(to.intervals()))
+        steps = list(to.intervals())
+        check_start(self.view, steps)
+        for s, t in steps:
+            span(s, t)
 
     def clock(self, levels: Levels) -> Tensor:
         return levels.log_snr

@@ -15,6 +15,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import finite_status
 from pathline.fields import Condition, Evaluate, Field
+from pathline.solvers.history import warn_of_jumps
 from pathline.solvers.plan import Plan
 
 
@@ -42,6 +43,7 @@ class Evaluator:
     __slots__ = ("_bound", "n")
 
     def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
+        warn_of_jumps(field, plan)
         self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
@@ -110,6 +112,9 @@ class Watched(Field):
 
     def calls_at(self, times: Tensor) -> int:
         return self.inner.calls_at(times)
+
+    def piece(self, times: Tensor) -> Tensor:
+        return self.inner.piece(times)
 
     @property
     def vjps(self) -> int:

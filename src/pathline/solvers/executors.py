@@ -173,6 +173,9 @@ class _CompiledField(Field):
     def calls_at(self, times: Tensor) -> int:
         return self.inner.calls_at(times)
 
+    def piece(self, times: Tensor) -> Tensor:
+        return self.inner.piece(times)
+
     @property
     def vjps(self) -> int:
         return self.inner.vjps

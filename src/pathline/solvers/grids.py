@@ -93,6 +93,8 @@ class Spaced(Grid):
     last: Last = "stop"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.n, int):
+            raise UsageError(f"a grid has a whole number of steps, and was asked for {self.n!r}.")
         if self.n < 1:
             raise UsageError(f"a grid needs at least 1 step, and was asked for {self.n}.")
         _check_last(self.last)

@@ -128,6 +128,10 @@ class Controlled(Guided):
     def calls_at(self, times: Tensor) -> int:
         return sum(each.calls_at(times) for each in self.evaluated)
 
+    def piece(self, times: Tensor) -> Tensor:
+        free, controlled = self.inner.piece(times), self.better.piece(times)
+        return free * (int(controlled.max()) + 1) + controlled
+
     def condition(self, cond: Condition, batch: int) -> Condition:
         free, controlled = (f.condition(cond, batch) for f in (self.inner, self.better))
         return {"free": free, "controlled": controlled}

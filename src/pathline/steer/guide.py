@@ -167,5 +167,8 @@ class Guided(Field):
     def device(self) -> torch.device | None:
         return self.inner.device
 
+    def piece(self, times: torch.Tensor) -> torch.Tensor:
+        return self.inner.piece(times)
+
     def condition(self, cond: Condition, batch: int) -> Condition:
         return self.inner.condition(cond, batch)
