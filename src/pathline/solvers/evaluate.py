@@ -15,6 +15,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import finite_status
 from pathline.fields import Condition, Evaluate, Field
+from pathline.fields.around import Around
 from pathline.solvers.history import warn_of_jumps
 from pathline.solvers.plan import Plan
 
@@ -99,26 +100,12 @@ class Speed(ABC):
         """Return what rebuilds the policy, as plain values."""
 
 
-class Watched(Field):
+class Watched(Around):
     """A field that looks at every state and output, and says what was first not finite."""
 
     def __init__(self, inner: Field) -> None:
-        self.inner, self.path, self.view = inner, inner.path, inner.view
+        self.inner = inner
         self.trouble: str | None = None
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    def piece(self, times: Tensor) -> Tensor:
-        return self.inner.piece(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
 
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         return self.inner.part(cond, rows)

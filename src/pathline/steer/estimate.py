@@ -257,9 +257,6 @@ class Steered(Guided):
         each = sum(guide.vjps for guide in self.guides)
         return self.inner.vjps + each - max(shared - 1, 0)
 
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
     def piece(self, times: Tensor) -> Tensor:
         piece = self.inner.piece(times)
         for guide in self.guides:
