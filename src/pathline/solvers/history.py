@@ -37,9 +37,9 @@ def warn_of_jumps(field: Field, plan: Plan) -> None:
             warnings.warn(
                 f"the guidance is switched on or off between t = {told_time(plan.times[used[0]])} "
                 f"and t = {told_time(plan.times[used[-1]])}, and {name} goes on from evaluations "
-                "before that, which are of another field: with many steps its error falls with "
-                "order one alone. dpmpp_2s with a grid point at each switch keeps its order; so "
-                "does every solver that guides at all times.",
+                "before that, which are of another field. With few steps that costs little; with "
+                "many its error falls with order one alone, and dpmpp_2s with a grid point at each "
+                "switch keeps its order (so does any solver where guidance is never switched).",
                 stacklevel=2,
             )
             return
