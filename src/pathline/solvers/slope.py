@@ -73,6 +73,13 @@ class Slope:
         p, q = self._change(t)
         return bshape(p, x) * x + bshape(q, x) * f
 
+    def jacobian(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """Return ∂f/∂x, (n, *state, *state), where the field has its own and all are asked."""
+        field = self._problem.field
+        if not isinstance(field, VectorField) or field.jacobian is None or self._rows is not None:
+            return None
+        return field.jacobian(x, t, **self._cond)
+
     def _raw(self, x: Tensor, t: Tensor) -> Tensor:
         field = self._problem.field
         if self._is_plain:
