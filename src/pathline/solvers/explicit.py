@@ -31,14 +31,15 @@ class Explicit(Stepper):
         self.pair = pair
         self.evaluations = len(pair.c) - 1
         self.extra = len(pair.extra_c)
+        self._nodes = np.array(pair.c[1:])[:, None]
+        self._last = min(i for i, c in enumerate(pair.c[1:]) if c == 1)  # then all are at the end
         self._room: _Room | None = None
         self._columns: tuple[torch.dtype, torch.device, int, list[Tensor]] | None = None
         self._dense = torch.tensor(pair.dense, dtype=torch.float64)
 
     def attempt(self, x: Tensor, first: Tensor, reach: Reach) -> Trial:
-        clocks = np.stack(
-            [reach.end if c == 1 else reach.start + c * reach.size for c in self.pair.c[1:]]
-        )
+        clocks = self._nodes * reach.size + reach.start
+        clocks[self._last :] = reach.end
         times = self.slope.times(clocks, x)
         h = lifted(reach.size * self.slope.way, x)
         if 1 < x[0].numel() < SMALL:

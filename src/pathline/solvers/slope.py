@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +56,9 @@ class Slope:
 
     def times(self, clocks: Numbers, like: Tensor) -> Times:
         """Return times, from clocks (k, n), as `__call__` takes them: made ready at once."""
-        told = torch.from_numpy(np.ascontiguousarray(clocks * self.way)).to(like.device)
+        told = torch.from_numpy(clocks * self.way)
+        if told.device != like.device:
+            told = told.to(like.device)
         if self._is_plain:
             told = told.to(like.dtype).view(*told.shape, *[1] * (like.ndim - 1))
         return told.unbind()
