@@ -144,7 +144,7 @@ class Pace:
     def aim(self, goal: Numbers) -> None:
         """Set where each sample goes next; one that stands there already waits."""
         self.goal = np.array(goal, dtype=np.float64)
-        self.floor = SMALLEST * np.maximum(np.maximum(np.abs(self.at), np.abs(self.goal)), 1e-3)
+        self.floor = SMALLEST * np.maximum(np.abs(self.at), 1e-3)
 
     @property
     def moving(self) -> Flags:
