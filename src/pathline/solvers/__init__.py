@@ -27,6 +27,7 @@ from pathline.solvers.soft_value import SoftValues
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.solvers.stepped import Stepped
+from pathline.solvers.stiff import Rodas
 from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
 
@@ -39,6 +40,7 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "Reversible",
+    "Rodas",
     "Stepped",
     "Adams",
     "DDIM",
