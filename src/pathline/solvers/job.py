@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Denoiser, Field, Retimed
+from pathline.fields import SDE, Condition, Denoiser, Field, Retimed
 from pathline.fields.denoiser import source_of
 from pathline.paths import GaussianPath, Time, as_time, bshape, paths
 from pathline.solvers.adjoints import Adjoint, Checkpoint, Direct, Loop, Record, Walk
@@ -49,8 +50,14 @@ class Job:
     adjoint: Adjoint | None
     backward: Record
 
+    @property
+    def driver(self) -> tuple[int, ...] | Brownian | None:
+        """What noise is a function of: the equation's own path, or the seeds."""
+        own = self.field.brownian if isinstance(self.field, SDE) else None
+        return self.seeds if own is None else own
+
     def _call(self, plan: Plan) -> Call:
-        return Call(self.field, plan, self.given[0], self.cond, self.seeds)
+        return Call(self.field, plan, self.given[0], self.cond, self.driver)
 
     def record(self) -> Evaluator | Tally:
         """Return what evaluates a plan, or what keeps the count of a stepped solve."""
@@ -65,7 +72,7 @@ class Job:
         keeping = None if self.keep is None else self._keeping(self.keep)
         if isinstance(self.plan, Plan):
             assert isinstance(record, Evaluator)
-            run = execute(self.plan, record, self.given, self.seeds, self.executor.combined)
+            run = execute(self.plan, record, self.given, self.driver, self.executor.combined)
         else:
             assert isinstance(record, Tally)
             (x,) = self.given
@@ -152,6 +159,7 @@ def job_of(
         raise UsageError(f"the plan starts from {len(plan.start)} states, not {len(given)}.")
     for state in given:
         _check_state(guided, state)
+    _check_noise(guided, plan, how)
     batch = len(given[0])
     if plan.batch not in (None, batch):
         raise UsageError(f"the plan is for {plan.batch} samples, and the state has {batch}.")
@@ -217,6 +225,21 @@ def _check_state(field: Field, x: Tensor) -> None:
         raise UsageError(f"the model takes samples of {field.shape}, not {tuple(x.shape[1:])}.")
     if field.device is not None and field.device != x.device:
         raise UsageError(f"the network is on {field.device} and the state on {x.device}; move one.")
+
+
+def _check_noise(field: Field, plan: Plan | Course, how: How) -> None:
+    """Refuse a plan with noise for a field without, and the other way round."""
+    has_noise = isinstance(field, SDE)
+    knows = plan.solver.takes_noise if isinstance(plan, Course) else bool(plan.legs)
+    if has_noise != knows and (has_noise or isinstance(plan, Plan)):
+        what = "the field has noise, and the plan" if has_noise else "the plan multiplies"
+        raise UsageError(
+            f"{what} {'knows of none' if has_noise else 'a diffusion, and the field has none'}: "
+            "compile the solver for this field, solver.tuned(field, shape), or name the solver; a "
+            "guide must return an SDE for an SDE."
+        )
+    if has_noise and as_executor(how.executor).name != "eager":
+        raise UsageError("stochastic equations run with executor='eager'.")
 
 
 def _kept(run: Iterator[Step], keeping: Keeping, steps: int) -> Iterator[Step]:
