@@ -87,9 +87,10 @@ class Job:
         check_gaussian(self.field.path)
         return Keeping(keep, self.field.path, self.seeds)
 
-    def _loop(self, record: Evaluator) -> Loop:
+    def _loop(self, record: Evaluator, shown: tuple[int, ...] = ()) -> Loop:
         assert isinstance(self.plan, Plan)
-        return Loop(self._call(self.plan), self.given, record, self.executor, self.backward)
+        call = self._call(self.plan)
+        return Loop(call, self.given, record, self.executor, self.backward, shown)
 
     def chosen(self, record: Evaluator | Tally) -> Adjoint:
         """Return how gradients come back: as was said, else steps are taken again if they can."""
@@ -109,6 +110,17 @@ class Job:
             return self.adjoint.walked(walk)
         return self._last(record)
 
+    @property
+    def shows(self) -> bool:
+        """Whether states inside the loop have gradients by the adjoint that was asked for."""
+        plan = self.plan
+        return self.adjoint is not None and isinstance(plan, Plan) and self.keep is None
+
+    def shown(self, record: Evaluator | Tally, numbers: tuple[int, ...]) -> Tensor:
+        """Run with nobody watching, and return states by number, (n, batch, *state)."""
+        assert isinstance(record, Evaluator)
+        return self.chosen(record).complete(self._loop(record, numbers))
+
     def _last(self, record: Evaluator | Tally) -> Tensor:
         x = self.given[-1]
         for step in self.steps(record):
@@ -119,7 +131,8 @@ class Job:
         """Refuse what would look into a loop that cannot be looked into."""
         if is_watched and self.adjoint is not None and not isinstance(self.adjoint, Direct):
             raise UsageError(
-                "observe, trajectory and keep look at states inside the loop, which are "
+                "observe and keep look at states inside the loop, and so does trajectory of a "
+                "stepped solve; these are "
                 f"differentiated by adjoint='direct' alone, and not by {self.adjoint.name!r}."
             )
         if self.executor.is_watchable:

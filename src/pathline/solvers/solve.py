@@ -37,6 +37,7 @@ from pathline.solvers.how import (
     chosen,
     default_steps,
 )
+from pathline.solvers.plan import Plan
 from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shape_of, start
 from pathline.solvers.plan import told_time
 from pathline.solvers.stepped import Keep
@@ -233,10 +234,14 @@ def _watched(job: Job) -> Iterator[Step]:
 
 
 def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure) -> Solution:
-    job.check_watched(observe is not None or trajectory or job.keep is not None)
+    shows = trajectory and observe is None and job.shows
+    job.check_watched(observe is not None or job.keep is not None or (trajectory and not shows))
     record, kept = job.record(), [job.given[-1]]
     if observe is None and not trajectory:
         kept.append(job.complete(record))
+    elif shows:
+        assert isinstance(job.plan, Plan)
+        kept = list(job.shown(record, job.plan.landings).unbind())
     else:
         for step in job.steps(record):
             if observe is not None:
