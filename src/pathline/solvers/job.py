@@ -24,6 +24,7 @@ from pathline.solvers.how import How
 from pathline.solvers.plan import Plan
 from pathline.solvers.solver import check_gaussian
 from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Tally
+from pathline.solvers.wanted import Found, Wanted, points_of
 
 
 class Start(NamedTuple):
@@ -49,6 +50,7 @@ class Job:
     keep: Keep | None
     adjoint: Adjoint | None
     backward: Record
+    wanted: Wanted | None = None
 
     @property
     def driver(self) -> tuple[int, ...] | Brownian | None:
@@ -62,7 +64,7 @@ class Job:
     def record(self) -> Evaluator | Tally:
         """Return what evaluates a plan, or what keeps the count of a stepped solve."""
         if isinstance(self.plan, Course):
-            return Tally(len(self.given[0]))
+            return Tally(len(self.given[0]), Found())
         if self.speed is None:
             return Evaluator(self.field, self.plan, self.given[0], self.cond)
         return self.speed.evaluator(self._call(self.plan))
@@ -76,7 +78,9 @@ class Job:
         else:
             assert isinstance(record, Tally)
             (x,) = self.given
-            problem = Problem(self.plan, self.field, x, self.cond, self.seeds, record, keeping)
+            problem = Problem(
+                self.plan, self.field, x, self.cond, self.seeds, record, keeping, self.wanted
+            )
             run = self.plan.solver.march(problem)
         return run if keeping is None else _kept(run, keeping, self.plan.steps)
 
@@ -110,16 +114,25 @@ class Job:
             return self.adjoint.walked(walk)
         return self._last(record)
 
-    @property
-    def shows(self) -> bool:
-        """Whether states inside the loop have gradients by the adjoint that was asked for."""
-        plan = self.plan
-        return self.adjoint is not None and isinstance(plan, Plan) and self.keep is None
+    def shows(self, trajectory: bool) -> tuple[int, ...]:
+        """Return the numbers of the states of a plan that are asked for, beside the last one.
 
-    def shown(self, record: Evaluator | Tally, numbers: tuple[int, ...]) -> Tensor:
-        """Run with nobody watching, and return states by number, (n, batch, *state)."""
+        None where they are not handed out by the loop itself, but seen by those who watch it.
+        """
+        plan = self.plan
+        if not isinstance(plan, Plan) or self.keep is not None:
+            return ()
+        if self.wanted is not None and self.wanted.save is not None:
+            return points_of(plan, self.wanted.save)
+        return plan.landings if trajectory and self.adjoint is not None else ()
+
+    def shown(self, record: Evaluator | Tally, numbers: tuple[int, ...]) -> list[Tensor]:
+        """Run with nobody watching, and return these states and the last one."""
         assert isinstance(record, Evaluator)
-        return self.chosen(record).complete(self._loop(record, numbers))
+        assert isinstance(self.plan, Plan)
+        last = len(self.plan.times) - 1
+        adjoint = Direct() if self.adjoint is None else self.adjoint
+        return list(adjoint.complete(self._loop(record, (*numbers, last))).unbind())
 
     def _last(self, record: Evaluator | Tally) -> Tensor:
         x = self.given[-1]
@@ -131,8 +144,7 @@ class Job:
         """Refuse what would look into a loop that cannot be looked into."""
         if is_watched and self.adjoint is not None and not isinstance(self.adjoint, Direct):
             raise UsageError(
-                "observe and keep look at states inside the loop, and so does trajectory of a "
-                "stepped solve; these are "
+                "what looks at states inside the loop (observe, trajectory, save, events …) is "
                 f"differentiated by adjoint='direct' alone, and not by {self.adjoint.name!r}."
             )
         if self.executor.is_watchable:
@@ -182,7 +194,7 @@ def job_of(
     prepared, drawn = guided.condition(cond, batch), None if seeds is None else tuple(seeds)
     executor = as_executor(how.executor)
     ready = executor.prepared(guided)
-    more = (recipe, how.speed, executor, how.keep, how.adjoint, Record())
+    more = (recipe, how.speed, executor, how.keep, how.adjoint, Record(), how.wanted)
     return Job(ready, plan, given, prepared, drawn, *more)
 
 
