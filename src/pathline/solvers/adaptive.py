@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pathline.core.errors import UsageError
+from pathline.fields import Field
 from pathline.solvers.execute import Step
 from pathline.solvers.pace import Control
 from pathline.solvers.slope import Slope
+from pathline.solvers.solver import Solver
 from pathline.solvers.stepped import Course, Problem, Stepped, closing
 from pathline.solvers.trial import Stepper
 from pathline.solvers.walk import Walk
@@ -58,6 +60,19 @@ class Adaptive(Stepped):
     @property
     def is_adaptive(self) -> bool:
         return True
+
+    def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
+        """Return the solver with the jumps that the field tells of.
+
+        Each is a pair, the last time before it and its own: so the stage that ends a step looks
+        back, and the one that begins the next step looks ahead.
+        """
+        made = super().tuned(field, shape)
+        told: tuple[float, ...] = getattr(field, "jumps", ())
+        if not told or self.jumps:
+            return made
+        pairs = ((math.nextafter(t, -math.inf), t) for t in told)
+        return replace(self, jumps=tuple(t for pair in pairs for t in pair))
 
     @property
     @abstractmethod
