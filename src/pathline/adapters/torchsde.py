@@ -11,7 +11,7 @@ module, or torchsde's own.
 What is otherwise: steps are at most dt and land on every time of `ts`, where torchsde steps over
 them and interpolates; `sdeint_adjoint` gives the solver's own gradient (reversible for
 reversible_heun, else by checkpoints), so the adjoint_ arguments have nothing to choose; "log_ode"
-is Milstein's method with the same areas; options and `extra` are refused, not ignored.
+is Milstein's method with the same areas; adaptive steps are those of `AdaptiveSDE`; options and `extra` are refused, not ignored.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pathline.core.brownian import Brownian, Piece
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import SDE
+from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.solve import solve
 
 METHODS: Mapping[str, str] = {
@@ -224,14 +225,37 @@ def _integrated(
         seeds = torch.randint(2**62, (len(y0),)).tolist()
     else:
         made, seeds = made.driven(path), None
+    if how.adaptive:
+        return _adapted(made, x, times, seeds, how, logqp)
     grid, solver = _grid(times, how.dt), METHODS[method]
     sol = solve(made, x, solver=solver, grid=grid, save=times, seeds=seeds, adjoint=how.adjoint,
                 on_failure="return")  # fmt: skip
-    ys = sol.trajectory
+    return _told(sol.trajectory, logqp)
+
+
+def _told(ys: Tensor | None, logqp: bool) -> Any:
     assert ys is not None
-    if not logqp:
-        return ys
-    return ys[..., :-1], ys[..., -1].diff(dim=0)
+    return (ys[..., :-1], ys[..., -1].diff(dim=0)) if logqp else ys
+
+
+def _adapted(  # noqa: PLR0913 - what `_integrated` has found
+    made: SDE,
+    x: Tensor,
+    times: Sequence[float],
+    seeds: list[int] | None,
+    how: _How,
+    logqp: bool,
+) -> Any:
+    """Integrate with steps that adapt: by Euler-Heun on the Stratonovich form, whatever the method."""
+    if isinstance(made.brownian, _Foreign):
+        raise UsageError(
+            "adaptive=True asks for the path at times of each sample's own: give bm as a "
+            "BrownianInterval of this module, or leave it out."
+        )
+    solver = AdaptiveSDE(rtol=how.rtol, atol=how.atol, first=how.dt)
+    sol = solve(made.stratonovich(), x, solver=solver, grid=times, seeds=seeds, trajectory=True,
+                on_failure="return")  # fmt: skip
+    return _told(sol.trajectory, logqp)
 
 
 @dataclass(frozen=True)

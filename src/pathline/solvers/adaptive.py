@@ -62,17 +62,10 @@ class Adaptive(Stepped):
         return True
 
     def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
-        """Return the solver with the jumps that the field tells of.
-
-        Each is a pair, the last time before it and its own: so the stage that ends a step looks
-        back, and the one that begins the next step looks ahead.
-        """
+        """Return the solver with the jumps that the field tells of (a CDE's, at its knots)."""
         made = super().tuned(field, shape)
         told: tuple[float, ...] = getattr(field, "jumps", ())
-        if not told or self.jumps:
-            return made
-        pairs = ((math.nextafter(t, -math.inf), t) for t in told)
-        return replace(self, jumps=tuple(t for pair in pairs for t in pair))
+        return replace(self, jumps=told) if told and not self.jumps else made
 
     @property
     @abstractmethod
