@@ -188,8 +188,8 @@ def check_series(values: Tensor) -> None:
     """Refuse what is not (n, length, channels)."""
     if values.ndim != 3 or not values.is_floating_point():
         raise UsageError(
-            f"series are numbers (n, length, channels), and {tuple(values.shape)} of {values.dtype} "
-            "was given."
+            f"series are numbers (n, length, channels), and {tuple(values.shape)} of "
+            f"{values.dtype} was given."
         )
 
 

@@ -46,8 +46,8 @@ class FixedPoint:
         max_steps: evaluations of g, at most.
         memory: how many iterates are mixed; 1 is plain iteration.
         ridge: added to the normal equations of the mixing, relative to their largest number.
-        backward: how the linear equation of the gradient is solved: "linear" makes the matrix (small
-            states), "fixed_point" iterates as forward, "gmres" needs no contraction.
+        backward: how the linear equation of the gradient is solved: "linear" makes the matrix
+            (small states), "fixed_point" iterates as forward, "gmres" needs no contraction.
         on_failure: what happens where it does not converge: "raise", or "warn" and go on without a
             gradient.
     """
@@ -116,15 +116,14 @@ def solve_fixed_point(
 
     points, images = list[Tensor](), list[Tensor]()
     best, least = z, torch.full((len(z),), math.inf, dtype=z.dtype, device=z.device)
-    step = 0
-    for step in range(1, how.max_steps + 1):
-        f = image(z)
+    step, done = 0, False
+    while step < how.max_steps and not done:
+        f, step = image(z), step + 1
         off = (f - z).norm(dim=1) / f.norm(dim=1).clamp_min(torch.finfo(f.dtype).tiny)
         better = off < least
         best = torch.where(better[:, None], f, best)
         least = torch.where(better, off, least)
-        if bool((off <= tolerance).all()) or not bool(f.isfinite().all()):
-            break
+        done = bool((off <= tolerance).all()) or not bool(f.isfinite().all())
         points, images = [*points, z][-how.memory :], [*images, f][-how.memory :]
         z = _mixed(points, images, how.ridge)
     return Equilibrium(best.reshape(shape), least, step, bool((least <= tolerance).all()))
