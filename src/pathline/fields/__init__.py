@@ -6,6 +6,7 @@ from pathline.fields.fokker_planck import FokkerPlanck, potential_of
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
 from pathline.fields.residuals import Residuals, residuals
 from pathline.fields.retimed import Retimed, retimed
+from pathline.fields.sde import SDE
 from pathline.fields.separation import estimate as estimate_separation
 from pathline.fields.spherical import Spherical
 from pathline.fields.subspace import Subspace
@@ -13,6 +14,7 @@ from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
 
 __all__ = [
+    "SDE",
     "VIEWS",
     "Condition",
     "Dataset",

@@ -64,7 +64,7 @@ def inverse(plan: Plan) -> Plan:
 
 def _check_step(step: Stretch, index: int, oldest: int) -> None:
     """Refuse a step that asks more of its oldest state than one coefficient."""
-    uses = [k for row in (*step.stages, step.landing) for k in row.f]
+    uses = [k for row in (*step.stages, step.landing) for k in (*row.f, *(p.state for p in row.g))]
     uses += [k for row in step.stages for k in row.x]
     uses += [k for k in step.landing.x if k < oldest]
     if min(uses, default=oldest + 1) <= oldest or not _is_nonzero(step.landing.x.get(oldest, 0.0)):
@@ -82,7 +82,8 @@ def _solved(row: Row, number: int, oldest: int, plan: Plan, names: Mapping[int, 
     x |= {names[j]: -c / a for j, c in row.x.items() if j != oldest}
     f = {names[k]: -c / a for k, c in row.f.items()}
     z = {d: -c / a for d, c in row.z.items()}
-    return Row(plan.times[oldest], x, f, z, constant=-row.constant / a)
+    g = {p._replace(state=names[p.state]): -c / a for p, c in row.g.items()}
+    return Row(plan.times[oldest], x, f, z, constant=-row.constant / a, g=g)
 
 
 def after(plan: Plan, n: int) -> Plan:
@@ -145,9 +146,10 @@ def remembered(plan: Plan) -> int:
 
 def _renamed(row: Row, names: Mapping[int, int]) -> Row:
     """Return a row with its states under other numbers."""
-    if missing := {*row.x, *row.f} - names.keys():
+    if missing := row.states - names.keys():
         raise UsageError(f"a later row needs state {min(missing)}, which is no grid point.")
-    return replace(row, x=_named(row.x, names), f=_named(row.f, names))
+    g = {p._replace(state=names[p.state]): c for p, c in row.g.items()}
+    return replace(row, x=_named(row.x, names), f=_named(row.f, names), g=g)
 
 
 def _named(terms: Terms, names: Mapping[int, int]) -> dict[int, Coefficient]:
