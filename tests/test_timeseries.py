@@ -8,7 +8,7 @@ import torch
 import pathline as pl
 from pathline.data import irregular, timeseries
 from pathline.data.fetch import FetchError
-from pathline.data.irregular import Scaler, drop, observation_counts, split, stretch
+from pathline.data.irregular import Scaler, drop, split, stretch
 
 
 def series(n=20, length=40, channels=3):
@@ -66,11 +66,6 @@ def test_stretching_is_linear_and_keeps_the_ends():
         stretch(drop(values, 0.5), torch.tensor([2, 5]))
 
 
-def test_counts_grow_with_each_observation():
-    values = torch.tensor([[[1.0, math.nan], [math.nan, 2.0], [3.0, 1.0]]])
-    assert (3 * observation_counts(values)).tolist() == [[[1, 0], [1, 1], [2, 2]]]
-
-
 def test_a_split_has_every_class_in_its_share():
     labels = torch.arange(3).repeat_interleave(20)
     parts = split(labels)
@@ -82,9 +77,6 @@ def test_a_split_has_every_class_in_its_share():
 
 def test_what_cannot_be_is_refused():
     values = series(3)
-    values[2, :, 1] = math.nan
-    with pytest.raises(pl.UsageError, match="channel 1 of series 2 has no observation"):
-        irregular.check_observed(values)
     with pytest.raises(pl.UsageError, match=r"missing rate is in \[0, 1\)"):
         drop(values, 1.0)
     with pytest.raises(pl.UsageError, match="channel 0 has no observation in any"):

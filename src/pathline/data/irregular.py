@@ -19,10 +19,8 @@ from pathline.core.errors import UsageError
 __all__ = [
     "Scaler",
     "check_labels",
-    "check_observed",
     "check_times",
     "drop",
-    "observation_counts",
     "split",
     "stretch",
     "unit_times",
@@ -135,18 +133,6 @@ def stretch(values: Tensor, lengths: Tensor, length: int | None = None) -> Tenso
     return torch.stack(made)
 
 
-def observation_counts(values: Tensor) -> Tensor:
-    """Return how many observations each channel has had so far, over the length: in [0, 1].
-
-    Beside the values of a control they say where something was observed, and stay continuous.
-
-    Args:
-        values: (n, length, channels), NaN where nothing was observed.
-    """
-    check_series(values)
-    return values.isfinite().cumsum(1).to(values) / values.shape[1]
-
-
 def unit_times(length: int) -> Tensor:
     """Return even times from 0 to 1, (length,) float64."""
     if length < 2:
@@ -214,21 +200,6 @@ def check_times(times: Tensor, *, unit: bool = True) -> None:
         raise UsageError(
             f"times run from {float(times[0]):g} to {float(times[-1]):g}, and networks read sin t "
             "and cos t for t in [0, 1]: pass (t − t[0])/(t[-1] − t[0])."
-        )
-
-
-def check_observed(values: Tensor) -> None:
-    """Refuse series of which a channel has no observation at all.
-
-    Raises:
-        UsageError: names the series and the channel.
-    """
-    check_series(values)
-    empty = ~values.isfinite().any(1)
-    if bool(empty.any()):
-        i, j = empty.nonzero()[0].tolist()
-        raise UsageError(
-            f"channel {j} of series {i} has no observation; leave it out, or give it a value."
         )
 
 

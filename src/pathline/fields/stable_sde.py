@@ -250,14 +250,17 @@ class Driven:
     def diffusion(self, z: Tensor, t: Tensor | float) -> Tensor:
         """Return the diffusion of each number's own noise, (batch, hidden).
 
-        In the runtime variant NaN becomes 0, as in the public code, and is counted in `lost`.
+        In the runtime variant NaN becomes 0, as in the public code, and is counted in `lost`. Only
+        the unstable noises can make one, as drift and diffusion are bounded there.
         """
         made = self.volatility(z, t)
         if self.sde.variant == "pure":
             return made
-        bad = made.isnan()
-        self.lost += int(bad.sum())
-        return (self.sde.theta.sigmoid() * made.masked_fill(bad, 0.0)).tanh()
+        if self.sde.noise in UNSTABLE:
+            bad = made.isnan()
+            self.lost += int(bad.sum())
+            made = made.masked_fill(bad, 0.0)
+        return (self.sde.theta.sigmoid() * made).tanh()
 
     # -- the geometric one in its logarithm
 
