@@ -1,5 +1,6 @@
 """Fields: what is integrated, and the exact ones that everything is tested against."""
 
+from pathline.fields.cde import CDE, LogODE
 from pathline.fields.denoiser import Denoiser
 from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
 from pathline.fields.fokker_planck import FokkerPlanck, potential_of
@@ -14,6 +15,8 @@ from pathline.fields.unscaled import Unscaled, UnscaledPath
 from pathline.fields.views import VIEWS, View, as_view, change, convert, target
 
 __all__ = [
+    "CDE",
+    "LogODE",
     "SDE",
     "VIEWS",
     "Condition",

@@ -77,6 +77,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     keep: Keep | None = None,
     executor: Executor | str = "eager",
     adjoint: Adjoint | str | None = None,
+    seed: int | None = None,
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
     observe: Observe | None = None,
@@ -86,7 +87,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     """Integrate a field from the state x.
 
     Args:
-        field: a `Field`, or f(x, t, **cond) → dx/dt.
+        field: a `Field`, or f(x, t, **cond) → dx/dt. One with noise of its own is an `SDE`.
         x: (batch, *state) floating; a sequence of states for a plan that starts from several.
         solver: a solver, its name, a schedule, or a compiled plan; "s3" is the schedule that was
             found for the model and `steps` evaluations (`pathline tune`).
@@ -102,7 +103,8 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         adjoint: how gradients come back, where any are asked for: "direct", "checkpoint",
             "reversible" or "continuous" (`solvers.adjoints`). None is "checkpoint" where steps can
             be taken again unseen, and "direct" elsewhere: the same gradient, in less memory.
-        seeds: one a sample, for stochastic solvers.
+        seed: for stochastic solvers, the first seed: sample i has seed + i.
+        seeds: all the seeds, one a sample, instead of `seed`.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
         on_failure: "raise" a `NonFiniteError`, or "return" and leave the status to the caller.
@@ -125,6 +127,8 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     """
     made = as_field(field)
     how = How(solver, grid, steps, guide, speed, start, executor, keep, chosen(adjoint))
+    if seed is not None:
+        seeds = drawn_seeds(len(x) if isinstance(x, Tensor) else len(x[0]), seed, seeds)
     job = job_of(made, how, lambda _: x, shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
