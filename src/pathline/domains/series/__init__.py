@@ -3,6 +3,7 @@
 from pathline.domains.series.baselines import GRUClassifier
 from pathline.domains.series.cde import CDEClassifier
 from pathline.domains.series.problems import frequencies, spirals
+from pathline.domains.series.series import Parts, Series, archive, prepared
 from pathline.domains.series.stable import StableClassifier
 from pathline.domains.series.training import Fit, accuracy, fit, predict
 
@@ -10,6 +11,7 @@ __all__ = [
     "CDEClassifier",
     "Fit",
     "GRUClassifier",
+    "Parts",
     "Series",
     "StableClassifier",
     "accuracy",
