@@ -42,7 +42,22 @@ def solution_of(
     times = job.plan.instants[list(job.plan.landings)] if kept else None
     trajectory = torch.stack(list(kept)) if kept else None
     end = job.plan.times[-1]
-    return Solution(x, end, status, stats, receipt, times, trajectory, report, job.backward)
+    made = Solution(x, end, status, stats, receipt, times, trajectory, report, job.backward)
+    return made if job.wanted is None else _with_found(made, record)
+
+
+def _with_found(made: Solution, record: Evaluator | Tally) -> Solution:
+    """Return the solution with what was wanted beside its end."""
+    assert isinstance(record, Tally)
+    found = record.found
+    t = made.t if found.ends is None else found.ends
+    made = replace(made, t=t, dense=found.dense, events=tuple(found.happened))
+    if found.saving is None:
+        return made
+    times = torch.from_numpy(found.times.T.copy())
+    if bool((times == times[:, :1]).all()):
+        times = times[:, 0]
+    return replace(made, times=times, trajectory=found.saving.stack())
 
 
 def _network_calls(job: Job, nfe: int) -> int:

@@ -21,6 +21,7 @@ from pathline.solvers.saved import FOUND, saved_schedule
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Solver, check_gaussian, solvers
 from pathline.solvers.stepped import Course, Keep, Stepped
+from pathline.solvers.wanted import Wanted
 
 Guide = Callable[[Field], Field]
 AnyField = Field | Callable[..., Tensor]
@@ -78,9 +79,15 @@ class How(NamedTuple):
     executor: Executor | str = "eager"
     keep: Keep | None = None
     adjoint: Adjoint | None = None
+    wanted: Wanted | None = None
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         plan = self._plan(field, guided, shape)
+        if self.wanted is not None and not (isinstance(plan, Course) and plan.solver.is_adaptive):
+            raise UsageError(
+                "save, dense, events and on_step are for adaptive solvers (tsit5, dopri5 …); with "
+                "steps on a grid use trajectory and observe."
+            )
         if self.speed is None:
             return plan
         if isinstance(plan, Course):

@@ -24,6 +24,7 @@ from pathline.solvers.how import How
 from pathline.solvers.plan import Plan
 from pathline.solvers.solver import check_gaussian
 from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Tally
+from pathline.solvers.wanted import Found, Wanted
 
 
 class Start(NamedTuple):
@@ -49,6 +50,7 @@ class Job:
     keep: Keep | None
     adjoint: Adjoint | None
     backward: Record
+    wanted: Wanted | None = None
 
     @property
     def driver(self) -> tuple[int, ...] | Brownian | None:
@@ -62,7 +64,7 @@ class Job:
     def record(self) -> Evaluator | Tally:
         """Return what evaluates a plan, or what keeps the count of a stepped solve."""
         if isinstance(self.plan, Course):
-            return Tally(len(self.given[0]))
+            return Tally(len(self.given[0]), Found())
         if self.speed is None:
             return Evaluator(self.field, self.plan, self.given[0], self.cond)
         return self.speed.evaluator(self._call(self.plan))
@@ -76,7 +78,9 @@ class Job:
         else:
             assert isinstance(record, Tally)
             (x,) = self.given
-            problem = Problem(self.plan, self.field, x, self.cond, self.seeds, record, keeping)
+            problem = Problem(
+                self.plan, self.field, x, self.cond, self.seeds, record, keeping, self.wanted
+            )
             run = self.plan.solver.march(problem)
         return run if keeping is None else _kept(run, keeping, self.plan.steps)
 
@@ -119,7 +123,7 @@ class Job:
         """Refuse what would look into a loop that cannot be looked into."""
         if is_watched and self.adjoint is not None and not isinstance(self.adjoint, Direct):
             raise UsageError(
-                "observe, trajectory and keep look at states inside the loop, which are "
+                "what looks at states inside the loop (observe, trajectory, save, events …) is "
                 f"differentiated by adjoint='direct' alone, and not by {self.adjoint.name!r}."
             )
         if self.executor.is_watchable:
@@ -169,7 +173,7 @@ def job_of(
     prepared, drawn = guided.condition(cond, batch), None if seeds is None else tuple(seeds)
     executor = as_executor(how.executor)
     ready = executor.prepared(guided)
-    more = (recipe, how.speed, executor, how.keep, how.adjoint, Record())
+    more = (recipe, how.speed, executor, how.keep, how.adjoint, Record(), how.wanted)
     return Job(ready, plan, given, prepared, drawn, *more)
 
 

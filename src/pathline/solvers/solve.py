@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pathline.core.errors import UsageError
 from pathline.core.solution import Solution
 from pathline.fields import Field
 from pathline.solvers.adjoints import Adjoint
 from pathline.solvers.ending import diagnosis, failed_samples, failure, solution_of
 from pathline.solvers.evaluate import Speed
+from pathline.solvers.events import Event
 from pathline.solvers.execute import Step
 from pathline.solvers.executors import Executor
 from pathline.solvers.how import (
@@ -40,6 +42,8 @@ from pathline.solvers.how import (
 from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shape_of, start
 from pathline.solvers.plan import told_time
 from pathline.solvers.stepped import Keep
+from pathline.solvers.wanted import Save, Wanted
+from pathline.solvers.watching import OnStep
 
 __all__ = [
     "DEFAULT_GRID",
@@ -81,6 +85,10 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
     observe: Observe | None = None,
+    save: Save | None = None,
+    dense: bool = False,
+    events: Event | Sequence[Event] = (),
+    on_step: OnStep | None = None,
     on_failure: OnFailure = "raise",
     **cond: Any,
 ) -> Solution:
@@ -107,6 +115,12 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         seeds: all the seeds, one a sample, instead of `seed`.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
+        save: times whose states `trajectory` keeps, of an adaptive solve, which changes no step for
+            them: (n,), (batch, n), or a sequence for each sample.
+        dense: keep what `Solution.at` needs, the solution as a function of time.
+        events: what may stop a sample or change its state (`solvers.events.Event`).
+        on_step: called with the record of every attempt of an adaptive solver, whose error and
+            stiffness estimates can be differentiated (`solvers.watching.StepRecord`).
         on_failure: "raise" a `NonFiniteError`, or "return" and leave the status to the caller.
         cond: the condition, in the user's words.
 
@@ -126,7 +140,12 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         (True, 400)
     """
     made = as_field(field)
-    how = How(solver, grid, steps, guide, speed, start, executor, keep, chosen(adjoint))
+    happens = (events,) if isinstance(events, Event) else tuple(events)
+    wanted = Wanted(save, dense, happens, on_step)
+    if trajectory and save is not None:
+        raise UsageError("trajectory keeps the grid's points and save others: give one of them.")
+    asked = wanted if wanted.is_any else None
+    how = How(solver, grid, steps, guide, speed, start, executor, keep, chosen(adjoint), asked)
     if seed is not None:
         seeds = drawn_seeds(len(x) if isinstance(x, Tensor) else len(x[0]), seed, seeds)
     job = job_of(made, how, lambda _: x, shape_of(x), seeds, cond)
@@ -233,7 +252,8 @@ def _watched(job: Job) -> Iterator[Step]:
 
 
 def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure) -> Solution:
-    job.check_watched(observe is not None or trajectory or job.keep is not None)
+    watched = observe is not None or trajectory or job.keep is not None
+    job.check_watched(watched or job.wanted is not None)
     record, kept = job.record(), [job.given[-1]]
     if observe is None and not trajectory:
         kept.append(job.complete(record))
