@@ -69,5 +69,3 @@ class CDEClassifier(nn.Module):
         field = CDE(self.response, control)
         grid = series.times.tolist()
         return solve(field, z, solver=self.solver, grid=grid, adjoint="direct").x
-
-
