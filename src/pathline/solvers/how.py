@@ -83,10 +83,12 @@ class How(NamedTuple):
 
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         plan = self._plan(field, guided, shape)
-        if self.wanted is not None and not (isinstance(plan, Course) and plan.solver.is_adaptive):
+        adapts = isinstance(plan, Course) and plan.solver.is_adaptive
+        saves = isinstance(plan, Plan) and self.wanted is not None and self.wanted.is_save_alone
+        if self.wanted is not None and not (adapts or saves):
             raise UsageError(
-                "save, dense, events and on_step are for adaptive solvers (tsit5, dopri5 …); with "
-                "steps on a grid use trajectory and observe."
+                "dense, events and on_step are for adaptive solvers (tsit5, dopri5 …), and save for "
+                "them and for plans; with steps on a grid use trajectory and observe."
             )
         if self.speed is None:
             return plan

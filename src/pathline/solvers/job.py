@@ -24,7 +24,7 @@ from pathline.solvers.how import How
 from pathline.solvers.plan import Plan
 from pathline.solvers.solver import check_gaussian
 from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Tally
-from pathline.solvers.wanted import Found, Wanted
+from pathline.solvers.wanted import Found, Wanted, points_of
 
 
 class Start(NamedTuple):
@@ -91,9 +91,10 @@ class Job:
         check_gaussian(self.field.path)
         return Keeping(keep, self.field.path, self.seeds)
 
-    def _loop(self, record: Evaluator) -> Loop:
+    def _loop(self, record: Evaluator, shown: tuple[int, ...] = ()) -> Loop:
         assert isinstance(self.plan, Plan)
-        return Loop(self._call(self.plan), self.given, record, self.executor, self.backward)
+        call = self._call(self.plan)
+        return Loop(call, self.given, record, self.executor, self.backward, shown)
 
     def chosen(self, record: Evaluator | Tally) -> Adjoint:
         """Return how gradients come back: as was said, else steps are taken again if they can."""
@@ -112,6 +113,26 @@ class Job:
                         lambda: self._last(record))  # fmt: skip
             return self.adjoint.walked(walk)
         return self._last(record)
+
+    def shows(self, trajectory: bool) -> tuple[int, ...]:
+        """Return the numbers of the states of a plan that are asked for, beside the last one.
+
+        None where they are not handed out by the loop itself, but seen by those who watch it.
+        """
+        plan = self.plan
+        if not isinstance(plan, Plan) or self.keep is not None:
+            return ()
+        if self.wanted is not None and self.wanted.save is not None:
+            return points_of(plan, self.wanted.save)
+        return plan.landings if trajectory and self.adjoint is not None else ()
+
+    def shown(self, record: Evaluator | Tally, numbers: tuple[int, ...]) -> list[Tensor]:
+        """Run with nobody watching, and return these states and the last one."""
+        assert isinstance(record, Evaluator)
+        assert isinstance(self.plan, Plan)
+        last = len(self.plan.times) - 1
+        adjoint = Direct() if self.adjoint is None else self.adjoint
+        return list(adjoint.complete(self._loop(record, (*numbers, last))).unbind())
 
     def _last(self, record: Evaluator | Tally) -> Tensor:
         x = self.given[-1]

@@ -17,7 +17,7 @@ from pathline.core.solution import Solution
 from pathline.fields import Field
 from pathline.solvers.adjoints import Adjoint
 from pathline.solvers.ending import diagnosis, failed_samples, failure, solution_of
-from pathline.solvers.evaluate import Speed
+from pathline.solvers.evaluate import Evaluator, Speed
 from pathline.solvers.events import Event
 from pathline.solvers.execute import Step
 from pathline.solvers.executors import Executor
@@ -41,7 +41,7 @@ from pathline.solvers.how import (
 )
 from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shape_of, start
 from pathline.solvers.plan import told_time
-from pathline.solvers.stepped import Keep
+from pathline.solvers.stepped import Keep, Tally
 from pathline.solvers.wanted import Save, Wanted
 from pathline.solvers.watching import OnStep
 
@@ -115,8 +115,9 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         seeds: all the seeds, one a sample, instead of `seed`.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
-        save: times whose states `trajectory` keeps, of an adaptive solve, which changes no step for
-            them: (n,), (batch, n), or a sequence for each sample.
+        save: times whose states `trajectory` keeps: of a plan, points of its grid, (n,); of an
+            adaptive solve, which changes no step for them, (n,), (batch, n), or a sequence for each
+            sample.
         dense: keep what `Solution.at` needs, the solution as a function of time.
         events: what may stop a sample or change its state (`solvers.events.Event`).
         on_step: called with the record of every attempt of an adaptive solver, whose error and
@@ -252,9 +253,13 @@ def _watched(job: Job) -> Iterator[Step]:
 
 
 def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure) -> Solution:
-    watched = observe is not None or trajectory or job.keep is not None
-    job.check_watched(watched or job.wanted is not None)
+    numbers = job.shows(trajectory) if observe is None else ()
+    watched = observe is not None or job.keep is not None or trajectory or job.wanted is not None
+    job.check_watched(watched and not numbers)
     record, kept = job.record(), [job.given[-1]]
+    if numbers:
+        *kept, x = job.shown(record, numbers)
+        return _ended(job, solution_of(job, x, record, kept, numbers), record, on_failure)
     if observe is None and not trajectory:
         kept.append(job.complete(record))
     else:
@@ -265,6 +270,13 @@ def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnF
                 kept.clear()
             kept.append(step.x)
     solution = solution_of(job, kept[-1], record, kept if trajectory else ())
+    return _ended(job, solution, record, on_failure)
+
+
+def _ended(
+    job: Job, solution: Solution, record: Evaluator | Tally, on_failure: OnFailure
+) -> Solution:
+    """Return a solution, or raise what went wrong with it."""
     if on_failure == "raise" and not solution.ok:
         raise failure(solution, diagnosis(job, record, solution))
     return solution

@@ -145,6 +145,7 @@ class Begun:
         self._diffusion: Tensor | None = None
         self._execution = loop.execution(self._evaluate, loop.given, loop.draw)
         self._x, unseen = loop.given[-1], bool(loop.plan.diffused)
+        self._made = dict(enumerate(loop.given))
         while self._first is None or (unseen and self._diffusion is None):
             if self._at == len(self._execution.program):
                 break
@@ -165,7 +166,7 @@ class Begun:
         """Run what is left, and return the final state."""
         while self._at < len(self._execution.program):
             self._advance()
-        return self._x
+        return self._loop.told(self._made, self._x)
 
     def found(self) -> Found:
         """Return the loop, with the first evaluation known, and who asks."""
@@ -173,12 +174,15 @@ class Begun:
         (k, f), loop = self._first, self._loop
         known = asking(loop.call.field, loop.call.cond)
         behind = hidden(self._seen, [*known, *loop.given])
-        del self._execution
+        del self._execution, self._made
         again = loop._replace(evaluator=Remembering(loop.evaluator, k, f.detach()))
         return Found(again, (*known, *behind), bool(behind))
 
     def _advance(self) -> None:
-        self._x = self._execution.advance(self._execution.program[self._at])
+        row = self._execution.program[self._at]
+        self._x = self._execution.advance(row)
+        if row.number in self._loop.shown:
+            self._made[row.number] = self._x
         self._at += 1
 
     def _evaluate(self, k: int, x: Tensor) -> Tensor:

@@ -148,19 +148,21 @@ class CarriedBack(Pass):
         self._kept = dict[int, Tensor]()
 
     def forward(self) -> Tensor:
-        stretcher = self._stretcher
-        live = stretcher.start()
+        stretcher, shown = self._stretcher, self._loop.shown
+        live, made = stretcher.start(), dict(enumerate(self._loop.given))
         for i in range(len(stretcher.steps)):
             live = stretcher.advance(i, live, self._loop.evaluator)
-            self._kept |= {k: x for (letter, k), x in live.items()
-                           if letter == "x" and k in self._wanted}  # fmt: skip
-        return stretcher.result(live)
+            states = {k: x for (letter, k), x in live.items() if letter == "x"}
+            self._kept |= {k: x for k, x in states.items() if k in self._wanted}
+            made |= {k: states[k] for k in stretcher.numbers(i) if k in shown}
+        return self._loop.told(made, stretcher.result(live))
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         loop, totals = self._loop, Totals(self._found.sources)
         given = dict(enumerate(x.detach() for x in loop.given))
-        states = {**given, **self._kept, self._way[0].number: result.detach()}
-        ends = {self._way[0].number: cotangent}
+        last = result[-1] if loop.shown else result
+        states = {**given, **self._kept, self._way[0].number: last.detach()}
+        ends = loop.ends(cotangent)
         drifts = list[Tensor]()
         for i, back in enumerate(self._way):
             rest = self._pulled(len(self._way) - 1 - i, back, states, ends, totals)

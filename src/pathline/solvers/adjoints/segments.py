@@ -58,6 +58,8 @@ class Loop(NamedTuple):
         evaluator: counts evaluations.
         executor: sums rows.
         record: of the backward pass.
+        shown: numbers of the states that are the result, (shown, batch, *state), the final one
+            last; if there are none, the final state is.
     """
 
     call: Call
@@ -65,6 +67,7 @@ class Loop(NamedTuple):
     evaluator: Evaluator
     executor: Executor
     record: Record
+    shown: tuple[int, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -73,7 +76,28 @@ class Loop(NamedTuple):
 
     def direct(self) -> Tensor:
         """Run in the caller's gradient mode."""
-        return self.executor.complete(self.call, self.given, self.evaluator)
+        if not self.shown:
+            return self.executor.complete(self.call, self.given, self.evaluator)
+        execution, x = self.execution(self.evaluator, self.given, self.draw), self.given[-1]
+        made = dict(enumerate(self.given))
+        for row in execution.program:
+            x = execution.advance(row)
+            if row.number in self.shown:
+                made[row.number] = x
+        return self.told(made, x)
+
+    def told(self, states: Mapping[int, Tensor], last: Tensor) -> Tensor:
+        """Return the result, given the states that are shown and the final one."""
+        return torch.stack([states[k] for k in self.shown]) if self.shown else last
+
+    def ends(self, cotangent: Tensor) -> dict[int, Tensor]:
+        """Return the cotangent of each state of the result, by number."""
+        if not self.shown:
+            return {len(self.plan.times) - 1: cotangent}
+        ends = dict[int, Tensor]()
+        for k, each in zip(self.shown, cotangent.unbind(), strict=True):
+            ends[k] = ends[k] + each if k in ends else each
+        return ends
 
     def afresh(self) -> Loop:
         """Return the loop with an evaluator that binds in the gradient mode of here and now."""
@@ -263,6 +287,10 @@ class Stretcher:
             self.loop.record.nfe += self.shape.evaluations[i]
         return known
 
+    def numbers(self, i: int) -> set[int]:
+        """Return the numbers of the states that step i makes."""
+        return {row.number for row in self.steps[i]}
+
     def result(self, live: Live) -> Tensor:
         """Return the state that the last row has made."""
         return live["x", self.steps[-1][-1].number]
@@ -354,10 +382,12 @@ class Stretcher:
     def _taken(self, i: int, live: Live, evaluate: Evaluate) -> Live:
         """Take the rows of step i from what is live, in the gradient mode of the caller."""
         execution = self._under_way(live, evaluate)
+        known, made = execution.known, dict[Key, Tensor]()
         for row in self.steps[i]:
-            execution.advance(row)
-        known = execution.known
-        return {(letter, k): known[letter][k] for letter, k in self.shape.live[i + 1]}
+            x = execution.advance(row)
+            if row.number in self.loop.shown:
+                made["x", row.number] = x
+        return made | {(letter, k): known[letter][k] for letter, k in self.shape.live[i + 1]}
 
     def _under_way(self, live: Live, evaluate: Evaluate) -> Execution:
         execution = self.loop.execution(evaluate, self.loop.given, self.draw)
