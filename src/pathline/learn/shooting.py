@@ -1,11 +1,11 @@
 """Right-hand sides fitted to trajectories: multiple shooting from the data's own states.
 
 A whole trajectory from its first state is a hard goal: far from the truth, a network that stays at
-the mean is the nearest minimum. Short pieces that each begin at a state of the data have none of it.
+the mean is the nearest minimum. Short pieces that each begin at a state of the data have no such.
 
     loss = mean over pieces and their times of ‖x(t; x_data(t_0)) − x_data(t)‖²
 
-Paper: Bock 1981; Rackauckas et al. 2020 (arXiv:2001.04385); Kidger 2022 (arXiv:2202.02435), Sec. 2.3.
+Paper: Bock 1981; Rackauckas et al. 2020 (arXiv:2001.04385); Kidger 2022 (arXiv:2202.02435), 2.3.
 """
 
 from __future__ import annotations

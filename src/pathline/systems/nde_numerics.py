@@ -54,7 +54,7 @@ def nets() -> tuple[Field, Field]:
 
 
 def gradient(field: Field, solver: str, adjoint: Any, n: int) -> tuple[list[Tensor], float | None]:
-    """Return the gradients in start and weights, and how far the start was missed on the way back."""
+    """Return the gradients in start and weights, and how far back to the start was off."""
     x = noise.normal(range(8), (4,), dtype=torch.float64).requires_grad_()
     grid = grids.uniform(n, start=0.0, end=4.0)
     net = getattr(field, "function", None) or getattr(field, "drift")  # noqa: B009
@@ -166,7 +166,7 @@ def additivity_off() -> float:
 
 
 def join_off() -> float:
-    """Return the largest error of ℓH = l H_l + r H_r + ½ (r W_l − l W_r), after a split and asked."""
+    """Return the largest error of ℓH = l H_l + r H_r + ½ (r W_l − l W_r): split, and asked."""
     x = noise.normal(range(1000), (2,), dtype=torch.float64).T[..., None]
     worst = 0.0
     for left, right in ((0.3, 0.9), (0.5, 0.5), (1e-3, 1.0)):
@@ -321,7 +321,7 @@ def van_der_pol(integral: float, proportional: float) -> tuple[int, int]:
 
 @cache
 def fall() -> tuple[float, float, float]:
-    """Return when a ball from 10 m lands (g = 8), how fast, and how the time depends on the height."""
+    """Return when a ball from 10 m lands (g = 8), how fast, and the time's slope in the height."""
     height = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
 
     def falling(x: Tensor, t: Tensor) -> Tensor:
@@ -354,7 +354,7 @@ def implicit_off() -> float:
 
 
 def kl_off(paths: int = 20_000, n: int = 40) -> float:
-    """Return by how many standard errors the divergence of two OU laws is off, extrapolated in h."""
+    """Return by how many standard errors the divergence of two OU laws is off (h → 0)."""
     start = 1 + 0.2**0.5 * noise.normal(range(paths), (1,), stream="data", dtype=torch.float64)
     start = torch.cat((start, torch.zeros_like(start)), 1)
     sde = with_path_kl(lambda x, t: -x, lambda x, t: -0.3 * x, lambda x, t: 0.5 + 0 * x)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 from torch import Tensor, nn
 
 from pathline.domains.series.series import Series
@@ -33,7 +32,7 @@ class CDEClassifier(nn.Module):
 
     penalised: Sequence[nn.Parameter] = ()
 
-    def __init__(  # noqa: PLR0913 - keyword-only
+    def __init__(
         self,
         channels: int,
         classes: int,
