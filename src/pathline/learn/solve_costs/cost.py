@@ -34,6 +34,10 @@ ROUNDING = 10
 """A tolerance below so many units of rounding measures rounding."""
 
 
+WHOLE = 1e300
+"""A first step that reaches any goal."""
+
+
 @dataclass(frozen=True)
 class Costed:
     """A solve and its cost.

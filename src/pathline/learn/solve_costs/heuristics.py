@@ -12,14 +12,17 @@ Paper: Pal et al. 2021 (arXiv:2105.03918).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pathline.core.errors import UsageError, unknown
 from pathline.learn.solve_costs.cost import (
+    WHOLE,
     AnyField,
     Costed,
     Estimate,
@@ -28,7 +31,8 @@ from pathline.learn.solve_costs.cost import (
     combined,
     embedded,
 )
-from pathline.solvers import solve
+from pathline.solvers import AdaptiveRK, solve
+from pathline.solvers.how import as_grid
 from pathline.solvers.solver import Solver
 from pathline.solvers.watching import StepRecord
 
@@ -50,7 +54,8 @@ class Heuristics(SolveCost):
     Raises:
         UsageError: an estimate that nobody knows; an adjoint that cannot tell it.
 
-    Cost: none beside the memory of a direct adjoint: all stages of all steps.
+    Cost: none beside the memory of a direct adjoint, all stages of all steps; adjoint="checkpoint"
+    keeps one state a step instead, and takes each step three times.
     """
 
     kind: Estimate = "error"
@@ -73,16 +78,57 @@ class Heuristics(SolveCost):
     ) -> Costed:
         del seed
         adjoint = how.pop("adjoint", None)
-        if adjoint not in (None, "direct"):
+        if adjoint not in (None, "direct", "checkpoint"):
             raise UsageError(
-                f"the estimates of all steps are differentiated through the steps: adjoint="
-                f"'direct', and not {adjoint!r}. `Local` takes one step, and any adjoint."
+                f"the estimates of all steps are differentiated through the steps, by adjoint="
+                f"'direct' or 'checkpoint', and not {adjoint!r}. `Local` takes one step, and any "
+                "adjoint."
             )
         made = embedded(solver, self.kind, x)
         steps = _Steps(self.kind, made.shares, len(x))
-        sol = solve(field, x, solver=made, grid=grid, adjoint="direct", on_step=steps, **how)
         over = self.over or ("max" if self.kind == "stiffness" else "mean")
+        if adjoint == "checkpoint":
+            return self._again(field, x, made, grid, over, how)
+        sol = solve(field, x, solver=made, grid=grid, adjoint="direct", on_step=steps, **how)
         return Costed(sol, steps.total(over, x))
+
+    def _again(
+        self,
+        field: AnyField,
+        x: Tensor,
+        solver: AdaptiveRK,
+        grid: Sequence[float],
+        over: str,
+        how: dict[str, Any],
+    ) -> Costed:
+        """Solve without a graph, then take the same steps again, each with a graph when asked."""
+        if not solver.shares and len(x) > 1:
+            raise UsageError(
+                "steps are taken again for the whole batch: give AdaptiveRK(norms='batch'), or "
+                "adjoint='direct'."
+            )
+        ends: list[float] = []
+
+        def note(record: StepRecord) -> None:
+            if bool(record.accepted[0]):
+                ends.append(float(record.t[0] + record.h[0]))
+
+        with torch.no_grad():
+            sol = solve(field, x, solver=solver, grid=grid, on_step=note, **how)
+        steps = _Steps(self.kind, solver.shares, len(x))
+        whole = replace(solver, first=WHOLE)
+
+        def leg(state: Tensor, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
+            one = _Steps(self.kind, solver.shares, len(x))
+            made = solve(field, state, solver=whole, grid=(s, t), adjoint="direct", on_step=one,
+                         **how)  # fmt: skip
+            return made.x, *one.parts
+
+        state, times = x, [float(as_grid(grid, None).times(None)[0]), *ends]
+        for s, t in pairwise(times):
+            state, rows, costs = checkpoint(leg, state, s, t, use_reentrant=False)
+            steps.add(rows, costs)
+        return Costed(replace(sol, x=state), steps.total(over, x))
 
 
 class _Steps:
@@ -101,14 +147,23 @@ class _Steps:
         stiff = None if stiff is None else stiff[taken]
         if self._shares:
             error = error.square().mean().sqrt().expand_as(h)
-        self._rows.append(record.rows[taken])
-        self._costs.append(combined(self._kind, error * h.abs(), stiff))
+        self.add(record.rows[taken], combined(self._kind, error * h.abs(), stiff))
+
+    def add(self, rows: Tensor, costs: Tensor) -> None:
+        """Add what a step of some samples costs."""
+        self._rows.append(rows)
+        self._costs.append(costs)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The samples, and what each of their steps costs."""
+        return torch.cat(self._rows), torch.cat(self._costs)
 
     def total(self, over: str, x: Tensor) -> Tensor:
         """Return the mean over the samples of what their steps come to, ()."""
         if not self._costs:
             return x.new_zeros(())
-        rows, costs = torch.cat(self._rows), torch.cat(self._costs)
+        rows, costs = self.parts
         each = _PUT[over](costs.new_zeros(self._batch), rows, costs)
         return each.mean()
 

@@ -1,4 +1,4 @@
-"""The cost of one more step, from one random point of the solution: any adjoint, a graph of its own.
+"""The cost of one more step, from a random point of the solution: any adjoint, its own graph.
 
     cost = e(t_r; sg[x(t_r)], sg[h]),   e = E |h| or S / S* of one embedded step
 
@@ -25,6 +25,7 @@ from pathline.core.errors import NonFiniteError, UsageError, unknown
 from pathline.core.solution import Solution
 from pathline.fields import Field
 from pathline.learn.solve_costs.cost import (
+    WHOLE,
     AnyField,
     Costed,
     Estimate,
@@ -48,8 +49,6 @@ MOST = 1e3
 """A cost beyond this has no gradient: early in training a step may be a thousand tolerances off."""
 NEAREST = 1e-8
 """How near to the end of the solve a point may be drawn, as a part of the whole."""
-WHOLE = 1e300
-"""A first step that reaches any goal."""
 OWN = frozenset(inspect.signature(solve).parameters) - {"guide"}
 
 
@@ -103,34 +102,47 @@ class Local(SolveCost):
         random = np.random.Generator(np.random.Philox(seed))
         if isinstance(made, Adaptive):
             prober = embedded(made, self.kind, x)
-            sol, point = self._walked(field, x, prober, grid, random, how)
+            pick = _Pick(self._part(len(x), random), random, prober.shares, _ends(grid))
+            sol = solve(field, x, solver=prober, grid=grid, on_step=pick, **how)
+            point = pick.point
         else:
             prober = embedded(self.probe, self.kind, x)
             sol, point = self._planned(field, x, made, grid, random, how)
         cond = {k: v for k, v in how.items() if k not in OWN}
-        end = float(as_grid(grid, None).times(None)[-1])
-        cost, extra = self._cost(field, point, end, prober, cond)
+        costs = self.costs(field, point, prober, **cond)
+        cost = costs.mean()
         if not bool(cost.isfinite()):
+            i = int((~costs.isfinite()).nonzero()[0, 0])
             raise NonFiniteError(
-                f"the cost of a step is {float(cost)} at t = {point.t[0]:.6g}, h = "
-                f"{point.h[0]:.3g}; look at the field there.",
+                f"sample {i}: the cost of a step is {float(costs[i])} at t = {point.t[i]:.6g}, "
+                f"h = {point.h[i]:.3g}; look at the field there.",
                 sol,
             )
+        extra = len(prober.tableau.c) + (self.size == "auto")
         return Costed(sol, cost.clamp(max=MOST), extra, torch.from_numpy(point.t))
 
-    def _walked(
+    def point(
         self,
         field: AnyField,
         x: Tensor,
+        *,
         solver: AdaptiveRK,
         grid: Sequence[float],
-        random: np.random.Generator,
-        how: Mapping[str, Any],
-    ) -> tuple[Solution, _Point]:
-        """Solve adaptively, and watch out for the point."""
-        pick = _Pick(self._part(len(x), random), random, solver.shares, _ends(grid))
-        sol = solve(field, x, solver=solver, grid=grid, on_step=pick, **how)
-        return sol, pick.point
+        part: Numbers | None = None,
+        seed: int = 0,
+        **how: Any,
+    ) -> Point:
+        """Solve, and return the points that are drawn: where a field is hard, to look at.
+
+        Args:
+            field, x, solver, grid, seed, how: as `solve`.
+            part: how far along each sample's point is, (batch,) in [0, 1), instead of drawing.
+        """
+        random = np.random.Generator(np.random.Philox(seed))
+        part = self._part(len(x), random) if part is None else part
+        pick = _Pick(part, random, solver.shares, _ends(grid))
+        solve(field, x, solver=solver, grid=grid, on_step=pick, **how)
+        return pick.point
 
     def _part(self, batch: int, random: np.random.Generator) -> Numbers | None:
         """Return what part of the way each sample's point is at; None for a point of the grid."""
@@ -147,7 +159,7 @@ class Local(SolveCost):
         grid: Sequence[float],
         random: np.random.Generator,
         how: Mapping[str, Any],
-    ) -> tuple[Solution, _Point]:
+    ) -> tuple[Solution, Point]:
         """Solve on a grid, that stops over at the point."""
         times = [float(t) for t in as_grid(grid, None).times(None)]
         if len(times) < 3 and self.mode == "biased":
@@ -164,44 +176,57 @@ class Local(SolveCost):
             way = 1.0 if times[-1] > times[0] else -1.0
             i = int(np.searchsorted(way * np.array(times), way * t, side="right")) - 1
             stops = times if t in times else [*times[: i + 1], t, *times[i + 1 :]]
-        h = times[i + 1] - times[i]
-        sol = solve(field, x, solver=solver, grid=stops, save=[t, times[-1]], **how)
+        h, end, n = times[i + 1] - times[i], times[-1], len(x)
+        kept = times if how.get("trajectory") else [float(v) for v in how.get("save", ())]
+        told = {k: v for k, v in how.items() if k not in ("trajectory", "save")}
+        save = [v for v in stops if v in (t, end) or v in kept]
+        sol = solve(field, x, solver=solver, grid=stops, save=save, **told)
         assert sol.trajectory is not None
-        u, n = sol.trajectory[0].detach(), len(x)
-        return replace(sol, trajectory=None, times=None), _Point(
-            u, np.full(n, t), np.full(n, min(abs(h), abs(times[-1] - t)) * np.sign(h))
-        )
+        states = dict(zip(save, sol.trajectory, strict=True))
+        size = min(abs(h), abs(end - t)) * np.sign(h)
+        point = Point(states[t].detach(), np.full(n, t), np.full(n, size), end)
+        shown = torch.stack([states[v] for v in kept]) if kept else None
+        at = torch.tensor(kept, dtype=torch.float64) if kept else None
+        return replace(sol, trajectory=shown, times=at), point
 
-    def _cost(
-        self,
-        field: AnyField,
-        at: _Point,
-        end: float,
-        solver: AdaptiveRK,
-        cond: Mapping[str, Any],
-    ) -> tuple[Tensor, int]:
-        """Return what a step from there costs, (), and the evaluations that it took."""
+    def costs(self, field: AnyField, at: Point, solver: AdaptiveRK, **cond: Any) -> Tensor:
+        """Return what a step from each point costs, (batch,), with a graph.
+
+        Args:
+            field: what is solved.
+            at: the points.
+            solver: makes the step; with norms="batch" all samples have the error of the batch.
+            cond: the condition, and a guide.
+        """
         records: list[StepRecord] = []
-        to = at.t + at.h if self.size == "grid" else np.full_like(at.t, end)
+        to = at.t + at.h if self.size == "grid" else np.full_like(at.t, at.end)
         ends = [grids.times((float(s), float(t))) for s, t in zip(at.t, to, strict=True)]
         step = replace(solver, first=WHOLE if self.size == "grid" else None, max_steps=1)
         told = _without_first(field, at) if self.detach_first else field
-        sol = solve(told, at.x, solver=step, grid=ends, adjoint="direct", on_step=records.append,
-                    on_failure="return", **cond)  # fmt: skip
+        solve(told, at.x, solver=step, grid=ends, adjoint="direct", on_step=records.append,
+              on_failure="return", **cond)  # fmt: skip
         record = records[0]
         error, h = record.error, record.h.to(record.error).abs()
         if solver.shares:
             error = error.square().mean().sqrt().expand_as(h)
-        return combined(self.kind, error * h, record.stiffness).mean(), sol.stats.nfe
+        return combined(self.kind, error * h, record.stiffness)
 
 
 @dataclass(frozen=True)
-class _Point:
-    """Where the extra step begins: states without a graph, times and lengths of each sample."""
+class Point:
+    """Where the extra step of each sample begins.
+
+    Args:
+        x: (batch, *state), without a graph.
+        t: times, (batch,).
+        h: how long the step is, with its sign, (batch,).
+        end: the end of the solve.
+    """
 
     x: Tensor
     t: Numbers
     h: Numbers
+    end: float
 
 
 class _Pick(Watcher):
@@ -236,9 +261,9 @@ class _Pick(Watcher):
         self._size, self._seen = np.zeros_like(self._at), np.zeros_like(self._at)
 
     @property
-    def point(self) -> _Point:
+    def point(self) -> Point:
         """What was taken."""
-        return _Point(self._x, self._at * self._way, self._size * self._way)
+        return Point(self._x, self._at * self._way, self._size * self._way, self._last * self._way)
 
     def see(self, step: Taken) -> Rows | None:
         if self._clock is None:
@@ -274,7 +299,7 @@ def _ends(grid: Sequence[float]) -> tuple[float, float]:
     return float(times[0]), float(times[-1])
 
 
-def _without_first(field: AnyField, at: _Point) -> Callable[..., Tensor]:
+def _without_first(field: AnyField, at: Point) -> Callable[..., Tensor]:
     """Return the field, without a gradient where the step begins."""
     if isinstance(field, Field):
         raise UsageError("detach_first is for a function f(x, t); give the function itself.")
