@@ -100,7 +100,10 @@ def joined(first: Piece, second: Piece, left: Length, right: Length) -> Piece:
 
 
 def _root(x: Length) -> Length:
-    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
+    """Square root, correctly rounded: torch's is not on a CPU, see `core.noise`."""
+    if not isinstance(x, Tensor):
+        return math.sqrt(x)
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,26 @@ class Brownian:
     def at(self, times: Sequence[float]) -> Tensor:
         """Return W_t − W_start at each of these times, (n, batch, *shape) float64."""
         return self._at(times)[0]
+
+    def each(self, times: np.ndarray, rows: np.ndarray | None = None) -> Piece:
+        """Return the motion between times of each sample's own, (n − 1, samples, *shape).
+
+        Args:
+            times: (n, samples), in the order in which they are asked for.
+            rows: which samples; all of them, in order, if None.
+
+        Raises:
+            UsageError: a time outside of the span.
+
+        Cost: n · samples · (depth + 2) draws at most: they share no nodes.
+        """
+        w, area = _descended_each(times, np.arange(len(self)) if rows is None else rows, self)
+        rise = w[1:] - w[:-1]
+        if area is None:
+            return Piece(rise)
+        h = np.diff(times, axis=0).reshape(*rise.shape[:2], *[1] * (rise.ndim - 2))
+        length = torch.from_numpy(np.where(h == 0, 1.0, h)).to(w.device)
+        return Piece(rise, (area[1:] - area[:-1]) / length - w[:-1] - rise * 0.5)
 
     def levy_area(self, s: float, t: float) -> Tensor:
         """Return A_{jk} = ½ ∫ (W_j − W_j(s)) dW_k − (W_k − W_k(s)) dW_j, (batch, m, m).
@@ -346,6 +369,40 @@ def chen(pieces: Piece) -> Tensor:
     mixed = (h + before * 0.5).unsqueeze(-1) * w.unsqueeze(-2)
     mixed = mixed.sum(0)
     return mixed - mixed.mT
+
+
+def _descended_each(times: np.ndarray, rows: np.ndarray, path: Brownian) -> Piece:
+    """Return W and ∫ W du from the start to times of each sample's own, (n, samples, *shape)."""
+    depth, size, n = path.depth, path.end - path.start, times.size
+    places = np.vectorize(path._position, otypes=[float])(times).ravel()  # pyright: ignore
+    leaves = np.minimum(np.floor(places), 2.0**depth - 1).astype(np.int64)
+    numbers = [np.zeros(n, np.int64)]
+    numbers += [2**j + (leaves >> (depth - j)) for j in range(depth + 1)]
+    index = torch.from_numpy(np.stack(numbers)).to(path.device).reshape(-1, 1)
+    at = torch.from_numpy(np.tile(rows, len(times) * (depth + 2))).to(path.device)
+    keys = noise.Keys(*(key[at] for key in path._keys))  # pyright: ignore
+    shape = (1 + path.has_area, *path.shape)
+    drawn = noise.normal(keys, shape, stream=STREAM, index=index, dtype=torch.float64,
+                         device=path.device).unflatten(0, (depth + 2, n)).movedim(2, 1)  # fmt: skip
+    spread = (n, *[1] * len(path.shape))
+    piece = fresh(drawn[0], size, path.has_area)
+    before = Piece(*(None if v is None else torch.zeros_like(v) for v in piece))  # type: ignore
+    for j in range(depth):
+        size /= 2
+        first, second = halves(piece, size, size, drawn[j + 1])
+        right = torch.from_numpy((leaves >> (depth - j - 1)) % 2 == 1).to(path.device)
+        middle, right = _beyond(before, first, size), right.reshape(spread)
+        before = _chosen(right, middle, before)
+        piece = _chosen(right, second, first)
+    left = torch.from_numpy((places - leaves) * size).reshape(spread).to(path.device)
+    inside, _ = halves(piece, left, size - left, drawn[depth + 1])
+    found = _beyond(before, inside, left)
+    return Piece(*(None if v is None else v.unflatten(0, times.shape) for v in found))  # type: ignore
+
+
+def _chosen(where: Tensor, a: Piece, b: Piece) -> Piece:
+    pairs = zip(a, b, strict=True)
+    return Piece(*(None if u is None else torch.where(where, u, v) for u, v in pairs))  # type: ignore
 
 
 class Refined:

@@ -32,6 +32,7 @@ class CDE(Field):
             `VectorField`.
         control: X (`pathline.paths.controls`). Without a channel that is time, how fast X is
             walked along cannot be seen, and a warning says so.
+        warns: whether it does; False where that is what is wanted.
 
     Example: z' = z dX over X = 2 t is e².
         >>> import torch
@@ -44,11 +45,12 @@ class CDE(Field):
 
     function: Callable[..., Tensor]
     control: Control
+    warns: bool = True
     path: GaussianPath | None = field(default=None, init=False)
     view: View = field(default="velocity", init=False)
 
     def __post_init__(self) -> None:
-        if not self.control.has_time:
+        if self.warns and not self.control.has_time:
             warnings.warn(
                 "no channel of the control rises with time, so the solution does not see how fast "
                 "the path is walked along; add one: controls.with_time(x, times).",

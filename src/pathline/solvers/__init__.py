@@ -3,6 +3,7 @@
 from pathline.solvers import adjoints, grids
 from pathline.solvers.adams import Adams
 from pathline.solvers.adaptive_rk import AdaptiveRK
+from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.bidirectional import BDIA, Reversible
 from pathline.solvers.calibrate import calibrate
 from pathline.solvers.corrector import PredictorCorrector
@@ -44,6 +45,7 @@ __all__ = [
     "SA",
     "AdaptiveDPM",
     "AdaptiveRK",
+    "AdaptiveSDE",
     "PredictorCorrector",
     "ReverseDiffusion",
     "Reversible",

@@ -200,8 +200,8 @@ class EulerHeun(Stochastic):
         at = 0
         for i, (s, t) in enumerate(to.intervals()):
             h = t.t - s.t
-            if self.noise in (None, "additive"):
-                at = to.write(t.t, {at: 1.0}, {at: h}, g=self.products(i, {(at, "w"): 1.0}))
+            if self.noise is None:
+                at = to.write(t.t, {at: 1.0}, {at: h})
                 continue
             ahead = to.write(
                 t.t, {at: 1.0}, {}, g=self.products(i, {(at, "w"): 1.0}), lands=False

@@ -94,7 +94,10 @@ class Loop(NamedTuple):
         """Return the cotangent of each state of the result, by number."""
         if not self.shown:
             return {len(self.plan.times) - 1: cotangent}
-        return dict(zip(self.shown, cotangent.unbind(), strict=True))
+        ends = dict[int, Tensor]()
+        for k, each in zip(self.shown, cotangent.unbind(), strict=True):
+            ends[k] = ends[k] + each if k in ends else each
+        return ends
 
     def afresh(self) -> Loop:
         """Return the loop with an evaluator that binds in the gradient mode of here and now."""
