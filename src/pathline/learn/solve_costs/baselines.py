@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.learn.solve_costs.cost import AnyField, Costed, SolveCost
+from pathline.learn.solve_costs.cost import AnyField, Costed, SolveCost, with_noise
 from pathline.solvers import solve
 from pathline.solvers.solver import Solver
 
@@ -30,7 +30,7 @@ class Plain(SolveCost):
         seed: int = 0,
         **how: Any,
     ) -> Costed:
-        del seed
+        how = with_noise(field, x, seed, how)
         return Costed(solve(field, x, solver=solver, grid=grid, **how), x.new_zeros(()))
 
 
@@ -63,7 +63,7 @@ class RandomEnd(SolveCost):
                 f"before, {before[-1]:g}; take less."
             )
         u = float(noise.uniform([seed], (1,), stream="data", dtype=torch.float64))
-        moved = end + self.spread * (2 * u - 1)
+        moved, how = end + self.spread * (2 * u - 1), with_noise(field, x, seed, how)
         return Costed(solve(field, x, solver=solver, grid=[*before, moved], **how),
                       x.new_zeros(()))  # fmt: skip
 

@@ -11,10 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pathline.core import noise
 from pathline.core.errors import UsageError, unknown
 from pathline.core.solution import Solution
-from pathline.fields import Field
+from pathline.fields import SDE, Field
 from pathline.solvers import AdaptiveRK
+from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.how import as_solver
 from pathline.solvers.pairs import PAIRS
 from pathline.solvers.solver import Solver
@@ -81,7 +83,7 @@ class SolveCost(ABC):
             x: (batch, *state).
             solver: a solver, or its name.
             grid: the times, at least the first and the last.
-            seed: of what is drawn; another one each time in a training.
+            seed: of what is drawn, the noise of an SDE too; another one each time in a training.
             how: what `solve` takes besides.
 
         Raises:
@@ -133,31 +135,39 @@ def check_estimate(kind: str) -> None:
         raise unknown("estimate of a step's cost", kind, get_args(Estimate))
 
 
-def embedded(solver: Solver | str, kind: str, x: Tensor) -> AdaptiveRK:
+def embedded(solver: Solver | str, kind: str, x: Tensor) -> AdaptiveRK | AdaptiveSDE:
     """Return a solver whose steps have the estimate.
 
     Raises:
         UsageError: it has none: names those that do; a tolerance that measures rounding.
     """
     made = as_solver(solver)
-    if not isinstance(made, AdaptiveRK):
+    if not isinstance(made, AdaptiveRK | AdaptiveSDE):
         raise UsageError(
             f"{type(made).__name__} does not estimate the error of its steps; choose "
-            f"AdaptiveRK(method=...) with {', '.join(PAIRS)}."
+            f"AdaptiveRK(method=...) with {', '.join(PAIRS)}, or AdaptiveSDE()."
         )
-    if kind != "error" and made.tableau.stiffness is None:
+    if kind != "error" and (isinstance(made, AdaptiveSDE) or made.tableau.stiffness is None):
+        name = "adaptive_sde" if isinstance(made, AdaptiveSDE) else made.method
         known = ", ".join(name for name, pair in PAIRS.items() if pair.stiffness is not None)
         raise UsageError(
-            f"the stiffness takes two stages at the end of a step, and {made.method} has not; "
-            f"choose {known}, or kind='error'."
+            f"the stiffness takes two stages at the end of a step, and {name} has not; choose "
+            f"{known}, or kind='error'."
         )
     least = ROUNDING * torch.finfo(x.dtype).eps
     if max(made.rtol, made.atol) < least:
         raise UsageError(
-            f"at tolerances of {made.rtol:.1g} the error of a step in {x.dtype} is rounding; take "
-            f"{least:.1g} or more, or float64."
+            f"at tolerances of {max(made.rtol, made.atol):.1g} the error of a step in {x.dtype} is "
+            f"rounding; take {least:.1g} or more, or float64."
         )
     return made
+
+
+def with_noise(field: AnyField, x: Tensor, seed: int, how: dict[str, Any]) -> dict[str, Any]:
+    """Return what `solve` takes, with seeds of the noise, others for another `seed`."""
+    if not isinstance(field, SDE) or "seeds" in how:
+        return how
+    return {**how, "seeds": noise.derived_seeds(range(len(x)), seed)}
 
 
 def combined(kind: str, error: Tensor, stiffness: Tensor | None) -> Tensor:

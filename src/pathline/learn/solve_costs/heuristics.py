@@ -30,8 +30,10 @@ from pathline.learn.solve_costs.cost import (
     check_estimate,
     combined,
     embedded,
+    with_noise,
 )
 from pathline.solvers import AdaptiveRK, solve
+from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.how import as_grid
 from pathline.solvers.solver import Solver
 from pathline.solvers.watching import StepRecord
@@ -76,7 +78,7 @@ class Heuristics(SolveCost):
         seed: int = 0,
         **how: Any,
     ) -> Costed:
-        del seed
+        how = with_noise(field, x, seed, how)
         adjoint = how.pop("adjoint", None)
         if adjoint not in (None, "direct", "checkpoint"):
             raise UsageError(
@@ -96,13 +98,13 @@ class Heuristics(SolveCost):
         self,
         field: AnyField,
         x: Tensor,
-        solver: AdaptiveRK,
+        solver: AdaptiveRK | AdaptiveSDE,
         grid: Sequence[float],
         over: str,
         how: dict[str, Any],
     ) -> Costed:
         """Solve without a graph, then take the same steps again, each with a graph when asked."""
-        if not solver.shares and len(x) > 1:
+        if isinstance(solver, AdaptiveSDE) or (not solver.shares and len(x) > 1):
             raise UsageError(
                 "steps are taken again for the whole batch: give AdaptiveRK(norms='batch'), or "
                 "adjoint='direct'."

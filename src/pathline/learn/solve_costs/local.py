@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pathline.core import noise
 from pathline.core.errors import NonFiniteError, UsageError, unknown
 from pathline.core.solution import Solution
 from pathline.fields import Field
@@ -33,9 +34,11 @@ from pathline.learn.solve_costs.cost import (
     check_estimate,
     combined,
     embedded,
+    with_noise,
 )
 from pathline.solvers import AdaptiveRK, grids, solve
 from pathline.solvers.adaptive import Adaptive
+from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.how import as_grid, as_solver
 from pathline.solvers.pace import Numbers
 from pathline.solvers.solver import Solver
@@ -49,6 +52,8 @@ MOST = 1e3
 """A cost beyond this has no gradient: early in training a step may be a thousand tolerances off."""
 NEAREST = 1e-8
 """How near to the end of the solve a point may be drawn, as a part of the whole."""
+FRESH, STAGES = 2**31, 3
+"""Which seeds are derived for the extra step, and the drift evaluations of one with noise."""
 OWN = frozenset(inspect.signature(solve).parameters) - {"guide"}
 
 
@@ -100,15 +105,19 @@ class Local(SolveCost):
     ) -> Costed:
         made = as_solver(solver)
         random = np.random.Generator(np.random.Philox(seed))
+        how = with_noise(field, x, seed, how)
         if isinstance(made, Adaptive):
             prober = embedded(made, self.kind, x)
             pick = _Pick(self._part(len(x), random), random, prober.shares, _ends(grid))
-            sol = solve(field, x, solver=prober, grid=grid, on_step=pick, **how)
+            stops = grid if isinstance(prober, AdaptiveRK) else self._stops(grid, pick, how)
+            sol = solve(field, x, solver=prober, grid=stops, on_step=pick, **how)
             point = pick.point
         else:
             prober = embedded(self.probe, self.kind, x)
             sol, point = self._planned(field, x, made, grid, random, how)
         cond = {k: v for k, v in how.items() if k not in OWN}
+        if "seeds" in how:  # an increment of its own
+            cond["seeds"] = noise.derived_seeds(how["seeds"], FRESH)
         costs = self.costs(field, point, prober, **cond)
         cost = costs.mean()
         if not bool(cost.isfinite()):
@@ -118,8 +127,22 @@ class Local(SolveCost):
                 f"h = {point.h[i]:.3g}; look at the field there.",
                 sol,
             )
-        extra = len(prober.tableau.c) + (self.size == "auto")
+        stages = len(prober.tableau.c) if isinstance(prober, AdaptiveRK) else STAGES
+        extra = stages + (self.size == "auto" and isinstance(prober, AdaptiveRK))
         return Costed(sol, cost.clamp(max=MOST), extra, torch.from_numpy(point.t))
+
+    def _stops(self, grid: Sequence[float], pick: _Pick, how: Mapping[str, Any]) -> list[float]:
+        """Return the times of a solve that cannot look inside its steps, with the point's."""
+        times = [float(t) for t in as_grid(grid, None).times(None)]
+        if pick.time is None or pick.time in times:
+            return times
+        if self.per_sample or how.get("trajectory"):
+            raise UsageError(
+                "inside a step with noise there is no state to be had, so all samples stop over at "
+                "one point, which the trajectory would show: take mode='biased'."
+            )
+        way = 1.0 if times[-1] > times[0] else -1.0
+        return sorted([*times, pick.time], key=lambda t: way * t)
 
     def point(
         self,
@@ -189,7 +212,9 @@ class Local(SolveCost):
         at = torch.tensor(kept, dtype=torch.float64) if kept else None
         return replace(sol, trajectory=shown, times=at), point
 
-    def costs(self, field: AnyField, at: Point, solver: AdaptiveRK, **cond: Any) -> Tensor:
+    def costs(
+        self, field: AnyField, at: Point, solver: AdaptiveRK | AdaptiveSDE, **cond: Any
+    ) -> Tensor:
         """Return what a step from each point costs, (batch,), with a graph.
 
         Args:
@@ -255,6 +280,11 @@ class _Pick(Watcher):
         self._last = self._way * end
         self._clock = None if part is None else self._way * (start + part * (end - start))
 
+    @property
+    def time(self) -> float | None:
+        """The time of all points, if they are not drawn among the steps."""
+        return None if self._clock is None else float(self._clock[0] * self._way)
+
     def begin(self, rows: Rows, clocks: Numbers, x: Tensor) -> None:
         del rows
         self._x, self._at = x.detach().clone(), np.array(clocks)
@@ -274,8 +304,11 @@ class _Pick(Watcher):
         which = np.flatnonzero(inside)
         if not len(which):
             return None
-        self._keep(step, which, clock[which], step.inside(which, clock[which]))
-        return which
+        at = torch.from_numpy(which).to(step.x.device)
+        here = bool((step.reach.start[which] == clock[which]).all())
+        x = step.x[at] if here else step.inside(which, clock[which])
+        self._keep(step, which, clock[which], x)
+        return None if here else which
 
     def _draw(self, step: Taken) -> None:
         """Keep the start of the j-th step with a chance of 1/j: in the end all have the same."""
