@@ -18,6 +18,7 @@ from pathline.learn.solve_costs import Decay, Heuristics, Local, SolveCost
 from pathline.solvers import AdaptiveRK, grids, solve
 from pathline.solvers.adaptive import Control
 from pathline.solvers.adjoints.meter import peak_bytes
+from pathline.systems import spiral_sde
 from pathline.systems.digits_ode import VANILLA, Dynamics, Lesson, Trained
 from pathline.systems.solver_heuristic_regularization import ERROR
 from pathline.systems.system import Claim, System, register
@@ -26,6 +27,7 @@ TSIT5 = AdaptiveRK(method="tsit5", rtol=1e-6, atol=1e-6)
 INTEGRAL = AdaptiveRK(method="tsit5", rtol=1e-6, atol=1e-6, control=Control())
 BIASED = Trained(Lesson(Local("biased"), Decay(10.0, 1.0, 400), "continuous"))
 UNBIASED = Trained(Lesson(Local("unbiased"), Decay(30.0, 3.0, 400), "continuous"))
+NOISY = spiral_sde.Trained(spiral_sde.Lesson(Local("unbiased"), Decay(10.0)))
 WALKS, PLANS = ("direct", "continuous"), ("direct", "checkpoint", "reversible")
 MU, HORIZON = 5.0, 20.0
 
@@ -240,6 +242,10 @@ CLAIMS = (
           Experiment.local_memory, 1.02),
     Claim("memory-global", "where the cost of all steps takes at least 3 times as much",
           Experiment.global_memory, 3.0, "higher"),
+    Claim("sde", "a spiral with noise: at most 0.9 of the drift's evaluations, on average",
+          lambda e: NOISY.ratio("nfe", spiral_sde.VANILLA), 0.9, needs="training"),
+    Claim("sde-loss", "at no more than 1.1 of the loss",
+          lambda e: NOISY.ratio("loss", spiral_sde.VANILLA), 1.1, needs="training"),
     Claim("shown", "saved states are those of a solve without it, to its tolerance",
           Experiment.shown, 1e-6),
 )  # fmt: skip

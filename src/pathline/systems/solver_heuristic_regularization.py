@@ -17,6 +17,7 @@ from pathline.learn.solve_costs import Decay, Heuristics
 from pathline.learn.solve_costs.cost import WHOLE
 from pathline.solvers import AdaptiveRK, solve
 from pathline.solvers.watching import StepRecord
+from pathline.systems import spiral_sde
 from pathline.systems.digits_ode import VANILLA, Dynamics, Lesson, Trained
 from pathline.systems.system import Claim, System, register
 
@@ -25,7 +26,7 @@ TSIT5 = AdaptiveRK(method="tsit5", rtol=1e-4, atol=1e-4, norms="batch")
 RATES = 1.0, 10.0, 100.0
 ERROR = Trained(Lesson(Heuristics("error"), Decay(10.0, 1.0, 400)))
 STIFF = Trained(Lesson(Heuristics("stiffness"), Decay(0.1)))
-BOTH = Trained(Lesson(Heuristics("both"), Decay(10.0, 1.0, 400)))
+NOISY = spiral_sde.Trained(spiral_sde.Lesson(Heuristics(over="sum"), Decay(0.2)))
 
 
 def single(field: object, x: Tensor, h: float, solver: AdaptiveRK) -> StepRecord:
@@ -166,6 +167,10 @@ CLAIMS = (
           lambda e: STIFF.ratio("nfe", VANILLA), 1.0, needs="training"),
     Claim("stiff", "and its largest stiffness is at most 0.9 of what it was",
           lambda e: STIFF.ratio("stiffness", VANILLA), 0.9, needs="training"),
+    Claim("sde", "a spiral with noise: at most 0.9 of the drift's evaluations, on average",
+          lambda e: NOISY.ratio("nfe", spiral_sde.VANILLA), 0.9, needs="training"),
+    Claim("sde-loss", "at no more than 1.1 of the loss",
+          lambda e: NOISY.ratio("loss", spiral_sde.VANILLA), 1.1, needs="training"),
 )  # fmt: skip
 
 register(System(
