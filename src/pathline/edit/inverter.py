@@ -21,7 +21,17 @@ from pathline.fields import Field, Prediction
 from pathline.paths import GaussianPath
 from pathline.solvers import DDIM, Step, grids, solve
 
-__all__ = ["Inverted", "Inverter", "Levels", "Noise", "Regenerated", "Watch", "Way", "check_unwatched", "observing"]
+__all__ = [
+    "Inverted",
+    "Inverter",
+    "Levels",
+    "Noise",
+    "Regenerated",
+    "Watch",
+    "Way",
+    "check_unwatched",
+    "observing",
+]
 
 Watch = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """(grid point, the states there) → the states to go on from. Grid point 0 is data."""
