@@ -199,7 +199,8 @@ CLAIMS = (
     Claim("forgets", "e = 1e-2, L = 80 and 120: realism is off that of the prior's draws by",
           Experiment.untypical, 0.10),
     Claim("coverage", "states of uniform data inside ±(α + ησ) beyond Φ(η) − Φ(−η), in standard "
-          "errors of 1e5 draws, at least", lambda e: min(e.covered(1.0, VPLinear(), TIMES)), -3.0, "higher"),
+          "errors of 1e5 draws, at least", lambda e: min(e.covered(1.0, VPLinear(), TIMES)), -3.0,
+          "higher"),
     Claim("coverage-zero", "the same for data at 0 and α = 0, the furthest from 0: 0 ± 3",
           lambda e: max(e.covered(0.0, CondOT(), (1.0,)), key=abs), 0.0, "equal", 3.0),
     Claim("stationary", "2000 steps of e = 1e-3 move the variance of exact samples by",
