@@ -63,6 +63,8 @@ class Regional(Solver):
     outside: Solver | str
     mask: Tensor = field(repr=False)
 
+    __eq__, __hash__ = object.__eq__, object.__hash__  # masks are told apart by identity
+
     def __post_init__(self) -> None:
         for name in ("inside", "outside"):
             object.__setattr__(self, name, as_solver(getattr(self, name)))
@@ -193,6 +195,8 @@ class RegionalLoss(Steering):
     outside: Callable[[Tensor], Tensor] | None
     mask: Tensor = field(repr=False)
     weight: float = 1.0
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # functions and masks by identity
 
     @property
     def is_none(self) -> bool:
