@@ -97,7 +97,7 @@ class Glyphs:
     def edits(self) -> list[Edit]:
         """From the upper left quadrant to the lower right one."""
         u = noise.uniform(range(EDITS), (4,), stream="data", dtype=torch.float64)
-        corners = (u * torch.tensor([5, 5, 5, 5]) + torch.tensor([0, 0, 8, 8])).long().tolist()
+        corners = (6 * u + torch.tensor([0, 0, 7, 7])).long().tolist()  # of 13 places a side
         return [
             Edit(i % GLYPHS, (a, b), (c, d)) for i, (a, b, c, d) in enumerate(corners)
         ]
