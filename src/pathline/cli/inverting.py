@@ -31,7 +31,7 @@ from pathline.edit import (
     encode,
 )
 from pathline.fields import Denoiser
-from pathline.solvers import BDIA, solvers
+from pathline.solvers import BDIA, Grid, grids, solvers
 from pathline.steer import CFG
 
 Files = Annotated[
@@ -90,7 +90,7 @@ def invert(  # noqa: PLR0913 - each is an option
         return
     pixels, names = pictures(denoiser, files) if files else held_out(denoiser, n or 8)
     x = pixels.to(chosen_device(device)).float() / 127.5 - 1
-    methods = {name: _method(name, gamma, rho) for name in solver.split(",")}
+    methods = {name: method_of(name, gamma, rho) for name in solver.split(",")}
     if output is not None:
         _check_file(output, methods)
     codes = {each: _coded(denoiser, x, m, steps, how) for each, m in methods.items()}
@@ -113,12 +113,14 @@ def invert(  # noqa: PLR0913 - each is an option
 
 
 def _coded(model: Denoiser, x: Tensor, method: Inverter, steps: int, how: dict[str, Any]) -> Code:
-    from pathline.solvers import grids
-
-    needs_signal = float(model.path.alpha(model.path.t_max)) == 0
-    grid = grids.log_snr(steps, start=END if needs_signal else None)
     with torch.no_grad():
-        return encode(model, x, solver=method, grid=grid, **how)
+        return encode(model, x, solver=method, grid=rising(model, steps), **how)
+
+
+def rising(model: Denoiser, steps: int) -> Grid:
+    """Return the grid that pictures are inverted over; no method is refused on it."""
+    needs_signal = float(model.path.alpha(model.path.t_max)) == 0
+    return grids.log_snr(steps, start=END if needs_signal else None)
 
 
 def _told(name: str, code: Code) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def _told(name: str, code: Code) -> dict[str, Any]:
     }
 
 
-def _method(name: str, gamma: float, rho: float) -> Inverter:
+def method_of(name: str, gamma: float = 1.0, rho: float = 0.02) -> Inverter:
     """Return the method of a name."""
     made = {
         "ddim-inversion": ddim_inversion,

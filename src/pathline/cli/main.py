@@ -13,6 +13,7 @@ from pathline.cli import (
     inverting,
     likelihood,
     listing,
+    opening,
     replaying,
     sampling,
     tuning,
@@ -51,7 +52,7 @@ app = typer.Typer(
 PANELS = {
     "Make": [
         sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
-        inverting.invert, demo,
+        inverting.invert, opening.studio, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
