@@ -7,6 +7,6 @@ part that knows gradio.
 """
 
 from pathline.studio.limits import Limits
-from pathline.studio.serve import serve
+from pathline.studio.server import serve
 
 __all__ = ["Limits", "serve"]

@@ -41,7 +41,7 @@ class Limits:
     upload: int = 4 * MIB
     side: int = 4096
     seconds: float = 600.0
-    lease: float = 10.0
+    lease: float = 15.0
     threads: int = 1
 
     def whole(self, name: str, value: object, least: int, most: int) -> int:

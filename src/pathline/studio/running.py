@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from html import escape
@@ -10,6 +12,10 @@ from typing import Any, Protocol
 
 from pathline.core.errors import PathlineError
 from pathline.studio.jobs import Jobs, Look
+
+
+OFTEN, SELDOM = 0.25, 2.0
+"""Seconds between two lines of status: where it changes, and where it does not."""
 
 
 class Work(Protocol):
@@ -65,12 +71,14 @@ async def follow(
     del begin, work  # the job alone holds what was sent, and lets go of it when it is over
     looks = jobs.watch(job)
     try:
-        before = None
+        told, before = -math.inf, ""
         async for look in looks:
-            line = status(look)
-            if line != before and not job.is_over:
-                yield line, None
-            before = line
+            now, line = time.monotonic(), status(look)
+            pause = min(OFTEN + look.ahead / 20, SELDOM)  # who waits behind many is told seldom
+            due = now - told > (pause if line != before else SELDOM)
+            if due and not job.is_over:
+                told, before = now, line
+                yield line, None  # where nobody listens, this does not return: the lease ends
         if job.error is not None:
             yield said(str(job.error), refused=True), None
         else:

@@ -49,7 +49,8 @@ def row(*parts: str) -> str:
 def download(content: bytes, name: str, kind: str = "image/png") -> str:
     """Return a link that saves bytes under a name of ours."""
     url = data_url(content, kind)
-    return f'<a class="save" download="{escape(name, quote=True)}" href="{url}">Save {name}</a>'
+    shown = escape(name, quote=True)
+    return f'<a class="save" download="{shown}" href="{url}">Save {shown}</a>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
