@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from pathline.core.errors import PathlineError
 from pathline.studio.jobs import Jobs, Look
 
-
 OFTEN, SELDOM = 0.25, 2.0
 """Seconds between two lines of status: where it changes, and where it does not."""
 
