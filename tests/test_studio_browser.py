@@ -12,6 +12,8 @@ from tiny_model import tiny_model
 from typer.testing import CliRunner
 
 from pathline.cli.main import app
+from pathline.studio.limits import Limits
+from pathline.studio.uploads import drawn
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ARGUMENTS = [
@@ -72,6 +74,12 @@ def shown(page, name):
     return page.inner_text(f"#{name}")
 
 
+def told(page, text):
+    """Wait until the canvas says so."""
+    said = "document.getElementById('pathline-said').textContent"
+    page.wait_for_function(f"{said} == '{text}'")
+
+
 def test_sample_gives_a_file_that_replays(page, tmp_path):
     page.get_by_label("Samples").first.fill("2")
     page.click("#sample-run")
@@ -115,7 +123,7 @@ def test_edit_takes_a_file_whatever_its_name_and_inverts_it(page):
 def test_edit_sends_what_is_painted_and_drawn(page):
     tab(page, "Edit")
     page.click("#draw-run")
-    page.wait_for_function("document.getElementById('pathline-said').textContent == '8 × 8 pixels'")
+    told(page, "8 × 8 pixels")
     box = page.locator("#pathline-canvas").bounding_box()
 
     def stroke(*points):
@@ -131,9 +139,6 @@ def test_edit_sends_what_is_painted_and_drawn(page):
     sent = page.evaluate("JSON.parse(window.pathline.sent())")
     (arrow,) = sent["points"]
     assert arrow == pytest.approx([0.25, 0.25, 0.75, 0.5], abs=0.01)
-    from pathline.studio.limits import Limits
-    from pathline.studio.uploads import drawn
-
     mask = drawn(sent, (3, 8, 8), Limits()).mask
     assert bool(mask[3:5, 2:6].all()) and not bool(mask[[0, 1, 6, 7]].any())
 

@@ -105,11 +105,11 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _mask(url: Any, size: tuple[int, int], limits: Limits) -> Tensor | None:
-    """Return what is painted: all that is not white, as the page paints on white."""
+    """Return what is painted, in black on white: what is so to a quarter and more."""
     if not url:
         return None
     grey = _opened(url, limits).convert("L").resize(size, Image.Resampling.BOX)
-    marked = torch.from_numpy(np.array(grey)) < 128
+    marked = torch.from_numpy(np.array(grey)) < 192
     return marked.float() if bool(marked.any()) else None
 
 

@@ -110,9 +110,11 @@
         const flat = document.createElement("canvas");
         flat.width = state.mask.width; flat.height = state.mask.height;
         const pen = flat.getContext("2d");
-        pen.filter = "brightness(0)"; pen.drawImage(state.mask, 0, 0);
-        pen.filter = "none"; pen.globalCompositeOperation = "destination-over";
-        pen.fillStyle = "#fff"; pen.fillRect(0, 0, flat.width, flat.height);
+        pen.drawImage(state.mask, 0, 0);
+        for (const [how, colour] of [["source-in", "#000"], ["destination-over", "#fff"]]) {
+          pen.globalCompositeOperation = how; pen.fillStyle = colour;
+          pen.fillRect(0, 0, flat.width, flat.height);
+        }
         mask = flat.toDataURL("image/png");
       }
       return JSON.stringify({ picture: state.url, mask, points: state.arrows });
