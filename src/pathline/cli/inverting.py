@@ -90,7 +90,7 @@ def invert(  # noqa: PLR0913 - each is an option
         return
     pixels, names = pictures(denoiser, files) if files else held_out(denoiser, n or 8)
     x = pixels.to(chosen_device(device)).float() / 127.5 - 1
-    methods = {name: method_of(name, gamma, rho) for name in solver.split(",")}
+    methods = {name: method_named(name, gamma, rho) for name in solver.split(",")}
     if output is not None:
         _check_file(output, methods)
     codes = {each: _coded(denoiser, x, m, steps, how) for each, m in methods.items()}
@@ -114,11 +114,11 @@ def invert(  # noqa: PLR0913 - each is an option
 
 def _coded(model: Denoiser, x: Tensor, method: Inverter, steps: int, how: dict[str, Any]) -> Code:
     with torch.no_grad():
-        return encode(model, x, solver=method, grid=rising(model, steps), **how)
+        return encode(model, x, solver=method, grid=grid_of(model, steps), **how)
 
 
-def rising(model: Denoiser, steps: int) -> Grid:
-    """Return the grid that pictures are inverted over; no method is refused on it."""
+def grid_of(model: Denoiser, steps: int) -> Grid:
+    """Return the grid of codes, even in λ from where the state still says something of the data."""
     needs_signal = float(model.path.alpha(model.path.t_max)) == 0
     return grids.log_snr(steps, start=END if needs_signal else None)
 
@@ -136,8 +136,8 @@ def _told(name: str, code: Code) -> dict[str, Any]:
     }
 
 
-def method_of(name: str, gamma: float = 1.0, rho: float = 0.02) -> Inverter:
-    """Return the method of a name."""
+def method_named(name: str, gamma: float, rho: float) -> Inverter:
+    """Return the inverter of a name that a person types."""
     made = {
         "ddim-inversion": ddim_inversion,
         "fixed-point": FixedPoint,

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from pathline.cli import (
     completing,
+    editing,
     evaluating,
     inverting,
     likelihood,
@@ -52,7 +53,7 @@ app = typer.Typer(
 PANELS = {
     "Make": [
         sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
-        inverting.invert, opening.studio, demo,
+        inverting.invert, editing.edit, opening.studio, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,

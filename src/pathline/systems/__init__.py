@@ -4,6 +4,7 @@
 from pathline.systems import (
     adjoint_dpm,
     bdia,
+    code_editing,
     ctrl,
     dci,
     deis,
@@ -33,6 +34,7 @@ __all__ = [
     "adjoint_dpm",
     "bdia",
     "claims_of",
+    "code_editing",
     "ctrl",
     "dci",
     "deis",

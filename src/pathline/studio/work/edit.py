@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathline.cli.inverting import method_of, rising
+from pathline.cli.inverting import grid_of, method_named
 from pathline.cli.options import chosen_condition
 from pathline.core.errors import UsageError, unknown
 from pathline.core.receipt import Receipt
-from pathline.edit import Inverter, decode, encode
+from pathline.edit import Inverter, code, decode, encode, sdedit, text_edit
 from pathline.fields import Denoiser
 from pathline.steer import CFG, Guide
 from pathline.studio import jobs
@@ -105,17 +105,17 @@ def inverted(of: Subject, prompt: Any, inverter: Any, steps: Any) -> Task:
 
     def work() -> Shown:
         with torch.no_grad():
-            code = encode(of.model, of.x, solver=method, grid=rising(of.model, n), **cond)
-            back = decode(of.model, code, **cond)
-        assert code.error is not None and code.rms is not None  # it was measured
+            found = encode(of.model, of.x, solver=method, grid=grid_of(of.model, n), **cond)
+            back = decode(of.model, found, **cond)
+        assert found.error is not None and found.rms is not None  # it was measured
         told = {
-            "inverter": inverter, "steps": n, "evaluations": code.nfe,
-            "largest error": float(code.error.max()), "rms error": float(code.rms.max()),
-            "deviation of the code": float(code.z.std()),
+            "inverter": inverter, "steps": n, "evaluations": found.nfe,
+            "largest error": float(found.error.max()), "rms error": float(found.rms.max()),
+            "deviation of the code": float(found.z.std()),
         }  # fmt: skip
-        seen = code.z.float() / 2  # two deviations are black and white
+        seen = found.z.float() / 2  # two deviations are black and white
         shown = [("given", of.x), ("its code (the noise)", seen), ("regenerated", back.x)]
-        return Shown(shown, [told], _receipt(code.receipt))
+        return Shown(shown, [told], _receipt(found.receipt))
 
     return Task(work, of.limits.count("this", n * (2 * PASSES[inverter] + 1)))
 
@@ -124,8 +124,6 @@ def by_text(  # noqa: PLR0913 - what the page has
     of: Subject, source: Any, target: Any, inverter: Any, steps: Any, strength: Any, guidance: Any
 ) -> Task:
     """Invert under one prompt, regenerate under another; what is painted alone is edited."""
-    from pathline.edit import text_edit
-
     method, n, share = _method(inverter), of.steps(steps), _share("strength", strength)
     before, after = of.told(source), of.told(target)
     if not after:
@@ -135,7 +133,7 @@ def by_text(  # noqa: PLR0913 - what the page has
     def work() -> Shown:
         with torch.no_grad():
             made = text_edit(
-                of.model, of.x, before, after, solver=method, grid=rising(of.model, n),
+                of.model, of.x, before, after, solver=method, grid=grid_of(of.model, n),
                 strength=share, guide=guide, mask=_mask(of),
             )  # fmt: skip
         return _edited(of, made, {"inverter": inverter, "steps": n, "strength": share})
@@ -147,8 +145,6 @@ def by_noise(  # noqa: PLR0913 - what the page has
     of: Subject, prompt: Any, strength: Any, steps: Any, guidance: Any, samples: Any, seed: Any
 ) -> Task:
     """SDEdit: some noise on it, and back; what is not painted is kept to the bit."""
-    from pathline.edit import sdedit
-
     n, share, cond = of.steps(steps), _share("strength", strength), of.told(prompt)
     count = of.limits.whole("samples", number("samples", samples), 1, SAMPLES)
     first = of.limits.whole("seed", number("seed", seed), 0, 2**31 - 1)
@@ -169,8 +165,6 @@ def restored(
     of: Subject, prompt: Any, depth: Any, updates: Any, samples: Any, seed: Any
 ) -> Task:  # fmt: skip
     """CODE: a damaged picture, as near as the model knows to what it was; nothing said of how."""
-    from pathline.edit import code
-
     whole, limits = of.limits.whole, of.limits
     deep = whole("depth", number("depth", depth), 2, CODE_STEPS - 1)
     n = whole("updates", number("updates", updates), 1, 1000)
@@ -236,7 +230,7 @@ def _edited(of: Subject, made: Any, told: dict[str, Any]) -> Shown:
 def _method(inverter: Any) -> Inverter:
     if inverter not in INVERTERS:
         raise unknown("inverter", str(inverter)[:40], INVERTERS)
-    return method_of(inverter)
+    return method_named(inverter, 1.0, 0.02)
 
 
 def _mask(of: Subject) -> Tensor | None:
