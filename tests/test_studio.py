@@ -506,6 +506,61 @@ def test_an_inversion_tells_how_exactly_it_comes_back(shelf):
         edit.inverted(of, "", "../bdia", 10)
 
 
+def subject(shelf, name="tiny", size=8, **more):
+    noise = np.random.default_rng(1).integers(0, 256, (size, size), dtype=np.uint8)
+    return edit.subject(shelf, name, {"picture": url(Image.fromarray(noise)), **more}, LIMITS)
+
+
+def half():
+    """A mask: the left half is painted."""
+    mask = Image.new("L", (16, 16), 255)
+    mask.paste(0, (0, 0, 8, 16))
+    return url(mask)
+
+
+def test_what_is_not_painted_is_kept_to_the_bit(shelf):
+    of = subject(shelf, mask=half())
+    made = edit.by_noise(of, "", 0.5, 4, 1, 2, 0).run()
+    (_, given), (_, edited) = made.pictures
+    assert torch.equal(edited[..., 4:], given[..., 4:].expand_as(edited[..., 4:]))
+    assert not torch.equal(edited[:1, ..., :4], edited[1:, ..., :4])  # two samples, two seeds
+    assert made.receipt["seeds"] == [0, 1]
+
+
+def test_an_edit_to_the_same_words_is_the_round_trip_and_to_others_is_not():
+    of = subject(Shelf(["fashion"]), "fashion", 28)
+    same = edit.by_text(of, "bag", "bag", "bdia", 3, 1.0, 1).run()
+    assert torch.allclose(same.pictures[1][1], same.pictures[0][1], atol=1e-3)
+    other = edit.by_text(of, "bag", "dress", "bdia", 3, 1.0, 1).run()
+    assert not torch.allclose(other.pictures[1][1], other.pictures[0][1], atol=1e-2)
+    with pytest.raises(UsageError, match="a target prompt is needed"):
+        edit.by_text(of, "bag", " ", "bdia", 3, 1.0, 1)
+    with pytest.raises(UsageError, match="strength 2"):
+        edit.by_text(of, "bag", "dress", "bdia", 3, 2, 1)
+
+
+@pytest.mark.filterwarnings("ignore:the windows of DiffEditor")
+def test_arrows_and_marks_become_a_task_of_diffeditor(shelf):
+    arrow = [[0.25, 0.5, 0.75, 0.5]]
+    drag = edit.moved(subject(shelf, points=arrow), "drag", "", 4, 1, 0).run()
+    assert [caption for caption, _ in drag.pictures] == ["given", "inverted and back", "edited"]
+    (told,) = drag.told
+    assert told["evaluations"] > 2 * 4 and drag.pictures[2][1].shape == (1, 3, 8, 8)
+    assert edit._arguments(subject(shelf, points=arrow, mask=half()), "move", 2.0)["dx"] == 4.0
+    for task, said in (("drag", "draw an arrow"), ("resize", "paint what"), ("paint", "unknown")):
+        with pytest.raises(UsageError, match=said):
+            edit.moved(subject(shelf), task, "", 4, 1, 0)
+
+
+def test_code_restores_within_its_bounds():
+    of = subject(Shelf(["fashion"]), "fashion", 28)
+    made = edit.restored(of, "bag", 3, 2, 1, 0).run()
+    assert made.pictures[1][1].shape == (1, 1, 28, 28) and made.told[0]["updates"] == 2
+    for bad in ((200, 2, 1, 0), (3, 2000, 1, 0), (3, 2, 9, 0), (3, 2, 1, -1)):
+        with pytest.raises(UsageError, match="choose from"):
+            edit.restored(of, "bag", *bad)
+
+
 # Views and serving
 
 

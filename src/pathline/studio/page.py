@@ -18,6 +18,8 @@ from pathline.studio.shelf import Shelf
 MOST_EVENTS = 512
 """Events that gradio may hold: what waits for a turn waits in `Jobs`, not there."""
 
+HINT = "What is left empty (solver, grid, steps, guidance, prompt) is the model's own; guidance 1 is none."
+
 
 def asset(name: str) -> str:
     """Return a text that is shipped beside this module."""
@@ -27,7 +29,7 @@ def asset(name: str) -> str:
 def blocks(shelf: Shelf, jobs: Jobs) -> gr.Blocks:
     """Return the page."""
     with gr.Blocks(title="Pathline studio", analytics_enabled=False) as page:
-        gr.HTML("<h1>Pathline studio</h1>")
+        gr.HTML(f"<h1>Pathline studio</h1><p>{HINT}</p>")
         bench = tabs.Bench(shelf, jobs)
         with gr.Tabs():
             with gr.Tab("Sample"):

@@ -40,7 +40,7 @@ class Bench:
         names = self.shelf.names
         model = gr.Dropdown(names, value=names[0], label="Model")
         prompt = gr.Dropdown(
-            self.shelf.prompts(names[0]), value="", label="Prompt, or class; may be empty",
+            self.shelf.prompts(names[0]), value="", label="Prompt or class",
             allow_custom_value=True,
         )  # fmt: skip
 
@@ -54,10 +54,10 @@ class Bench:
         """Return choices of solver, grid, steps and guidance; what is empty is the model's."""
         with gr.Row():
             return [
-                gr.Dropdown(["", *solver_names()], value="", label="Solver (empty: the model's)"),
+                gr.Dropdown(["", *solver_names()], value="", label="Solver"),
                 gr.Dropdown(["", *grid_names()], value="", label="Grid", allow_custom_value=True),
                 gr.Textbox("" if steps is None else str(steps), label="Steps"),
-                gr.Textbox("", label="Guidance (1: none)"),
+                gr.Textbox("", label="Guidance"),
             ]
 
     def button(self, label: str, name: str) -> tuple[gr.Button, gr.HTML]:
