@@ -37,7 +37,8 @@ ONE_STEP = {
     "ddim", "ddpm", "ddpm_large", "euler", "heun", "rk4", "rk", "midpoint", "kutta3", "heun3",
     "ralston3", "houwen3", "ssprk3", "rho_rk", "dpm", "dpm_2s", "dpm_fast", "dpmpp_2s", "dpmpp_3s",
     "euler_maruyama", "reverse_diffusion", "edm", "repeat", "bdia", "bdia_edm",
-    "bdia_dpmpp_2s", "reversible",
+    "bdia_dpmpp_2s", "reversible", "milstein", "euler_heun", "stratonovich_rk", "srk",
+    "reversible_heun",
 }  # fmt: skip
 
 
