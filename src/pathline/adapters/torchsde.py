@@ -42,7 +42,6 @@ METHODS: Mapping[str, str] = {
 }
 """torchsde's method → our solver."""
 
-
 class SDEIto(nn.Module):
     """A module that is an Itô SDE; subclasses give f(t, y) and g(t, y)."""
 
@@ -196,9 +195,7 @@ class _Named:
 
 def _divided(a: Tensor, b: Tensor, least: float = 1e-7) -> Tensor:
     """Return a/b, where b is not smaller than it may be."""
-    return a / torch.where(
-        b.abs() > least, b, torch.full_like(b, least) * torch.where(b < 0, -1, 1)
-    )
+    return a / torch.where(b.abs() > least, b, torch.full_like(b, least) * torch.where(b < 0, -1, 1))
 
 
 def _usual(sde: _Named) -> str:

@@ -259,9 +259,7 @@ def sde(rounds: int = 5) -> Report:
         raise MissingExtra("torchsde", "bench", "as the other side of bench sde")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    )
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     rows, bars = list[Row](), list[Bar]()
     try:
         for problem in problems():

@@ -477,9 +477,7 @@ class Refined:
     def _halved(self, level: int, nodes: range, piece: Piece) -> tuple[Piece, Piece]:
         at = np.arange(2 * nodes.start, 2 * nodes.stop + 1) << (self._depth - level - 1)
         left, right = self._lengths(at).unflatten(0, (-1, 2)).unbind(1)
-        first = (
-            self._roots << level
-        )  # what came before: the roots' draws, and those of coarser levels
+        first = self._roots << level  # what came before: the roots' draws, and those of coarser levels
         numbers = range(first + nodes.start, first + nodes.stop)
         return halves(piece, left, right, self._draws(numbers))
 

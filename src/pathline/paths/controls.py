@@ -271,13 +271,8 @@ def filled(x: Tensor, times: Tensor) -> Tensor:
     length = x.shape[1]
     place = torch.arange(length, device=x.device)[None, :, None].expand(x.shape)
     before = torch.where(missing, -1, place).cummax(1).values
-    after = (
-        length - 1 - torch.where(missing, -1, length - 1 - place).flip(1).cummax(1).values.flip(1)
-    )
-    before, after = (
-        torch.where(before < 0, after, before),
-        torch.where(after >= length, before, after),
-    )
+    after = length - 1 - torch.where(missing, -1, length - 1 - place).flip(1).cummax(1).values.flip(1)
+    before, after = (torch.where(before < 0, after, before), torch.where(after >= length, before, after))
     known, t = x.nan_to_num(), times.to(x)
     low, high = known.gather(1, before), known.gather(1, after)
     width = (t[after] - t[before]).clamp(min=torch.finfo(x.dtype).tiny)

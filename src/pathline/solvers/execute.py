@@ -139,9 +139,7 @@ def instructions(
         number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
         added = place(row.constant) if row.has_constant else None
         summed, ready = _sum(terms), (diffusions, products)
-        yield Instruction(
-            number, row.t, fresh, tuple(row.z), summed, row.lands, unused, added, *ready
-        )
+        yield Instruction(number, row.t, fresh, tuple(row.z), summed, row.lands, unused, added, *ready)
 
 
 def _products(
@@ -201,9 +199,7 @@ class Execution:
             diffused = known["g"]
             for k in diffusions:
                 diffused[k] = self._evaluate(~k, states[k])
-            known["p"] = {
-                k: times_noise(diffused[k], w, self._draw, states[k].ndim) for k, w in products
-            }
+            known["p"] = {k: times_noise(diffused[k], w, self._draw, states[k].ndim) for k, w in products}
         new = self._combine(terms, known)
         states[number] = new = new if constant is None else new + constant
         for k in spent:

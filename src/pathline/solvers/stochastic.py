@@ -203,7 +203,9 @@ class EulerHeun(Stochastic):
             if self.noise is None:
                 at = to.write(t.t, {at: 1.0}, {at: h})
                 continue
-            ahead = to.write(t.t, {at: 1.0}, {}, g=self.products(i, {(at, "w"): 1.0}), lands=False)
+            ahead = to.write(
+                t.t, {at: 1.0}, {}, g=self.products(i, {(at, "w"): 1.0}), lands=False
+            )
             g = self.products(i, {(at, "w"): 0.5, (ahead, "w"): 0.5})
             at = to.write(t.t, {at: 1.0}, {at: h}, g=g)
 
@@ -319,9 +321,7 @@ class SRK(Stochastic):
         def stage(c: float, f: Mapping[int, float], g: Mapping[tuple[int, Kind], float]) -> int:
             scaled = {k: h * a for k, a in f.items()}
             products = self.products(leg, g)
-            return to.write(
-                s.t + c * h if c != 1 else t.t, {at: 1.0}, scaled, g=products, lands=False
-            )
+            return to.write(s.t + c * h if c != 1 else t.t, {at: 1.0}, scaled, g=products, lands=False)
 
         drift = stage(0.75, {at: 0.75}, {(at, "w"): 0.75, (at, "h"): 1.5})
         second = stage(0.25, {at: 0.25}, {(at, "one"): 0.5 * root})
