@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def worded(contest: Contest) -> tuple[Tensor, dict[str, Edited]]:
     grid, targets = grids.log_snr(EDIT_STEPS, start=0.98), [b for _, b in TEXTS]
     with torch.no_grad():
         x = sample(model, len(TEXTS), guide=CFG(GUIDANCE), text=sources).x.clamp(-1, 1)
-        how = {"grid": grid, "guide": CFG(GUIDANCE)}
+        how: dict[str, Any] = {"grid": grid, "guide": CFG(GUIDANCE)}
         made = {
             "BDIA, exact": text_edit(model, x, sources, targets, **how),
             "DCI": text_edit(
