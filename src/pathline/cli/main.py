@@ -14,6 +14,7 @@ from pathline.cli import (
     inverting,
     likelihood,
     listing,
+    opening,
     replaying,
     sampling,
     tuning,
@@ -52,7 +53,7 @@ app = typer.Typer(
 PANELS = {
     "Make": [
         sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
-        inverting.invert, editing.edit, demo,
+        inverting.invert, editing.edit, opening.studio, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
