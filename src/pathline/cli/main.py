@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from pathline.cli import (
     completing,
+    diff_editing,
     evaluating,
     inverting,
     likelihood,
@@ -51,7 +52,7 @@ app = typer.Typer(
 PANELS = {
     "Make": [
         sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
-        inverting.invert, demo,
+        inverting.invert, diff_editing.diff_edit, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,
