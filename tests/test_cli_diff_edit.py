@@ -53,7 +53,7 @@ MASKED = ("--mask", "mask.png")
     (("--task", "drag", "--points", "1,2"), "write from and to as 3,4>9"),
     (("--task", "drag"), "the task 'drag' needs points"),
     (("--task", "move", *MASKED, "--points", "1,2>3,4"),
-     "takes mask, dx, dy, scale, background, and was given points"),
+     "takes mask, dx, dy, scale, background, fill, and was given points"),
     (("--task", "move", "--mask", "image.png"), "image.png has greys"),
     (("--task", "paste", *MASKED), "give reference="),
     (("--task", "move", *MASKED, "--dx", 6), "leaves the picture"),

@@ -46,6 +46,9 @@ ReferenceMask = Annotated[str | None, typer.Option(help="PNG, white on what is t
 Background = Annotated[
     str | None, typer.Option(help="PNG, white on what the place that is left shall look like.")
 ]
+Fill = Annotated[
+    str | None, typer.Option(help="Noise of the place that is left: own, or swap (of the target).")
+]
 Prompt = Annotated[str | None, typer.Option(help="What the picture shows.")]
 Steps = Annotated[int, typer.Option(help="N; the paper's windows are scaled to it.")]
 Guidance = Annotated[float | None, typer.Option(help="Of the prompt; 4 (appearance: 5) if unsaid.")]
@@ -70,6 +73,7 @@ def diff_edit(  # noqa: PLR0913 - each is an option
     reference: Reference = None,
     reference_mask: ReferenceMask = None,
     background: Background = None,
+    fill: Fill = None,
     prompt: Prompt = None,
     steps: Steps = 50,
     guidance: Guidance = None,
@@ -99,7 +103,7 @@ def diff_edit(  # noqa: PLR0913 - each is an option
     pictures = {n: _picture(denoiser, f) for n, f in files.items() if f and n in _PICTURES}
     masks = {n: _mask(f) for n, f in files.items() if f and n not in _PICTURES}
     asked = task_of(
-        task, dx=dx, dy=dy, scale=scale, points=_points(points),
+        task, dx=dx, dy=dy, scale=scale, points=_points(points), fill=fill,
         **_sized(task, masks, pictures["image"]),
     )  # fmt: skip
     how = DiffEditor(steps=steps, guidance=guidance, strength=strength, eta_sde=noise,

@@ -40,9 +40,10 @@ class Exact:
         off = 0.0
         for k in WINDOW:
             step = grids.times(times[k : k + 2])
-            state = float(path.alpha(times[k])) * self._glyphs.points[:4] + float(
-                path.sigma(times[k])
-            ) * x
+            state = (
+                float(path.alpha(times[k])) * self._glyphs.points[:4]
+                + float(path.sigma(times[k])) * x
+            )
             plain = solve(law, state, solver=DDIM(), grid=step).x
             made = solve(law, state, solver=Regional(DDIM(0.4), DDIM(), mask), grid=step,
                          seeds=range(4)).x  # fmt: skip
@@ -83,9 +84,13 @@ class Exact:
         x, other = noise.normal([0, 1], (2, 8, 8), stream="data", dtype=torch.float64).split(1)
         mask = torch.zeros(8, 8, dtype=torch.bool)
         mask[1:5, 2:6] = True
-        return x, mask, Energy((Attract(4.0, mask),)), Energy((Attract(6.0, ~mask, safe=True),)), [
-            _features(other)
-        ]
+        return (
+            x,
+            mask,
+            Energy((Attract(4.0, mask),)),
+            Energy((Attract(6.0, ~mask, safe=True),)),
+            [_features(other)],
+        )
 
     def gradient_leak(self) -> float:
         """Return the largest part of a gradient in the other one's region."""
@@ -132,7 +137,9 @@ class Exact:
     @staticmethod
     def most(safe: bool) -> float:
         """Return the largest attraction of weight 1 at any S."""
-        return float(attraction(torch.linspace(-1, 1, 100_001, dtype=torch.float64), safe=safe).max())
+        return float(
+            attraction(torch.linspace(-1, 1, 100_001, dtype=torch.float64), safe=safe).max()
+        )
 
 
 def _response(law: Gaussian, plan: Plan, t: float, x: float, z: float) -> float:

@@ -98,9 +98,7 @@ class Glyphs:
         """From the upper left quadrant to the lower right one."""
         u = noise.uniform(range(EDITS), (4,), stream="data", dtype=torch.float64)
         corners = (6 * u + torch.tensor([0, 0, 7, 7])).long().tolist()  # of 13 places a side
-        return [
-            Edit(i % GLYPHS, (a, b), (c, d)) for i, (a, b, c, d) in enumerate(corners)
-        ]
+        return [Edit(i % GLYPHS, (a, b), (c, d)) for i, (a, b, c, d) in enumerate(corners)]
 
     def picture(self, i: int) -> Tensor:
         """Return the data of an edit, (1, 1, 20, 20)."""
