@@ -80,7 +80,7 @@ class Exact:
 
     @cached_property
     def _energies(self) -> tuple[Tensor, Tensor, Energy, Energy, list[Tensor]]:
-        """Return a state of a smooth field, the region, energies inside and outside, a reference."""
+        """Return a state, the region, energies inside and outside of it, and a reference."""
         x, other = noise.normal([0, 1], (2, 8, 8), stream="data", dtype=torch.float64).split(1)
         mask = torch.zeros(8, 8, dtype=torch.bool)
         mask[1:5, 2:6] = True
@@ -150,6 +150,6 @@ def _response(law: Gaussian, plan: Plan, t: float, x: float, z: float) -> float:
 
 
 def _features(x: Tensor) -> Tensor:
-    """Return three smooth features of 5 × 5 pixels each, so that regions see across their border."""
+    """Return three smooth features of 5 × 5 pixels, so that regions see across their border."""
     kernels = noise.normal([7], (3, x.shape[1], 5, 5), stream="probe", dtype=x.dtype)[0]
     return torch.tanh(F.conv2d(x, kernels / 5, padding=2)) + 1.2

@@ -1,4 +1,4 @@
-"""Six digits anywhere on a canvas: a law whose denoiser is exact, and edits that are right or wrong.
+"""Six digits anywhere on a canvas: an exact denoiser, and edits that are right or wrong.
 
 An edit asks for one glyph at another place; what comes of it is exact if the data point nearest to
 it is that glyph at that place.
@@ -32,7 +32,7 @@ STRENGTH = 40.0
 
 
 def stable_diffusion() -> tuple[Tabulated, tuple[float, ...]]:
-    """Return the path of Stable Diffusion 1.5, and the times of 50 steps: labels 981, 961 … 1, 0."""
+    """Return the path of Stable Diffusion 1.5, and its 50 steps: labels 981, 961 … 1, 0."""
     roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
     path = Tabulated.from_betas(roots.square().tolist())
     labels = torch.tensor([*range(981, 0, -20), 0], dtype=torch.float64)
