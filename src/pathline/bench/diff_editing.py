@@ -105,7 +105,7 @@ def page(found: Sequence[Shown], photos: OnPhotos) -> str:
     return f"""# Every task of DiffEditor, once
 
 `python -m pathline.bench.diff_editing`. Emoji on photographs, 32 × 32, by the shipped `emoji`, that
-was never shown a photograph: {editor.steps} steps, η κ = {editor.strength:g}, DDIM inversion, w = 1.
+was shown no photograph: {editor.steps} steps, η κ = {editor.strength:g}, DDIM inversion, w = 1.
 
 ![every task]({NAME}.png)
 
