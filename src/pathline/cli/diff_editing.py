@@ -123,7 +123,7 @@ _PICTURES = ("image", "reference")
 
 def _edited(
     model: Denoiser, pictures: dict[str, Tensor], task: Task, how: DiffEditor, seed: int,
-    told: dict[str, str],
+    told: dict[str, Any],
 ) -> Edited:  # fmt: skip
     with progress() as bar:
         line = bar.add_task("editing", total=how.steps)

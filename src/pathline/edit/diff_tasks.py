@@ -210,7 +210,8 @@ class Drag(Task):
         Raises:
             UsageError: one lies outside the picture.
         """
-        frame = self.size or (size if self.mask is None else tuple(self.mask.shape))
+        whole = size if self.mask is None else (self.mask.shape[0], self.mask.shape[1])
+        frame = self.size or whole
         for x, y in (each for pair in self.points for each in pair):
             if not (-0.5 <= x < frame[1] - 0.5 and -0.5 <= y < frame[0] - 0.5):
                 raise UsageError(
