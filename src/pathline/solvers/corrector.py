@@ -173,6 +173,18 @@ class PredictorCorrector(Stepped):
         correct.warn()
 
 
+def langevin(x: Tensor, score: Tensor, size: Tensor, z: Tensor) -> Tensor:
+    """Return x + e g + √(2e) z, a step of unadjusted Langevin dynamics.
+
+    Args:
+        x: (batch, *state).
+        score: g, (batch, *state).
+        size: e, (batch,).
+        z: standard normal, (batch, *state).
+    """
+    return x + bshape(size, x) * score + bshape((2 * size).sqrt(), x) * z
+
+
 class _Correct:
     """The corrections of one solve."""
 
@@ -210,7 +222,7 @@ class _Correct:
                 self.seeds, x.shape[1:], stream="corrector", index=k, dtype=x.dtype, device=x.device
             )
             size = self._size(index, score, z)
-            x = x + bshape(size, x) * score + bshape((2 * size).sqrt(), x) * z
+            x = langevin(x, score, size, z)
             if self.keep is not None:
                 x = self.keep(x, self.times[index])
         return x
