@@ -17,7 +17,7 @@ from torch import Tensor
 from pathline.core.files import write_atomically
 from pathline.core.images import Layout, encode_png, to_pixels
 from pathline.core.progress import track
-from pathline.edit.diff_editor import Edited
+from pathline.edit.diff_editor import DiffEdited
 from pathline.edit.diff_tasks import Appearance, Drag, Move, Resize
 from pathline.systems.diff_editor_emoji import SIDE, Case, OnPhotos, case_of, composed, psnr
 
@@ -32,8 +32,8 @@ class Shown:
 
     name: str
     case: Case
-    copied: Edited
-    edited: Edited
+    copied: DiffEdited
+    edited: DiffEdited
 
     @property
     def row(self) -> dict[str, str]:

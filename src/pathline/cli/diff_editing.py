@@ -22,7 +22,7 @@ from pathline.core.images import to_pixels, write_picture
 from pathline.core.progress import progress
 from pathline.core.receipt import Receipt, sha256
 from pathline.edit import diff_editor
-from pathline.edit.diff_editor import Bank, DiffEditor, Edited
+from pathline.edit.diff_editor import Bank, DiffEdited, DiffEditor
 from pathline.edit.diff_task import Task
 from pathline.edit.diff_tasks import task_of
 from pathline.fields import Denoiser
@@ -124,7 +124,7 @@ _PICTURES = ("image", "reference")
 def _edited(
     model: Denoiser, pictures: dict[str, Tensor], task: Task, how: DiffEditor, seed: int,
     told: dict[str, Any],
-) -> Edited:  # fmt: skip
+) -> DiffEdited:  # fmt: skip
     with progress() as bar:
         line = bar.add_task("editing", total=how.steps)
         return diff_editor.diff_edit(
@@ -184,7 +184,7 @@ def _points(text: str | None) -> Any:
     return tuple(found)
 
 
-def _receipt(edited: Edited, model: str, files: dict[str, str | None], told: Any) -> Receipt:
+def _receipt(edited: DiffEdited, model: str, files: dict[str, str | None], told: Any) -> Receipt:
     """Return the receipt with the files that went in, and their checksums."""
     given = {n: {"file": f, "sha256": sha256(Path(f))} for n, f in files.items() if f}
     recipe = {**edited.receipt.recipe, "cond": told, "files": given}
@@ -192,7 +192,7 @@ def _receipt(edited: Edited, model: str, files: dict[str, str | None], told: Any
     return replace(edited.receipt, recipe=recipe)
 
 
-def _said(edited: Edited) -> str:
+def _said(edited: DiffEdited) -> str:
     guided = [s for s in edited.steps if s.guided]
     fell = ""
     if guided:

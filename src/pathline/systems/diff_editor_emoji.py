@@ -22,7 +22,7 @@ from pathline.core.progress import track
 from pathline.data import emoji
 from pathline.data.fetch import cache_folder, fetch
 from pathline.edit import ddim_inversion
-from pathline.edit.diff_editor import DiffEditor, Edited, diff_edit
+from pathline.edit.diff_editor import DiffEdited, DiffEditor, diff_edit
 from pathline.edit.diff_task import Task
 from pathline.edit.diff_tasks import Move, Paste
 from pathline.fields import Denoiser
@@ -165,7 +165,7 @@ class OnPhotos:
             guidance=1.0, strength=STRENGTH, kappa=1.0, bank=None,
         )  # fmt: skip
 
-    def edited(self, case: Case, how: str, seed: int) -> Edited:
+    def edited(self, case: Case, how: str, seed: int) -> DiffEdited:
         """Return what comes of an edit: "guided", or "copied" without energies and noise."""
         editor = self.editor
         if how == "copied":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.data import digits
-from pathline.edit.diff_editor import DiffEditor, Edited, diff_edit, invert
+from pathline.edit.diff_editor import DiffEdited, DiffEditor, diff_edit, invert
 from pathline.edit.diff_task import Laid
 from pathline.edit.diff_tasks import Move
 from pathline.edit.trajectory import Trajectory
@@ -111,7 +111,7 @@ class Glyphs:
         """Return where an edit's picture was at every level."""
         return invert(self.law, self.picture(i), editor=self.editor)
 
-    def edited(self, i: int, editor: DiffEditor, task: Move | None = None) -> Edited:
+    def edited(self, i: int, editor: DiffEditor, task: Move | None = None) -> DiffEdited:
         """Return what comes of an edit."""
         return diff_edit(
             self.law, self.picture(i), task or self.edits[i].task, editor=editor,
