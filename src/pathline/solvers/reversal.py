@@ -47,6 +47,45 @@ def grid_points(plan: Plan) -> list[int]:
 
 def inverse(plan: Plan) -> Plan:
     """Return the plan that runs the same way back; see `Plan.inverse`."""
+    try:
+        return _step_by_step(plan)
+    except UsageError:
+        made = _row_by_row(plan)
+        if made is None:
+            raise
+        return made
+
+
+def _row_by_row(plan: Plan) -> Plan | None:
+    """Return the plan that solves every row for the state that it uses last; None if none does.
+
+    A rule may hand on a stage, as reversible Heun does: then no step can be solved for what it
+    began with, and every row can. It starts from all states that the end still knows.
+    """
+    given, known, ends = len(plan.start), set[int](), set[int]()
+    order = list[tuple[int, int]]()
+    for number, row in reversed(list(enumerate(plan.rows, given))):
+        evaluated = {*row.f, *(product.state for product in row.g)}
+        unknown = row.states - known
+        free = sorted(k for k in unknown - evaluated if _is_nonzero(row.x[k]))
+        solved = free[:1]
+        ends |= ({number} - known) | (unknown - set(solved))
+        known |= {number, *row.states}
+        order += [(number, k) for k in solved]
+    total = len(plan.times)
+    if ends != set(range(total - len(ends), total)) or not ends.isdisjoint(range(given)):
+        return None
+    names = {k: i for i, k in enumerate(sorted(ends))}
+    rows, lands = list[Row](), set(plan.landings)
+    for number, k in order:
+        row = _solved(plan.rows[number - given], number, k, plan, names)
+        rows.append(replace(row, lands=k in lands))
+        names[k] = len(ends) + len(rows) - 1
+    return replace(plan, start=tuple(plan.times[k] for k in sorted(ends)), rows=tuple(rows))
+
+
+def _step_by_step(plan: Plan) -> Plan:
+    """Return the plan that solves the last row of every step for its oldest state."""
     points, given = grid_points(plan), len(plan.start)
     names = {old: new for new, old in enumerate(reversed(points[-given:]))}
     made, rows = given, list[Row]()
