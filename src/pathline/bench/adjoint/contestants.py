@@ -9,7 +9,7 @@ step; and Dormand-Prince at whatever tolerance does, with the norm that leaves o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -51,19 +51,20 @@ class Contestant(NamedTuple):
         name: in the table.
         gradients: a number of steps, or a tolerance → the gradients.
         ladder: of these, the cheapest first.
+        sought: the same gradients, by whatever is quickest; None for `gradients` itself.
     """
 
     family: str
     name: str
     gradients: Callable[[Any], Found]
     ladder: Sequence[Any]
+    sought: Callable[[Any], Found] | None = None
 
 
 def solvers() -> Mapping[str, Solver | str]:
     """Return our solvers, by the name in the table."""
     return {
         "rk4 in σ/α": RK4(view="eps"),
-        "rk4": RK4(),
         "dpmpp_3m": "dpmpp_3m",
         "unipc_3": "unipc_3",
         "adams_pc, order 4": known.build("adams_pc", order=4),
@@ -82,10 +83,11 @@ def contestants(problem: Problem, ladder: Sequence[int] = LADDER) -> Iterator[Co
         CHECKPOINT: Checkpoint(together=TOGETHER),
         BOUNDED: Checkpoint(memory=STATES, together=TOGETHER),
     }
-    for family, adjoint in adjoints.items():
-        for name, solver in solvers().items():
+    for name, solver in solvers().items():
+        sought = cache(partial(ours, problem, solver, adjoints[CHECKPOINT]))  # of one, and of all
+        for family, adjoint in adjoints.items():
             run = partial(ours, problem, solver, adjoint)
-            yield Contestant(family, f"{family}, {name}", run, ladder)
+            yield Contestant(family, f"{family}, {name}", run, ladder, sought)
     for form in FORMS:
         run = partial(ours, problem, RK4(view=form), Continuous("rk4", form, probe=0))
         yield Contestant(CONTINUOUS, f"{CONTINUOUS}, rk4, {form}", run, ladder)
