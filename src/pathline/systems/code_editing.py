@@ -50,8 +50,10 @@ class Experiment:
     ) -> Tensor:
         """Return damaged digits as CODE repairs them; without Langevin steps if there is no e."""
         y, n = self.digits.damaged[what], 0 if rate is None else 200
-        how = {"depth": depth, "eps_rel": rate or 1e-3, "n": n, "eta": eta}
-        return code(self.digits.law, y, threshold=None, **how).x[:, 0]
+        made = code(
+            self.digits.law, y, depth=depth, eps_rel=rate or 1e-3, n=n, eta=eta, threshold=None
+        )
+        return made.x[:, 0]
 
     @cache  # noqa: B019 - lives as long as the run
     def noised(self, what: str, depth: int) -> Tensor:
