@@ -1,6 +1,8 @@
 """Edits by noise and by words, in closed form: Gaussian data of independent elements."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -411,3 +413,11 @@ def test_every_inverter_tells_where_its_states_lie():
         assert len(method.places(way)) == len(states)
         method.regenerate(way, states, watch)
         assert sorted(seen) == list(range(min(method.places(way))))
+
+
+def test_the_examples_of_the_documentation_run():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "editing.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/editing.md", "exec"), {})

@@ -103,8 +103,9 @@ class EditRequest:
             ReceiptError: a file is missing, or another one now.
         """
         try:
-            told = dict(receipt.recipe["edit"])
-            made = cls(**{**told, "files": tuple(told["files"])})
+            told: dict[str, Any] = dict(receipt.recipe["edit"])
+            told["files"] = tuple(told["files"])
+            made = cls(**told)
         except (KeyError, TypeError) as error:
             raise ReceiptError(f"the receipt is damaged: {error}.") from error
         found = {name: _found(name, digest, near) for name, digest in made.digests.items()}
@@ -152,7 +153,7 @@ def _text(request: EditRequest, model: Denoiser, x: Tensor, mask: Tensor | None)
 
 
 def _sdedit(request: EditRequest, model: Denoiser, x: Tensor, mask: Tensor | None) -> Edited:
-    cond = chosen_condition(request.prompt, model)
+    cond: dict[str, Any] = {**chosen_condition(request.prompt, model)}
     guided = request.guidance != 1 and cond
     return edit.sdedit(
         model, x, strength=request.strength, mask=mask,
@@ -163,7 +164,7 @@ def _sdedit(request: EditRequest, model: Denoiser, x: Tensor, mask: Tensor | Non
 
 
 def _code(request: EditRequest, model: Denoiser, x: Tensor, mask: Tensor | None) -> Edited:
-    cond = chosen_condition(request.prompt, model)
+    cond: dict[str, Any] = {**chosen_condition(request.prompt, model)}
     guided = request.guidance != 1 and cond
     made = edit.code(
         model, x, solver=solvers.build(request.solver or "ddim"), steps=request.steps,

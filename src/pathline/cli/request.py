@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from pathline.cli.guiding import Spec, retyped
+from pathline.cli.weighing import OUTCOME, outcome_of, particles_of, weighed
 from pathline.core.errors import ReceiptError, UsageError
 from pathline.core.receipt import Receipt
 from pathline.core.solution import Solution
 from pathline.fields import Denoiser
-from pathline.solvers import Grid, Solver, Step, sample, solvers
+from pathline.solvers import Grid, Solver, sample, solvers
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import grids
 from pathline.solvers.solve import Keep
 from pathline.speed import speeds
-from pathline.steer import Classifier, Guide, guides
+from pathline.steer import Classifier, Guide, Particles, guides
 from pathline.steer.classifier import Logits
 
 BATCH = 64
@@ -47,6 +48,7 @@ class Request:
         speed: a policy that leaves evaluations out.
         keep: what is put back after every update; a receipt does not hold it.
         typed: the guides as they were typed, if they were, with the checksums of their files.
+        particles: each sample is one of so many that are weighed; None for samples alone.
     """
 
     model: Denoiser
@@ -61,6 +63,7 @@ class Request:
     speed: Speed | None = None
     keep: Keep | None = None
     typed: tuple[Spec, ...] = ()
+    particles: Particles | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -68,8 +71,8 @@ class Request:
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
-        """The seeds of each batch, in order."""
-        n = self.batch
+        """The seeds of each batch, in order; particles of a sample run together."""
+        n = self.batch if self.particles is None else max(1, self.batch // self.particles.n)
         return [self.seeds[i : i + n] for i in range(0, len(self.seeds), n)]
 
     @property
@@ -77,8 +80,11 @@ class Request:
         """Steps of all batches together."""
         return self.grid.n * len(self.batches)
 
-    def run(self, observe: Callable[[Step], None] | None = None) -> Iterator[Solution]:
+    def run(self, observe: Callable[[Any], None] | None = None) -> Iterator[Solution]:
         """Sample without gradients, and yield each batch's solution when it is done.
+
+        Args:
+            observe: called at every grid point: with the `Step`, or, of particles, its number.
 
         Raises:
             UsageError: the parts do not fit together.
@@ -87,6 +93,9 @@ class Request:
         how = {"solver": self.solver, "grid": self.grid, "guide": self.guide, "dtype": self.dtype}
         how |= {"speed": self.speed, "keep": self.keep}
         for seeds in self.batches:
+            if self.particles is not None:
+                yield weighed(self, seeds, observe)
+                continue
             with torch.no_grad():  # not around the yield, where it would leak to the caller
                 solution = sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
             yield solution
@@ -108,6 +117,8 @@ def receipt_of(request: Request, solutions: Sequence[Solution]) -> Receipt:
     recipe = {**parts[0].recipe, "model": model, "batch": request.batch}
     if request.typed:
         recipe["guides"] = [spec.to_dict() for spec in request.typed]
+    if OUTCOME in recipe:
+        recipe[OUTCOME] = outcome_of(parts)
     return replace(
         parts[0],
         recipe=recipe,
@@ -143,6 +154,11 @@ def request_of(
             "it was made around pixels that were given, which a receipt does not hold; make it "
             "again with pathline complete, with the same seed."
         )
+    if "diff_edit" in recipe:
+        raise ReceiptError(
+            "it is an edit of pictures, which a receipt does not hold: give pathline diff-edit the "
+            "files that the receipt tells of, and its numbers and seed."
+        )
     dtype = getattr(torch, receipt.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ReceiptError("the receipt is damaged: it has an unknown dtype.")
@@ -156,7 +172,7 @@ def request_of(
     guide, specs = _guides(recipe, denoiser, near)
     seeds = receipt.seeds
     how = (solver, grid, guide, cond, seeds, batch, dtype, speed)
-    return Request(denoiser, source, *how, typed=specs)
+    return Request(denoiser, source, *how, typed=specs, particles=particles_of(recipe))
 
 
 def model_of(

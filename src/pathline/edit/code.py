@@ -40,6 +40,7 @@ from pathline.solvers import Grid, Solver
 from pathline.solvers.langevin import AnnealedBlocks
 from pathline.solvers.solve import Guide
 from pathline.steer import DynamicThreshold
+from pathline.steer import Guide as Composed
 
 __all__ = ["THRESHOLD", "CodeLog", "DepthLog", "Evenly", "StepSizes", "code"]
 
@@ -111,7 +112,8 @@ class Evenly:
         return tuple(sorted({round(self.least + j * share) for j in range(self.k)}, reverse=True))
 
 
-class DepthLog(NamedTuple):
+@dataclass(frozen=True)
+class DepthLog:
     """What happened at a correction depth.
 
     Args:
@@ -210,7 +212,7 @@ def code(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     size = _Sizes(eps_rel, eps, len(times) - 1, chosen[0])
     size.check(model.path, times, chosen)
     limited = _limited(threshold, data_range)
-    whole = guide if limited is None else limited if guide is None else guide & limited  # type: ignore[operator]
+    whole = _together(guide, limited)
     method = method_of(solver)
 
     def clipped(latent: Latent) -> Acted:
@@ -280,10 +282,19 @@ def _limited(
     threshold: DynamicThreshold | None, data_range: tuple[float, float] | None
 ) -> DynamicThreshold | None:
     """Return the threshold for the data's range, if it is the usual one."""
-    if threshold is not THRESHOLD or data_range is None:
+    if threshold is None or threshold is not THRESHOLD or data_range is None:
         return threshold
     largest = max(map(abs, data_range))
     return replace(threshold, limit=largest, most=threshold.most * largest)
+
+
+def _together(guide: Guide | None, limited: DynamicThreshold | None) -> Guide | None:
+    """Return the guide of the user, and the threshold behind it."""
+    if guide is None or limited is None:
+        return limited if guide is None else guide
+    if isinstance(guide, Composed):
+        return guide & limited
+    return lambda field: limited(guide(field))
 
 
 def _check_told(model: Field, cond: Any) -> None:

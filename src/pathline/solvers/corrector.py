@@ -143,7 +143,7 @@ class PredictorCorrector(Stepped):
         return _without_last_noise(self._predictor.plan(path, grid))
 
     def march(self, problem: Problem) -> Iterator[Step]:
-        course, field, x, cond, seeds, tally, keep = problem
+        course, field, x, cond, seeds, tally, keep = problem[:7]
         if seeds is None:
             raise UsageError("a stochastic solver needs seeds, one a sample.")
         plan = self._plan(course.path, course.ends).folded(field.view)

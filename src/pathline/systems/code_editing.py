@@ -50,8 +50,10 @@ class Experiment:
     ) -> Tensor:
         """Return damaged digits as CODE repairs them; without Langevin steps if there is no e."""
         y, n = self.digits.damaged[what], 0 if rate is None else 200
-        how = {"depth": depth, "eps_rel": rate or 1e-3, "n": n, "eta": eta}
-        return code(self.digits.law, y, threshold=None, **how).x[:, 0]
+        made = code(
+            self.digits.law, y, depth=depth, eps_rel=rate or 1e-3, n=n, eta=eta, threshold=None
+        )
+        return made.x[:, 0]
 
     @cache  # noqa: B019 - lives as long as the run
     def noised(self, what: str, depth: int) -> Tensor:
@@ -103,13 +105,13 @@ class Experiment:
     def covered(self, spread: float, path: GaussianPath, times: Sequence[float]) -> list[float]:
         """Return by how many standard errors more states are inside than are promised."""
         n, found = 100_000, list[float]()
-        u = noise.uniform([3], (n,), stream="data", dtype=torch.float64)
-        z = noise.normal([4], (n,), stream="data", dtype=torch.float64)
+        u = noise.uniform(range(n), (1,), stream="data", dtype=torch.float64)
+        z = noise.normal(range(n), (1,), stream="data", index=1, dtype=torch.float64)
         for eta in WIDTHS:
             interval = Confidence(eta)
             for t in times:
                 x = path.noised(spread * (2 * u - 1), z, t)
-                share, p = 1 - float(interval(x, path, t)[1]), interval.coverage
+                share, p = 1 - float(interval(x, path, t)[1].mean()), interval.coverage
                 found.append((share - p) / math.sqrt(p * (1 - p) / n))
         return found
 
