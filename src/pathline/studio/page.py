@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.themes import Base, Font
 
 from pathline.studio import tabs
 from pathline.studio.jobs import Jobs
@@ -56,13 +57,13 @@ def blocks(shelf: Shelf, jobs: Jobs) -> gr.Blocks:
 
 def mounted(shelf: Shelf, jobs: Jobs) -> Any:
     """Return the page as an application."""
-    sans = [gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")]
-    mono = [gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
+    sans = [Font("system-ui"), Font("sans-serif")]
+    mono = [Font("ui-monospace"), Font("monospace")]
     return gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks(shelf, jobs),
         path="/",
-        theme=gr.themes.Base(font=sans, font_mono=mono),
+        theme=Base(font=sans, font_mono=mono),
         css=asset("studio.css"),
         head=f"<script>{asset('canvas.js')}</script>",
         footer_links=[],

@@ -68,9 +68,9 @@ class Shelf:
 
     def shape(self, name: Any) -> tuple[int, int, int]:
         """Return (channels, height, width) of a model's pictures."""
-        shape = self.model(name).shape or ()
-        channels, height, width = shape
-        return channels, height, width
+        shape = self.model(name).shape
+        assert shape is not None  # or it would not be on the shelf
+        return shape[0], shape[1], shape[2]
 
     def prompts(self, name: Any) -> list[str]:
         """Return classes to choose from, or prompts to begin with."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def curves(
     with _drawing:
         figure, axes = _figure(len(series))
         for axis, (title, named) in zip(axes, series.items(), strict=True):
-            for colour, (name, (times, values)) in zip(_endless(), named.items(), strict=False):
+            for colour, (name, (times, values)) in zip(cycle(COLOURS), named.items(), strict=False):
                 axis.plot(times, values, color=colour, label=name, lw=1.4, marker=".", ms=4)
             numbers = [v for _, values in named.values() for v in values]
             if numbers and min(numbers) > 0:
@@ -134,10 +135,6 @@ def pathlines(ways: Mapping[str, tuple[Tensor, Tensor]]) -> str:
             axis.scatter(*lines[-1].T, s=9, color=COLOURS[1], linewidths=0, label="end", zorder=3)
             axis.set(title=title, aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
         return _svg(figure)
-
-
-def _endless() -> list[str]:
-    return list(COLOURS) * 4
 
 
 def _figure(n: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:

@@ -81,9 +81,9 @@ class Subject:
         """The picture, (1, *state), where the model is."""
         return self.drawn.x.to(device_of(self.model))
 
-    def told(self, prompt: Any) -> dict[str, str]:
+    def told(self, prompt: Any) -> dict[str, Any]:
         """Return a prompt as what the model is told."""
-        return chosen_condition(text(prompt, self.limits), self.model)
+        return {**chosen_condition(text(prompt, self.limits), self.model)}
 
     def steps(self, value: Any) -> int:
         """Return a number of steps, having made sure of it."""

@@ -45,7 +45,7 @@ class Recipe:
     solver: Solver
     grid: Grid
     guide: Guide | None
-    cond: dict[str, str]
+    cond: dict[str, Any]
     calls: int
 
     @property
@@ -90,7 +90,7 @@ def recipe(model: Denoiser, typed: Typed, prompt: Any, limits: Limits) -> Recipe
     guide = chosen_guide(weight, told, model)
     each = limits.steps if solver.is_adaptive else grid.n  # adaptive solvers say it afterwards
     calls = each * max(1, round(float(solver.nfe_per_step)))
-    return Recipe(solver, grid, guide, chosen_condition(told, model), calls)
+    return Recipe(solver, grid, guide, {**chosen_condition(told, model)}, calls)
 
 
 def solver_of(typed: Typed, limits: Limits) -> tuple[Solver, Grid, str]:

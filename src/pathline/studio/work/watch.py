@@ -26,7 +26,7 @@ SAMPLES = 4
 """Samples of a strip: each is two rows."""
 PARTICLES = 200
 """Ways in the plane."""
-EXACT = 256
+EXACT = 128
 """Steps of RK4 that stand for the exact flow of a mixture; half as many judge it."""
 
 
