@@ -225,11 +225,20 @@ class Brownian:
         Raises:
             UsageError: a motion without H, or not of shape (m,).
         """
+        return self.levy_areas((s, t))[0]
+
+    def levy_areas(self, times: Sequence[float]) -> Tensor:
+        """Return the Lévy area of each interval between consecutive times, (n, batch, m, m)."""
         if not self.has_area or len(self.shape) != 1:
             raise UsageError("a Lévy area needs has_area=True and a motion of shape (m,).")
-        inside = self._leaves(min(s, t), max(s, t))
-        area = chen(self.over(inside))
-        return area if s <= t else -area
+        inside, cuts = [times[0]], [0]
+        for s, t in zip(times, times[1:], strict=False):
+            leaves = self._leaves(min(s, t), max(s, t))
+            inside += leaves[1:] if s <= t else leaves[-2::-1]
+            cuts.append(len(inside) - 1)
+        pieces = self.over(inside)
+        each = [chen(_sliced(pieces, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return torch.stack(each)
 
     def _leaves(self, s: float, t: float) -> list[float]:
         first, last = (self._position(u) for u in (s, t))
@@ -359,6 +368,10 @@ def _put(found: Piece, where: np.ndarray, piece: Piece, index: np.ndarray) -> No
         for into, value in zip(found, _picked(piece, index), strict=True):
             if into is not None:
                 into[at] = value
+
+
+def _sliced(pieces: Piece, a: int, b: int) -> Piece:
+    return Piece(*(None if v is None else v[a:b] for v in pieces))  # type: ignore
 
 
 def chen(pieces: Piece) -> Tensor:
