@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow  the tests that take long"
 	@echo "make systems    measure the claims of every system, and keep the values"
 	@echo "make systems-training  the claims that train models, into benchmarks/ too; resumable"
-	@echo "make bench      overhead beside diffusers, k-diffusion and azula"
+	@echo "make bench      overhead beside diffusers, k-diffusion and azula; ODEs beside torchdiffeq and others"
 	@echo "make lint       formatting, rules, floors, types"
 	@echo "make format     mend what ruff can mend"
 	@echo "make clean      remove the environment and all caches"
@@ -34,6 +34,7 @@ test-slow: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 	$(BIN)/pathline bench overhead
+	$(BIN)/pathline bench ode
 
 systems: $(VENV)/.installed-test
 	$(BIN)/python -m pathline.systems
@@ -70,4 +71,5 @@ $(VENV)/.installed-peers: constraints.txt | $(VENV)/.installed-bench
 	-$(PIP) --no-deps azula
 	-$(PIP) --no-deps k-diffusion
 	-$(PIP) --no-deps deepinv
+	-$(PIP) torchode diffrax jax
 	@touch $@

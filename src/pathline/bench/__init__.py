@@ -5,6 +5,7 @@ from typing import Any
 
 from pathline.bench.adjoint import adjoint
 from pathline.bench.guides import guides
+from pathline.bench.ode import ode
 from pathline.bench.overhead import overhead
 from pathline.bench.paths import compare as compare_paths
 from pathline.bench.precision import Comparison, solvers
@@ -17,6 +18,7 @@ BENCHES: dict[str, Callable[..., Any]] = {
     "paths": compare_paths,
     "guides": guides,
     "adjoint": adjoint,
+    "ode": ode,
     "sde": sde,
 }
 """Every benchmark, by the name that `pathline bench` knows it by."""

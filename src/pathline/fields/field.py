@@ -188,6 +188,8 @@ class VectorField(Field):
         function: f(x (batch, *state), t () float64, **condition) → (batch, *state). Where
             samples have times of their own (stepped solvers, a grid a sample) t is (batch, 1, …),
             so that what is written for one time stays right.
+        jacobian: ∂f/∂x with the same arguments, (batch, *state, *state), for stiff solvers; they
+            differentiate where there is none.
 
     Example:
         >>> import torch
@@ -199,6 +201,7 @@ class VectorField(Field):
     function: Callable[..., Tensor]
     path: GaussianPath | None = field(default=None, init=False)
     view: View = field(default="velocity", init=False)
+    jacobian: Callable[..., Tensor] | None = None
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.function(x, bshape(t, x) if t.ndim else t, **cond)

@@ -12,7 +12,7 @@ one kernel instead of recompiling it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pathline.core.errors import UsageError, unknown
-from pathline.fields import Condition, Denoiser, Field
+from pathline.fields import Condition, Denoiser, Field, VectorField
 from pathline.fields.denoiser import denoiser_in, with_network
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
@@ -43,6 +43,19 @@ class Executor:
     def prepared(self, field: Field) -> Field:
         """Return the field as it will be evaluated."""
         return field
+
+    def fused(
+        self, key: Hashable, of: object, make: Callable[[], Callable[..., Any]]
+    ) -> Callable[..., Any] | None:
+        """Return a function as this executor runs it; None where it has no way of its own.
+
+        Args:
+            key: what tells it from others of the same object.
+            of: what it was made from; remembered as long as this lives in the executor.
+            make: makes it.
+        """
+        del key, of, make
+        return None
 
     def combined(self, terms: Sum, known: Known) -> Tensor:
         """Return a row's sum."""
@@ -76,6 +89,18 @@ class Compiled(Executor):
         self._networks: OrderedDict[int, _CompiledNetwork] = OrderedDict()
         self._sum = _compiled(_weighted, backend)
         self._tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+        self._fused: OrderedDict[Hashable, tuple[object, Callable[..., Any]]] = OrderedDict()
+
+    def fused(
+        self, key: Hashable, of: object, make: Callable[[], Callable[..., Any]]
+    ) -> Callable[..., Any] | None:
+        whole = (key, id(of))
+        found = self._fused.pop(whole, None)
+        found = found or (of, _compiled(make(), self._backend))
+        self._fused[whole] = found  # which holds the object, so its id stays its own
+        while len(self._fused) > self._keep:
+            self._fused.popitem(last=False)
+        return found[1]
 
     def prepared(self, field: Field) -> Field:
         denoiser = denoiser_in(field)
@@ -190,6 +215,12 @@ class _CompiledField(Field):
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.call(x, t, cond)
+
+
+def inner_of(field: Field) -> VectorField | None:
+    """Return the plain function that a field is, compiled or not; None if it is another."""
+    inner = field.inner if isinstance(field, _CompiledField) else field
+    return inner if type(inner) is VectorField else None
 
 
 class Graph(Executor):

@@ -78,9 +78,8 @@ class Job:
         else:
             assert isinstance(record, Tally)
             (x,) = self.given
-            problem = Problem(
-                self.plan, self.field, x, self.cond, self.seeds, record, keeping, self.wanted
-            )
+            more = (self.seeds, record, keeping, self.wanted, self.executor)
+            problem = Problem(self.plan, self.field, x, self.cond, *more)
             run = self.plan.solver.march(problem)
         return run if keeping is None else _kept(run, keeping, self.plan.steps)
 
