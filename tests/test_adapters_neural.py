@@ -64,7 +64,7 @@ def test_the_same_methods_on_the_same_path_give_the_same_numbers(noise):
 
 
 def test_methods_of_one_order_come_close():
-    """Milstein by derivatives there and by stages here, two methods of Rößler: errors of order h."""
+    """Milstein by derivatives there, by stages here; two methods of Rößler: errors of order h."""
     torchsde = pytest.importorskip("torchsde")
     for method in ("milstein", "srk"):
         sde, bm = Equation("diagonal", "ito"), interval(torchsde, "diagonal")
@@ -121,12 +121,16 @@ def test_our_interval_drives_both_and_names_may_be_others():
     bm = our_sde.BrownianInterval(0.0, 1.0, (6, 3), dtype=torch.float64, entropy=3)
     sde = Renamed("diagonal", "ito")
     first = our_sde.sdeint(sde, start(), TIMES, bm=bm, method="euler", dt=0.25)
-    other = our_sde.sdeint(sde, start(), TIMES, bm=bm, method="euler", dt=0.25, names={"drift": "drift"})
+    other = our_sde.sdeint(
+        sde, start(), TIMES, bm=bm, method="euler", dt=0.25, names={"drift": "drift"}
+    )
     y, w = start(), bm(0.0, 0.25)
     zero = torch.zeros((), dtype=torch.float64)
     assert torch.allclose(first[1], y + 0.25 * sde.f(zero, y) + sde.g(zero, y) * w)
     assert torch.allclose(other[1] - first[1], 0.25 * sde.f(zero, y))
-    adapted = our_sde.sdeint(sde, start(), TIMES, bm=bm, adaptive=True, rtol=0.02, atol=0.02, dt=0.1)
+    adapted = our_sde.sdeint(
+        sde, start(), TIMES, bm=bm, adaptive=True, rtol=0.02, atol=0.02, dt=0.1
+    )
     fine = our_sde.sdeint(sde, start(), TIMES, bm=bm, method="milstein", dt=1 / 512)
     assert (adapted - fine).abs().max() < 0.1
 
@@ -212,8 +216,13 @@ def test_a_foreign_control_will_do():
             return torch.ones(2, 3, 3, dtype=torch.float64)
 
     z, t = torch.ones(2, 3, 4, dtype=torch.float64), torch.tensor([0.0, 1.0]).double()
-    path = our_cde.LinearInterpolation(torch.arange(2.0).double().reshape(1, 1, 2, 1).expand(2, 3, 2, 3))
-    ends = [our_cde.cdeint(p, Pull(), z, t, method="rk4", options={"step_size": 0.1}) for p in (Ramp(), path)]
+    path = our_cde.LinearInterpolation(
+        torch.arange(2.0).double().reshape(1, 1, 2, 1).expand(2, 3, 2, 3)
+    )
+    ends = [
+        our_cde.cdeint(p, Pull(), z, t, method="rk4", options={"step_size": 0.1})
+        for p in (Ramp(), path)
+    ]
     assert torch.allclose(*ends, rtol=1e-12)
     with pytest.raises(UsageError, match="unknown method"):
         our_cde.cdeint(path, Pull(), z, t, method="rk9")

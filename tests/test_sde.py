@@ -276,8 +276,14 @@ def test_the_correction_is_half_of_the_diffusion_along_itself():
     x = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).reshape(3, 2)
     drift = geometric().stratonovich().drift(x, torch.tensor(0.0))
     assert torch.allclose(drift, (DRIFT - NOISE**2 / 2) * x)
-    assert geometric().stratonovich().ito().drift(x, torch.tensor(0.0)).sub(DRIFT * x).abs().max() < 1e-15
-    a, b = torch.tensor([[0.0, 0.6], [0.0, 0.0]]).double(), torch.tensor([[0.0, 0.0], [0.6, 0.2]]).double()
+    assert (
+        geometric().stratonovich().ito().drift(x, torch.tensor(0.0)).sub(DRIFT * x).abs().max()
+        < 1e-15
+    )
+    a, b = (
+        torch.tensor([[0.0, 0.6], [0.0, 0.0]]).double(),
+        torch.tensor([[0.0, 0.0], [0.6, 0.2]]).double(),
+    )
     drift = general().stratonovich().drift(x, torch.tensor(0.0))
     assert torch.allclose(drift, -0.5 * x - 0.5 * x @ (a @ a + b @ b).T)
 
@@ -345,7 +351,9 @@ def solved(sde, x, solver, grid=None):
 
 
 def graded(sde, x, solver, adjoint="reversible"):
-    return pl.solve(sde, x.requires_grad_(), solver=solver, grid=uniform(4), seed=0, adjoint=adjoint)
+    return pl.solve(
+        sde, x.requires_grad_(), solver=solver, grid=uniform(4), seed=0, adjoint=adjoint
+    )
 
 
 def column():

@@ -68,6 +68,11 @@ class Problem:
     error: float
     methods: Sequence[str]
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether it has weights."""
+        return bool(list(self.module.parameters()))
+
 
 class Contestant(NamedTuple):
     """Who takes part.
@@ -231,8 +236,15 @@ def their_gradient(problem: Problem, n: int) -> Sequence[Tensor]:
     weights = list(problem.module.parameters())
     bm = _interval(problem, "reversible_heun", 1 / n)
     with torch.enable_grad():
-        end = adjoint(problem.module, problem.x, _ends(problem), bm=bm, dt=1 / n,
-                      method="reversible_heun", adjoint_method="adjoint_reversible_heun")[-1]  # fmt: skip
+        end = adjoint(
+            problem.module,
+            problem.x,
+            _ends(problem),
+            bm=bm,
+            dt=1 / n,
+            method="reversible_heun",
+            adjoint_method="adjoint_reversible_heun",
+        )[-1]
         return torch.autograd.grad(end.square().sum(), weights)
 
 
@@ -274,7 +286,9 @@ def sde(rounds: int = 3) -> Report:
         raise MissingExtra("torchsde", "bench", "as the other side of bench sde")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    )
     rows, bars = list[Row](), list[Bar]()
     try:
         for problem in problems():
@@ -302,7 +316,7 @@ def _measured(problem: Problem, rounds: int) -> tuple[list[Row], list[Bar]]:
     if not {OURS, PEER} <= families:
         raise PathlineError("nobody has come near the solution; the ladder is too short.")
     runs = {name: Run(partial(who.run, n)) for name, (who, n) in found.items()}
-    if any(problem.module.parameters()):
+    if problem.is_learned:
         n = next(n for who, n in found.values() if "reversible" in who.name and who.family == OURS)
         for family, gradient in ((OURS, our_gradient), (PEER, their_gradient)):
             who = Contestant(family, "gradient", lambda _: 0.0, partial(gradient, problem))
@@ -317,12 +331,13 @@ def _told(
     problem: Problem, found: dict[str, tuple[Contestant, int]], seconds: dict[str, float]
 ) -> tuple[list[Row], list[Bar]]:
     rows, bars = list[Row](), list[Bar]()
-    kinds = ("paths", "gradient") if any(problem.module.parameters()) else ("paths",)
+    kinds = ("paths", "gradient") if problem.is_learned else ("paths",)
     for kind in kinds:
         mine = {name: who for name, (who, _) in found.items()
                 if (who.name == "gradient") == (kind == "gradient")}  # fmt: skip
-        best = {family: min((name for name, who in mine.items() if who.family == family),
-                            key=seconds.__getitem__) for family in {w.family for w in mine.values()}}  # fmt: skip
+        best = dict[str, str]()
+        for name in sorted(mine, key=seconds.__getitem__):
+            best.setdefault(mine[name].family, name)
         for family in (OURS, PEER, JAX):
             if family in best:
                 rows.append(Row("ms", best[family], 1e3 * seconds[best[family]]))

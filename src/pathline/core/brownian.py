@@ -91,7 +91,7 @@ def halves(whole: Piece, left: Length, right: Length, x: Tensor) -> tuple[Piece,
 
 
 def joined(first: Piece, second: Piece, left: Length, right: Length) -> Piece:
-    """Return a Brownian motion over an interval from its parts: ℓH = l H_l + r H_r + ½(r W_l − l W_r)."""
+    """Return the motion over an interval from its parts, ℓH = l H_l + r H_r + ½(r W_l − l W_r)."""
     w = first.w + second.w
     if first.h is None or second.h is None:
         return Piece(w)
@@ -265,7 +265,7 @@ class Brownian:
         return _picked(_descended(distinct, self), index)
 
     def draws(self, nodes: Sequence[int], counts: Sequence[int]) -> Sequence[Tensor]:
-        """Return the normals of some nodes, in groups of so many, (1 or 2, nodes, batch, *shape)."""
+        """Return the normals of nodes, in groups of so many, (1 or 2, nodes, batch, *shape)."""
         shape = (1 + self.has_area, *self.shape)
         made = noise.normals(self._keys, shape, nodes, stream=STREAM, dtype=torch.float64)
         return made.movedim(2, 0).split(list(counts), 1)
@@ -490,7 +490,9 @@ class Refined:
     def _halved(self, level: int, nodes: range, piece: Piece) -> tuple[Piece, Piece]:
         at = np.arange(2 * nodes.start, 2 * nodes.stop + 1) << (self._depth - level - 1)
         left, right = self._lengths(at).unflatten(0, (-1, 2)).unbind(1)
-        first = self._roots << level  # what came before: the roots' draws, and those of coarser levels
+        first = (
+            self._roots << level
+        )  # what came before: the roots' draws, and those of coarser levels
         numbers = range(first + nodes.start, first + nodes.stop)
         return halves(piece, left, right, self._draws(numbers))
 

@@ -41,7 +41,6 @@ class Wanted:
         """Whether anything is."""
         return self.save is not None or self.dense or bool(self.events) or self.on_step is not None
 
-
     @property
     def is_save_alone(self) -> bool:
         """Whether states at some times are all that is wanted."""
@@ -77,7 +76,8 @@ def points_of(plan: Plan, save: Save) -> tuple[int, ...]:
         t = float(wanted[missed[0]])
         raise UsageError(
             f"save asks for t = {t:.6g}, which is no point of the grid; the nearest is "
-            f"{float(points[nearest[missed[0]]]):.6g}. Put it on the grid, or take an adaptive solver."
+            f"{float(points[nearest[missed[0]]]):.6g}. Put it on the grid, or take an adaptive "
+            "solver."
         )
     return tuple(plan.landings[i] for i in nearest.tolist())
 
