@@ -18,7 +18,7 @@ help:
 	@echo "make browser    a Chromium for the studio's tests, where one can be had"
 	@echo "make systems    measure the claims of every system, and keep the values"
 	@echo "make systems-training  the claims that train models, into benchmarks/ too; resumable"
-	@echo "make bench      overhead beside diffusers, k-diffusion and azula"
+	@echo "make bench      overhead beside diffusers, k-diffusion and azula; ODEs beside torchdiffeq and others"
 	@echo "make lint       formatting, rules, floors, types"
 	@echo "make format     mend what ruff can mend"
 	@echo "make clean      remove the environment and all caches"
@@ -46,6 +46,7 @@ browser: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 	$(BIN)/pathline bench overhead
+	$(BIN)/pathline bench ode
 
 systems: $(VENV)/.installed-test
 	$(BIN)/python -m pathline.systems
@@ -82,4 +83,5 @@ $(VENV)/.installed-peers: constraints.txt | $(VENV)/.installed-bench
 	-$(PIP) --no-deps azula
 	-$(PIP) --no-deps k-diffusion
 	-$(PIP) --no-deps deepinv
+	-$(PIP) torchode diffrax jax
 	@touch $@

@@ -334,6 +334,8 @@ def test_per_sample_results_do_not_depend_on_a_failing_neighbour(name):
 def test_plain_differential_equations_too(name):
     """dx/dt = −x² cos t has x = 1/(1/x₀ + sin t), forwards and backwards."""
     solver, counts, errors = FIXED[name], (80, 160, 320), []
+    if name == "reversible_heun":  # its two states drift apart where x falls: finer steps
+        counts = (320, 640, 1280)
     x = 2 + 0.1 * starts()
     for n in counts:
         grid = pl.grids.uniform(n, start=0.0, end=2.0)

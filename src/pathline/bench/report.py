@@ -199,7 +199,16 @@ def piped(cells: Sequence[str]) -> str:
 
 def place() -> dict[str, str]:
     """Return machine, versions and date."""
-    names = "pathline", "torch", "diffusers", "azula", "k-diffusion", "deepinv", "torchsde", "diffrax"
+    names = (
+        "pathline",
+        "torch",
+        "diffusers",
+        "azula",
+        "k-diffusion",
+        "deepinv",
+        "torchsde",
+        "diffrax",
+    )
     found = {name: _version(name) for name in names}
     return {
         "date": datetime.now(UTC).date().isoformat(),

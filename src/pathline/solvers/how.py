@@ -99,8 +99,8 @@ class How(NamedTuple):
         saves = isinstance(plan, Plan) and self.wanted is not None and self.wanted.is_save_alone
         if self.wanted is not None and not (adapts or saves):
             raise UsageError(
-                "dense, events and on_step are for adaptive solvers (tsit5, dopri5 …), and save for "
-                "them and for plans; with steps on a grid use trajectory and observe."
+                "dense, events and on_step are for adaptive solvers (tsit5, dopri5 …), and save "
+                "for them and for plans; with steps on a grid use trajectory and observe."
             )
         if self.speed is None:
             return plan

@@ -420,7 +420,9 @@ def _told(product: Product) -> str:
     _, kind, leg, channel = product
     if kind == "one":
         return "1"
-    return f"e{channel}" if kind == "unit" else f"{kind}{channel if kind[:2] == 'ij' else ''}[{leg}]"
+    return (
+        f"e{channel}" if kind == "unit" else f"{kind}{channel if kind[:2] == 'ij' else ''}[{leg}]"
+    )
 
 
 def _number(c: Coefficient) -> str:

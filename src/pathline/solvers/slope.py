@@ -50,11 +50,6 @@ class Slope:
         """The solve."""
         return self._problem
 
-    @property
-    def cond(self) -> Condition:
-        """The condition of the samples that are asked for."""
-        return self._cond
-
     def turn(self, way: Numbers) -> None:
         """Be told the ways of all samples."""
         self.way = self.all_ways = way

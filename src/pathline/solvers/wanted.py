@@ -83,7 +83,8 @@ def points_of(plan: Plan, save: Save) -> tuple[int, ...]:
         t = float(wanted[missed[0]])
         raise UsageError(
             f"save asks for t = {t:.6g}, which is no point of the grid; the nearest is "
-            f"{float(points[nearest[missed[0]]]):.6g}. Put it on the grid, or take an adaptive solver."
+            f"{float(points[nearest[missed[0]]]):.6g}. Put it on the grid, or take an adaptive "
+            "solver."
         )
     return tuple(plan.landings[i] for i in nearest.tolist())
 
