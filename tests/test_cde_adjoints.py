@@ -1,4 +1,4 @@
-"""Gradients of CDEs through every adjoint: a linear control's slope depends on the side of a knot."""
+"""Gradients of CDEs by every adjoint: a linear control's slope depends on the side of a knot."""
 
 import pytest
 import torch
