@@ -173,6 +173,22 @@ def test_a_move_that_is_done_has_the_least_energy():
     assert float(laid.inside([f], views)) > 2.0 / 5
 
 
+def test_what_is_vacated_may_start_from_the_noise_of_the_target():
+    z = drawn(1, 2, 8, 10)
+    made = Move(MASK, dx=3, dy=2, fill="swap").laid((8, 10), (8, 10)).begin([z])
+    old = MASK == 1
+    new = torch.roll(old, (2, 3), (0, 1))
+    assert torch.equal(made[..., new], z[..., old]) and torch.equal(made[..., old], z[..., new])
+    assert torch.equal(made[..., ~(old | new)], z[..., ~(old | new)])
+    warp = Warp((8, 10), (3.5, 4.0), (1.25, -0.5), 1.6)
+    forth, back = warp._sources(0), warp.back
+    torch.testing.assert_close(  # the inverse of s is its own formula with c + d, −d, 1/scale
+        back.centre[0] + (forth - back.centre[0] - back.shift[0]) / back.scale,
+        torch.arange(8, dtype=torch.float64))  # fmt: skip
+    with pytest.raises(UsageError, match="unknown filling 'blur'"):
+        Move(MASK, fill="blur")
+
+
 def test_resize_is_a_move_to_the_same_place():
     task = Resize(MASK, 1.5)
     assert (task.dx, task.dy, task.scale) == (0, 0, 1.5)
@@ -266,7 +282,7 @@ def test_a_move_by_nothing_returns_the_reconstruction():
 class Spying(Patches):
     """Patches that keep where they were asked."""
 
-    seen: list = []  # noqa: RUF012
+    seen: list = []
 
     def maps(self, field, look, x, *, to_the_end=False):
         Spying.seen.append((float(look(x).t), x.detach().clone(), torch.is_grad_enabled()))

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from pathline.cli import (
     completing,
+    diff_editing,
     editing,
     evaluating,
     inverting,
@@ -53,7 +54,7 @@ app = typer.Typer(
 PANELS = {
     "Make": [
         sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
-        inverting.invert, editing.edit, opening.studio, demo,
+        inverting.invert, editing.edit, diff_editing.diff_edit, opening.studio, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,

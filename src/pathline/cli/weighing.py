@@ -1,4 +1,4 @@
-"""`--particles K`: every sample is one of K that are weighed, and the receipt tells what came of it."""
+"""`--particles K`: every sample is one of K that are weighed, and the receipt tells of them."""
 
 from __future__ import annotations
 

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.edit.diff_run import Run
-from pathline.edit.diff_settings import Bank, DiffEditor, Edited, Heard, StepReport
+from pathline.edit.diff_settings import Bank, DiffEdited, DiffEditor, Heard, StepReport
 from pathline.edit.diff_task import Task
 from pathline.edit.inverter import Way
 from pathline.edit.trajectory import Trajectory, trajectory
 from pathline.fields import Field
 from pathline.fields.denoiser import as_told
 
-__all__ = ["Bank", "DiffEditor", "Edited", "Heard", "StepReport", "diff_edit", "invert"]
+__all__ = ["Bank", "DiffEditor", "DiffEdited", "Heard", "StepReport", "diff_edit", "invert"]
 
 
 def diff_edit(  # noqa: PLR0913 - keyword-only from `reference` on
@@ -46,7 +46,7 @@ def diff_edit(  # noqa: PLR0913 - keyword-only from `reference` on
     seed: int = 0,
     observe: Callable[[StepReport], None] | None = None,
     **cond: Any,
-) -> Edited:
+) -> DiffEdited:
     """Return a picture after an edit.
 
     Args:
@@ -84,7 +84,7 @@ def diff_edit(  # noqa: PLR0913 - keyword-only from `reference` on
             if observe is not None:
                 observe(report)
         x, back = run.z.to(image.dtype), run.reconstruction().to(image.dtype)
-    return Edited(x, back, run.laid.regions, tuple(reports), run.nfe, run.vjps, run.receipt(x))
+    return DiffEdited(x, back, run.laid.regions, tuple(reports), run.nfe, run.vjps, run.receipt(x))
 
 
 def invert(

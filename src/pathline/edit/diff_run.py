@@ -220,7 +220,8 @@ class Run:
             )
             slope = separated(inside, outside, x, self.laid.region)
         self.vjps += 2
-        return self.tuning.strength * self.tuning.kappa * slope, tuple(float(e.detach()) for e in (inside, outside))
+        energies = float(inside.detach()), float(outside.detach())
+        return self.tuning.strength * self.tuning.kappa * slope, energies
 
     def _maps(self, look: Look, x: Tensor, *, to_the_end: bool = False) -> list[Tensor]:
         """Return features on their grid, in float32 at least: half precision would overflow."""

@@ -18,7 +18,7 @@ from pathline.nets.image_prompt import ImagePrompt
 from pathline.solvers import Grid, grids
 from pathline.steer.features import FeatureSource, Layers
 
-__all__ = ["Bank", "DiffEditor", "Edited", "Heard", "StepReport"]
+__all__ = ["Bank", "DiffEditor", "DiffEdited", "Heard", "StepReport"]
 
 END = 0.98
 """Where the noisiest state lies if α is 0 at the noise end, which g is divided by."""
@@ -157,7 +157,7 @@ class StepReport:
 
 
 @dataclass(frozen=True, eq=False)
-class Edited:
+class DiffEdited:
     """An edited picture, and how it came about.
 
     Args:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ from pathline.steer.energy import Attract, Energy, Repel
 __all__ = ["TASKS", "Appearance", "Drag", "Move", "Paste", "Resize", "task_of"]
 
 
+Fill = Literal["own", "swap"]
+
+
 @dataclass(frozen=True, eq=False)
 class Move(Task):
     """An object goes to another place, and the place that it leaves is filled.
@@ -56,6 +59,9 @@ class Move(Task):
         scale: about the object's own centre.
         background: (height, width): what the vacated place shall look like; None for all the rest.
         weights: w_e, w_c, w_k, w_i.
+        fill: what noise the vacated place starts from: its "own", as in the paper, of which a model
+            tends to make the object again; or "swap", that of the place where the object goes,
+            which would have become background.
 
     Raises:
         UsageError: a mask that is none, empty, or nearly everything; a scale that is not above 0.
@@ -67,12 +73,15 @@ class Move(Task):
     scale: float = 1.0
     background: Tensor | None = None
     weights: tuple[float, float, float, float] = (4.0, 6.0, 0.2, 0.8)
+    fill: Fill = "own"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", as_mask(self.mask))
         if self.background is not None:
             object.__setattr__(self, "background", as_mask(self.background, "background mask"))
         _check_scale(self.scale)
+        if self.fill not in get_args(Fill):
+            raise unknown("filling", self.fill, get_args(Fill))
 
     @property
     def tuning(self) -> Tuning:
@@ -91,7 +100,10 @@ class Move(Task):
         }
 
         def begin(noisy: Sequence[Tensor]) -> Tensor:
-            return pasted(noisy[0], warp.nearest(noisy[0]), target)
+            z = pasted(noisy[0], warp.nearest(noisy[0]), target)
+            if self.fill == "own":
+                return z
+            return pasted(z, warp.back.nearest(noisy[0]), regions["vacated"])
 
         wide = placed(self.mask, self.dx, self.dy, self.scale, features)
         views = (lambda refs: refs[0], lambda refs: [wide.bilinear(each) for each in refs[0]])
@@ -198,7 +210,8 @@ class Drag(Task):
         Raises:
             UsageError: one lies outside the picture.
         """
-        frame = self.size or (size if self.mask is None else tuple(self.mask.shape))
+        whole = size if self.mask is None else (self.mask.shape[0], self.mask.shape[1])
+        frame = self.size or whole
         for x, y in (each for pair in self.points for each in pair):
             if not (-0.5 <= x < frame[1] - 0.5 and -0.5 <= y < frame[0] - 0.5):
                 raise UsageError(
@@ -305,8 +318,8 @@ TASKS: Mapping[str, Callable[..., Task]] = {
 """Every task, by name."""
 
 _TAKES = {
-    "move": ("mask", "dx", "dy", "scale", "background"),
-    "resize": ("mask", "scale", "background"),
+    "move": ("mask", "dx", "dy", "scale", "background", "fill"),
+    "resize": ("mask", "scale", "background", "fill"),
     "drag": ("points", "mask", "size"),
     "appearance": ("mask", "reference_mask"),
     "paste": ("mask", "dx", "dy", "scale"),

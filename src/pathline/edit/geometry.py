@@ -111,6 +111,12 @@ class Warp:
         c = self.centre[axis]
         return c + (p - c - self.shift[axis]) / self.scale
 
+    @property
+    def back(self) -> Warp:
+        """The way back: where each pixel went."""
+        centre = self.centre[0] + self.shift[0], self.centre[1] + self.shift[1]
+        return Warp(self.size, centre, (-self.shift[0], -self.shift[1]), 1 / self.scale)
+
     @cached_property
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Bilinear weights of rows and of columns, (n, n) each; the border goes on outside."""

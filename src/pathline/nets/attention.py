@@ -8,7 +8,7 @@ alone, and nothing is left behind when the pass raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,7 +106,7 @@ def checked_attentions(
 
 
 @contextmanager
-def attending(network: nn.Module, layers: Sequence[str], answer: Answer) -> Iterator[None]:
+def attending(network: nn.Module, layers: Sequence[str], answer: Answer) -> Generator[None]:
     """Let `answer` say what the attention of these layers comes to, inside the `with` block.
 
     Args:

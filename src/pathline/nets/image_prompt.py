@@ -12,7 +12,7 @@ arXiv:2204.14198); Mou et al. 2024 (arXiv:2402.02583), Sec. 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -146,7 +146,7 @@ class ImagePrompt(nn.Module):
         return cls({name: _width(network, name) for name in names}, tokens)
 
     @contextmanager
-    def heard(self, network: nn.Module, tokens: Tensor, share: float = 1.0) -> Iterator[None]:
+    def heard(self, network: nn.Module, tokens: Tensor, share: float = 1.0) -> Generator[None]:
         """Let the network hear the tokens inside the `with` block.
 
         Args:
@@ -173,7 +173,7 @@ class ImagePrompt(nn.Module):
             times, rest = divmod(len(call.q), len(tokens))
             if rest:
                 raise UsageError(f"{len(tokens)} pictures do not serve a batch of {len(call.q)}.")
-            told = tokens.to(self.key[i].weight).repeat(times, 1, 1)
+            told = tokens.to(next(self.key[i].parameters())).repeat(times, 1, 1)
             k, v = (
                 layer(told).unflatten(-1, (heads, -1)).transpose(1, 2).to(call.q)
                 for layer in (self.key[i], self.value[i])

@@ -14,7 +14,7 @@ Papers: Cao et al. 2023 (MasaCtrl, arXiv:2304.08465); Mou et al. 2024 (arXiv:240
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,7 +49,7 @@ def bank_layers(network: nn.Module, names: Sequence[str] | None = None) -> tuple
 
 
 @contextmanager
-def record(network: nn.Module, layers: Sequence[str] | None = None) -> Iterator[dict[str, Kept]]:
+def record(network: nn.Module, layers: Sequence[str] | None = None) -> Generator[dict[str, Kept]]:
     """Keep keys and values of the passes inside the `with` block; of the last one if several.
 
     Args:
@@ -138,7 +138,7 @@ class Assemble(Reuse):
 
 
 @contextmanager
-def replay(network: nn.Module, kept: Mapping[str, Kept], reuse: Reuse) -> Iterator[None]:
+def replay(network: nn.Module, kept: Mapping[str, Kept], reuse: Reuse) -> Generator[None]:
     """Use a bank in the passes inside the `with` block.
 
     A pass of a multiple of the bank's samples (guidance) sees it repeated.

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 
 from pathline.core.errors import UsageError
 
-__all__ = ["CDENet", "Hybrid", "LipSwish", "NoiseNet", "ODENet", "clip_weights", "layers"]
+__all__ = [
+    "CDENet",
+    "Hybrid",
+    "LipSwish",
+    "NoiseNet",
+    "ODENet",
+    "OwnNoise",
+    "clip_weights",
+    "layers",
+    "with_time",
+]
 
 LIPSWISH = 0.909
 """1.1 is the largest slope of x sigmoid(x), nearly."""
@@ -180,6 +190,32 @@ class NoiseNet(nn.Module):
         if self.floor is not None:
             made = (made.square() + self.floor**2).sqrt()
         return made if self.noises is None else made.unflatten(1, (self.dim, self.noises))
+
+
+class OwnNoise(nn.Module):
+    """A diffusion of which each number depends on its own number of the state alone, never on 0.
+
+    σ_i(x_i) = floor + sigmoid(a small network of x_i): what "diagonal" noise means.
+
+    Args:
+        dim: numbers in a state.
+        width: of each small network.
+        floor: the least.
+    """
+
+    def __init__(self, dim: int, width: int = 8, floor: float = 0.01) -> None:
+        super().__init__()
+        self.dim, self.floor = dim, floor
+        self.slopes = nn.Parameter(torch.randn(dim, width))
+        self.offsets = nn.Parameter(torch.randn(dim, width))
+        self.weights = nn.Parameter(torch.randn(dim, width) / width**0.5)
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+        del t
+        check_state(x, self.dim)
+        inside = nn.functional.softplus(x[..., None] * self.slopes + self.offsets)
+        return self.floor + ((inside * self.weights).sum(-1) + self.bias).sigmoid()
 
 
 @torch.no_grad()

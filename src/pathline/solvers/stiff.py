@@ -43,7 +43,7 @@ class Rodas(Adaptive):
         method: "rodas5p" or "rodas4".
         rtol, atol, first, max_steps, control, jumps: as for every adaptive solver.
 
-    Cost: a step is 8 (6) evaluations, and for a state of d numbers d + 1 forward derivatives and a
+    Cost: a step is 9 (7) evaluations, and for a state of d numbers d + 1 forward derivatives and a
     factorisation of a (d, d) matrix.
     """
 
@@ -88,15 +88,15 @@ class Stiff(Stepper):
     def __init__(self, table: Rosenbrock, slope: Slope, rtol: float, atol: float) -> None:
         super().__init__(slope, rtol, atol)
         self._table = table
-        self.evaluations = len(table.c) - 1
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.evaluations = len(table.c)  # the first stage's is known, and the Jacobian takes one
 
     def attempt(self, x: Tensor, first: Tensor, reach: Reach) -> Trial:
         table = self._table
         clocks = [reach.start + c * reach.size for c in table.c]
         size = np.where(reach.size == 0, 1.0, reach.size)
         h, waits = lifted(size * self.slope.way, x), lifted(reach.size == 0, x).bool()
-        jacobian, drift = self._derivatives(x, reach)
+        (t,) = self.slope.times(reach.start[None], x)
+        jacobian, drift = derivatives(self.slope, x, t, self.graph)
         solve = _Solved(jacobian, h, table.gamma)
         parts: list[Tensor] = []
         argument = x
@@ -111,15 +111,6 @@ class Stiff(Stepper):
         end = argument + parts[-1]
         error = rms(parts[-1] / self.unit(x, end))
         return Trial(end, error, None, parts)
-
-    def _derivatives(self, x: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
-        """Return ∂f/∂x, (n, d, d), and ∂f/∂t, like x; the last ones where nobody has moved."""
-        if self._last is not None and self._last[0] is x:
-            return self._last[1:]
-        (t,) = self.slope.times(reach.start[None], x)
-        jacobian, drift = derivatives(self.slope, x, t, self.graph)
-        self._last = None if self.graph else (x, jacobian, drift)
-        return jacobian, drift
 
     def opening(self, x: Tensor, first: Tensor, reach: Reach) -> Numbers:
         return opening(self, x, first, reach, self._table.order)

@@ -217,7 +217,9 @@ class Walk:
         """Evaluate the field where samples stand, if that is not known."""
         if self._knows.all():
             return
-        fresh = ~self._knows
+        fresh = ~self._knows & self._pace.moving
+        if not fresh.any():
+            return
         clocks = self._pace.at
         if self._solver.jumps:
             clocks = _beyond(clocks, self._now, np.inf)
@@ -227,7 +229,7 @@ class Walk:
         )
         self._f = f if fresh.all() else chosen(_flags(fresh, f), f, self._f)
         self._nfe[self._rows[fresh]] += 1
-        self._knows[:] = True
+        self._knows[fresh] = True
         lost = ~np.isfinite(self._stepper.own(f * 0)) & fresh
         if lost.any():
             self._give_up(lost, Status.NON_FINITE)

@@ -41,7 +41,6 @@ class Wanted:
         """Whether anything is."""
         return self.save is not None or self.dense or bool(self.events) or self.on_step is not None
 
-
     @property
     def needs_graph(self) -> bool:
         """Whether what is found shall be differentiated."""

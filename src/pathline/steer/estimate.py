@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field, change
 from pathline.paths import GaussianPath, bshape
-from pathline.steer.guide import Guide, Guided, named
+from pathline.steer.guide import Guide, Guided, check_steady, named
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class Steering(Guide):
             )
         if self.is_none:
             return field
+        check_steady(self)
         if self.is_score and not field.path.kernel.is_gaussian:
             raise UsageError(
                 f"{named(self)} adds to the score, and −ε̂/σ is the gradient of log p_t for D=inf "

@@ -28,6 +28,7 @@ from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 from pathline.fields import Field
 from pathline.fields.around import Around
+from pathline.solvers.adjoints.sources import random_module
 
 guides: Registry[Guide] = Registry("guide")
 """Every guide, by name."""
@@ -126,6 +127,20 @@ class Chain(Guide):
 
     def describe(self) -> dict[str, Any]:
         return {"name": "chain", "guides": [guide.describe() for guide in self.members]}
+
+
+def check_steady(guide: Guide) -> None:
+    """Refuse a guide whose own network would answer otherwise from call to call.
+
+    Raises:
+        UsageError: a dropout or batch norm in it is in training mode; the message names it.
+    """
+    name = random_module(guide)
+    if name is not None:
+        raise UsageError(
+            f"{named(guide)} asks a network of which {name} is in training mode: its answers, and "
+            "its gradients, would change from call to call. Call network.eval()."
+        )
 
 
 def named(guide: Guide) -> str:

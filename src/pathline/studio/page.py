@@ -18,7 +18,11 @@ from pathline.studio.shelf import Shelf
 MOST_EVENTS = 512
 """Events that gradio may hold: what waits for a turn waits in `Jobs`, not there."""
 
-HINT = "What is left empty (solver, grid, steps, guidance, prompt) is the model's own; guidance 1 is none."
+HINT = "What is left empty is the model's own; guidance 1 adds nothing."
+
+SESSIONS = 32
+"""Pages that gradio remembers what it last showed of (half a MiB each). Nothing here asks for it:
+what a page needs, it sends."""
 
 
 def asset(name: str) -> str:
@@ -45,6 +49,7 @@ def blocks(shelf: Shelf, jobs: Jobs) -> gr.Blocks:
             jobs.cancel(request.session_hash)
 
         page.unload(left)
+    page.state_session_capacity = SESSIONS
     page.queue(max_size=MOST_EVENTS, default_concurrency_limit=None, api_open=False)
     return page
 

@@ -151,33 +151,38 @@ def comparing(bench: Bench) -> None:
 
 
 def _compared(made: compare.Compared) -> list[Any]:
+    named = [(f"{i}. {line.name.partition('(')[0]}", line) for i, line in enumerate(made.lines, 1)]
     table = [
         {
-            "recipe": line.name,
+            "": name,
+            "what ran": line.trouble or line.name,
             "evaluations": line.nfe,
-            "rms error to the converged solution": line.error,
-            "": line.trouble or ("" if line.error is not None else "draws noise of its own"),
+            "rms error": line.error if line.trouble or line.error is not None else "draws noise",
         }
-        for line in made.lines
+        for name, line in named
     ]
-    ran = [line for line in made.lines if line.x is not None]
-    sheets = [("converged", made.converged), *((f"{line.name}", line.x) for line in ran)]
+    ran = {name: line for name, line in named if line.x is not None}
+    sheets = [("converged", made.converged), *((name, line.x) for name, line in ran.items())]
     pictures = [
         views.image(views.png_url(views.sheet(x)), name, name)
         for name, x in sheets
         if x is not None
     ]
-    named = [(f"{i}. {line.name.partition('(')[0]}", line) for i, line in enumerate(ran, 1)]
     plots = views.curves(
         {
-            "rms distance of x̂₀ from the converged": {k: (v.times, v.x0) for k, v in named},
-            "rms of x": {k: (v.times, v.norm) for k, v in named},
+            "rms distance of x̂₀ from the converged": {k: (v.times, v.x0) for k, v in ran.items()},
+            "rms of x": {k: (v.times, v.norm) for k, v in ran.items()},
             "bend, rms dx̂₀/dλ": {
-                k: ([t for t, _ in v.bend], [b for _, b in v.bend]) for k, v in named if v.bend
+                k: ([t for t, _ in v.bend], [b for _, b in v.bend])
+                for k, v in ran.items()
+                if v.bend
             },
         }
     )
-    known = f"The converged solution is known to {made.uncertain:.2g} (rms)."
+    known = (
+        f"Errors are distances from the converged solution of the same noise and guidance, which "
+        f"is itself known to {made.uncertain:.2g}."
+    )
     html = views.table(table) + f"<p>{known}</p>" + views.row(*pictures)
     return [html + views.image(plots, "curves over time")]
 

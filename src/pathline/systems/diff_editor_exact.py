@@ -40,9 +40,10 @@ class Exact:
         off = 0.0
         for k in WINDOW:
             step = grids.times(times[k : k + 2])
-            state = float(path.alpha(times[k])) * self._glyphs.points[:4] + float(
-                path.sigma(times[k])
-            ) * x
+            state = (
+                float(path.alpha(times[k])) * self._glyphs.points[:4]
+                + float(path.sigma(times[k])) * x
+            )
             plain = solve(law, state, solver=DDIM(), grid=step).x
             made = solve(law, state, solver=Regional(DDIM(0.4), DDIM(), mask), grid=step,
                          seeds=range(4)).x  # fmt: skip
@@ -79,13 +80,17 @@ class Exact:
 
     @cached_property
     def _energies(self) -> tuple[Tensor, Tensor, Energy, Energy, list[Tensor]]:
-        """Return a state of a smooth field, the region, energies inside and outside, a reference."""
+        """Return a state, the region, energies inside and outside of it, and a reference."""
         x, other = noise.normal([0, 1], (2, 8, 8), stream="data", dtype=torch.float64).split(1)
         mask = torch.zeros(8, 8, dtype=torch.bool)
         mask[1:5, 2:6] = True
-        return x, mask, Energy((Attract(4.0, mask),)), Energy((Attract(6.0, ~mask, safe=True),)), [
-            _features(other)
-        ]
+        return (
+            x,
+            mask,
+            Energy((Attract(4.0, mask),)),
+            Energy((Attract(6.0, ~mask, safe=True),)),
+            [_features(other)],
+        )
 
     def gradient_leak(self) -> float:
         """Return the largest part of a gradient in the other one's region."""
@@ -132,7 +137,9 @@ class Exact:
     @staticmethod
     def most(safe: bool) -> float:
         """Return the largest attraction of weight 1 at any S."""
-        return float(attraction(torch.linspace(-1, 1, 100_001, dtype=torch.float64), safe=safe).max())
+        return float(
+            attraction(torch.linspace(-1, 1, 100_001, dtype=torch.float64), safe=safe).max()
+        )
 
 
 def _response(law: Gaussian, plan: Plan, t: float, x: float, z: float) -> float:
@@ -143,6 +150,6 @@ def _response(law: Gaussian, plan: Plan, t: float, x: float, z: float) -> float:
 
 
 def _features(x: Tensor) -> Tensor:
-    """Return three smooth features of 5 × 5 pixels each, so that regions see across their border."""
+    """Return three smooth features of 5 × 5 pixels, so that regions see across their border."""
     kernels = noise.normal([7], (3, x.shape[1], 5, 5), stream="probe", dtype=x.dtype)[0]
     return torch.tanh(F.conv2d(x, kernels / 5, padding=2)) + 1.2

@@ -1,4 +1,4 @@
-"""Six digits anywhere on a canvas: a law whose denoiser is exact, and edits that are right or wrong.
+"""Six digits anywhere on a canvas: an exact denoiser, and edits that are right or wrong.
 
 An edit asks for one glyph at another place; what comes of it is exact if the data point nearest to
 it is that glyph at that place.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.data import digits
-from pathline.edit.diff_editor import DiffEditor, Edited, diff_edit, invert
+from pathline.edit.diff_editor import DiffEdited, DiffEditor, diff_edit, invert
 from pathline.edit.diff_task import Laid
 from pathline.edit.diff_tasks import Move
 from pathline.edit.trajectory import Trajectory
@@ -32,7 +32,7 @@ STRENGTH = 40.0
 
 
 def stable_diffusion() -> tuple[Tabulated, tuple[float, ...]]:
-    """Return the path of Stable Diffusion 1.5, and the times of 50 steps: labels 981, 961 … 1, 0."""
+    """Return the path of Stable Diffusion 1.5, and its 50 steps: labels 981, 961 … 1, 0."""
     roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
     path = Tabulated.from_betas(roots.square().tolist())
     labels = torch.tensor([*range(981, 0, -20), 0], dtype=torch.float64)
@@ -98,9 +98,7 @@ class Glyphs:
         """From the upper left quadrant to the lower right one."""
         u = noise.uniform(range(EDITS), (4,), stream="data", dtype=torch.float64)
         corners = (6 * u + torch.tensor([0, 0, 7, 7])).long().tolist()  # of 13 places a side
-        return [
-            Edit(i % GLYPHS, (a, b), (c, d)) for i, (a, b, c, d) in enumerate(corners)
-        ]
+        return [Edit(i % GLYPHS, (a, b), (c, d)) for i, (a, b, c, d) in enumerate(corners)]
 
     def picture(self, i: int) -> Tensor:
         """Return the data of an edit, (1, 1, 20, 20)."""
@@ -113,7 +111,7 @@ class Glyphs:
         """Return where an edit's picture was at every level."""
         return invert(self.law, self.picture(i), editor=self.editor)
 
-    def edited(self, i: int, editor: DiffEditor, task: Move | None = None) -> Edited:
+    def edited(self, i: int, editor: DiffEditor, task: Move | None = None) -> DiffEdited:
         """Return what comes of an edit."""
         return diff_edit(
             self.law, self.picture(i), task or self.edits[i].task, editor=editor,

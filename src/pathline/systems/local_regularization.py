@@ -6,15 +6,17 @@ classifier of digits, trained by the continuous adjoint, to its evaluations.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from pathline.learn.solve_costs import Decay, Heuristics, Local, SolveCost
+from pathline.learn.solve_costs.local import Mode
 from pathline.solvers import AdaptiveRK, grids, solve
 from pathline.solvers.adaptive import Control
 from pathline.solvers.adjoints.meter import peak_bytes
@@ -197,14 +199,15 @@ class Experiment:
         """Return by how much saved states and times differ from those of a plain solve."""
         field, x = self.problem
         save = [0.25, 0.5, 1.0]
-        pair = []
-        for mode in ("biased", "unbiased"):
-            for how in ({"solver": TSIT5, "grid": (0.0, 1.0)},
-                        {"solver": "rk4", "grid": [i / 40 for i in range(41)]}):  # fmt: skip
-                made = Local(mode).solve(field, x, seed=5, save=save, **how).solution
-                plain = solve(field, x, save=save, **how)
-                assert made.trajectory is not None and plain.trajectory is not None
-                pair += [made.trajectory - plain.trajectory, made.times - plain.times]  # type: ignore[operator]
+        walk: dict[str, Any] = {"solver": TSIT5, "grid": (0.0, 1.0)}
+        plan: dict[str, Any] = {"solver": "rk4", "grid": [i / 40 for i in range(41)]}
+        pair: list[Tensor] = []
+        for mode, how in itertools.product(get_args(Mode), (walk, plan)):
+            made = Local(mode).solve(field, x, seed=5, save=save, **how).solution
+            plain = solve(field, x, save=save, **how)
+            for a, b in ((made.trajectory, plain.trajectory), (made.times, plain.times)):
+                assert a is not None and b is not None
+                pair.append(a - b)
         return max(float(v.detach().abs().max()) for v in pair)
 
 

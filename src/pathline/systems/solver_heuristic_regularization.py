@@ -106,7 +106,7 @@ class Experiment:
         return self._gradient(Heuristics("both").solve(field, x, **how).cost)  # type: ignore[arg-type]
 
     def gradient_error(self) -> float:
-        """Return the direct gradient's distance to differences of order four of the frozen steps."""
+        """Return its distance to differences of order four, the steps being frozen."""
         field, _ = self.problem
         found, exact = self._gradient(self.cost()), list[float]()  # the steps, of these weights
         with torch.no_grad():

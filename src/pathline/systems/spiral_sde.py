@@ -109,8 +109,9 @@ def _trained(lesson: Lesson, seed: int) -> dict[str, float]:
         net = Net().double()
         optimizer = torch.optim.Adam(net.parameters(), lesson.rate)
         for k in track(range(lesson.steps), f"spiral, {type(lesson.cost).__name__}, {seed}"):
+            states = _States()
             made = lesson.cost.solve(net.equation(), start(BATCH), solver=SOLVER, grid=TIMES,
-                                     seed=k, observe=(states := _States()), adjoint="direct")  # fmt: skip
+                                     seed=k, observe=states, adjoint="direct")  # fmt: skip
             loss = loss_of(states.stack()) + lesson.weight(k) * made.cost
             optimizer.zero_grad()
             loss.backward()

@@ -63,7 +63,7 @@ NOTES = (
 )
 
 
-def adjoint(nfe: Sequence[int] | None = None, rounds: int = 7) -> Report:
+def adjoint(nfe: Sequence[int] | None = None, rounds: int = 5) -> Report:
     """Measure what a gradient costs by every adjoint, beside torchdiffeq's.
 
     Shows its progress, and keeps what it found (steps and tolerances that suffice) in the cache.
@@ -82,8 +82,8 @@ def adjoint(nfe: Sequence[int] | None = None, rounds: int = 7) -> Report:
         raise MissingExtra("torchdiffeq", "bench", "as the other side of bench adjoint")
     ladder = tuple(sorted(set(LADDER if nfe is None else nfe)))
     settings: dict[str, Any] = {
-        "error": ERROR, "steps": list(ladder), "samples": SAMPLES, "dtype": "float64", "threads": 1,
-        "reference": f"rk4 in σ/α, {REFERENCE} steps",
+        "error": ERROR, "steps": _span(ladder), "samples": SAMPLES, "dtype": "float64",
+        "threads": 1, "reference": f"rk4 in σ/α, {REFERENCE} steps",
     }  # fmt: skip
     code = code_stamp("solvers", "fields", "paths", "bench/adjoint")
     kept = Kept(cache_folder() / "bench-adjoint", settings | versions() | {"code": code})
@@ -106,6 +106,13 @@ def adjoint(nfe: Sequence[int] | None = None, rounds: int = 7) -> Report:
     finally:
         torch.set_num_threads(threads)
     return Report("adjoint", ABOUT, rows, bars, settings | {"rounds": rounds} | sure, NOTES)
+
+
+def _span(ladder: Sequence[int]) -> str:
+    """Say which numbers of steps there are to choose from."""
+    if ladder == tuple(range(ladder[0], ladder[-1] + 1)):
+        return f"{ladder[0]} to {ladder[-1]}"
+    return ", ".join(map(str, ladder))
 
 
 def _measured(

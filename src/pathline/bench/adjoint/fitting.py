@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pathline.bench.adjoint.contestants import Contestant
 from pathline.bench.adjoint.problems import Found
+from pathline.core.errors import PathlineError
 from pathline.core.files import write_atomically
 
 
@@ -32,18 +33,24 @@ def fitted(who: Contestant, exact: Found, error: float) -> Fit | None:
         exact: the flow's own gradient.
         error: relative, that has to be kept.
     """
-    fits: dict[int, Fit] = {}
+    sought = who.gradients if who.sought is None else who.sought
 
     def keeps(i: int) -> bool:
         try:
-            found = who.gradients(who.ladder[i])
+            return sought(who.ladder[i]).off(exact) <= error
         except AssertionError:  # torchdiffeq's, where no step is small enough
             return False
-        fits[i] = Fit(who, who.ladder[i], found.off(exact), found.nfe)
-        return fits[i].error <= error
 
     i = least(keeps, len(who.ladder))
-    return None if i is None else fits[i]
+    if i is None:
+        return None
+    found = who.gradients(who.ladder[i])
+    off = found.off(exact)
+    if not off <= 1.01 * error:  # what was sought by is the same gradient, to rounding
+        raise PathlineError(
+            f"{who.name} is off by {off:.1g}, and is not the gradient it should be."
+        )
+    return Fit(who, who.ladder[i], off, found.nfe)
 
 
 def least(keeps: Callable[[int], bool], n: int) -> int | None:

@@ -2,22 +2,30 @@
 
 from pathline.domains.series.baselines import GRUClassifier
 from pathline.domains.series.cde import CDEClassifier
+from pathline.domains.series.latent_sde import LatentSDE, fit_latent_sde
 from pathline.domains.series.problems import frequencies, spirals
+from pathline.domains.series.sde_gan import Discriminator, Game, Generator, play
 from pathline.domains.series.series import Parts, Series, archive, prepared
 from pathline.domains.series.stable import StableClassifier
 from pathline.domains.series.training import Fit, accuracy, fit, predict
 
 __all__ = [
     "CDEClassifier",
+    "Discriminator",
     "Fit",
     "GRUClassifier",
+    "Game",
+    "Generator",
+    "LatentSDE",
     "Parts",
     "Series",
     "StableClassifier",
     "accuracy",
     "archive",
     "fit",
+    "fit_latent_sde",
     "frequencies",
+    "play",
     "predict",
     "prepared",
     "spirals",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
+from pathline.fields import Field
 from pathline.learn.solve_costs.cost import AnyField, Costed, SolveCost, with_noise
 from pathline.solvers import solve
 from pathline.solvers.solver import Solver
@@ -100,7 +101,7 @@ class Taylor(SolveCost):
         **how: Any,
     ) -> Costed:
         del seed
-        if not callable(field):
+        if isinstance(field, Field):
             raise UsageError("the derivatives are those of a function f(x, t); give the function.")
         shape, derivative = x.shape[1:], flow_derivative(field, self.order)
 
@@ -132,7 +133,6 @@ def _along(
     """Return dg/dt along the flow of f, ∂g/∂x f + ∂g/∂t."""
 
     def along(x: Tensor, t: Tensor) -> Tensor:
-        _, made = torch.func.jvp(g, (x, t), (f(x, t), torch.ones_like(t)))
-        return made
+        return torch.func.jvp(g, (x, t), (f(x, t), torch.ones_like(t)))[1]
 
     return along

@@ -158,7 +158,7 @@ def embedded(solver: Solver | str, kind: str, x: Tensor) -> AdaptiveRK | Adaptiv
     if max(made.rtol, made.atol) < least:
         raise UsageError(
             f"at tolerances of {max(made.rtol, made.atol):.1g} the error of a step in {x.dtype} is "
-            f"rounding; take {least:.1g} or more, or float64."
+            f"rounding; take {least:.2g} or more, or float64."
         )
     return made
 

@@ -191,18 +191,18 @@ class Local(SolveCost):
                 "and a grid of one step has none but the start; give more steps, or an adaptive "
                 "solver."
             )
+        way = 1.0 if times[-1] > times[0] else -1.0
         if self.mode == "biased":
             i = int(random.integers(len(times) - 1))
             t, stops = times[i], times
         else:
             t = times[0] + float(random.random() * (1 - NEAREST)) * (times[-1] - times[0])
-            way = 1.0 if times[-1] > times[0] else -1.0
             i = int(np.searchsorted(way * np.array(times), way * t, side="right")) - 1
             stops = times if t in times else [*times[: i + 1], t, *times[i + 1 :]]
         h, end, n = times[i + 1] - times[i], times[-1], len(x)
         kept = times if how.get("trajectory") else [float(v) for v in how.get("save", ())]
         told = {k: v for k, v in how.items() if k not in ("trajectory", "save")}
-        save = [v for v in stops if v in (t, end) or v in kept]
+        save = sorted({t, end, *kept}, key=lambda v: way * v)
         sol = solve(field, x, solver=solver, grid=stops, save=save, **told)
         assert sol.trajectory is not None
         states = dict(zip(save, sol.trajectory, strict=True))
