@@ -39,7 +39,12 @@ FIXED: Mapping[str, Solver] = {
     "rk4": RK(method="three_eighths"),
     "reversible_heun": ReversibleHeun(),
 }
-ADAPTIVE: Mapping[str, str] = {"dopri5": "dopri5", "bosh3": "bosh3", "tsit5": "tsit5", "dopri8": "dop853"}
+ADAPTIVE: Mapping[str, str] = {
+    "dopri5": "dopri5",
+    "bosh3": "bosh3",
+    "tsit5": "tsit5",
+    "dopri8": "dop853",
+}
 """torchdiffeq's methods → our solvers; its rk4 is the three-eighths rule."""
 
 
@@ -193,9 +198,7 @@ def cdeint(
         raise UsageError(f"cdeint knows nothing of {', '.join([*kwargs, *options])} here.")
     if method in ADAPTIVE:
         jumps = {"jumps": tuple(float(u) for u in jumps)} if len(jumps) else {}
-        solver = solvers.build(
-            ADAPTIVE[method], rtol=rtol, atol=atol, norms="batch", **jumps
-        )
+        solver = solvers.build(ADAPTIVE[method], rtol=rtol, atol=atol, norms="batch", **jumps)
         made = solve(field, flat, solver=solver, grid=[times[0], times[-1]], save=times)
     elif method in FIXED:
         grid = _steps(times, None if step is None else float(step))
@@ -204,8 +207,10 @@ def cdeint(
     else:
         raise unknown("method", method, [*ADAPTIVE, *FIXED])
     assert made.trajectory is not None
-    return made.trajectory.movedim(0, 1).unflatten(0, z0.shape[:-1] or (1,)).reshape(
-        *z0.shape[:-1], len(times), z0.shape[-1]
+    return (
+        made.trajectory.movedim(0, 1)
+        .unflatten(0, z0.shape[:-1] or (1,))
+        .reshape(*z0.shape[:-1], len(times), z0.shape[-1])
     )
 
 

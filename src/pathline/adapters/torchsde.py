@@ -11,7 +11,8 @@ module, or torchsde's own.
 What is otherwise: steps are at most dt and land on every time of `ts`, where torchsde steps over
 them and interpolates; `sdeint_adjoint` gives the solver's own gradient (reversible for
 reversible_heun, else by checkpoints), so the adjoint_ arguments have nothing to choose; "log_ode"
-is Milstein's method with the same areas; adaptive steps are those of `AdaptiveSDE`; options and `extra` are refused, not ignored.
+is Milstein's method with the same areas; adaptive steps are those of `AdaptiveSDE`; options
+and `extra` are refused, not ignored.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ METHODS: Mapping[str, str] = {
     "log_ode": "milstein",
 }
 """torchsde's method → our solver."""
+
 
 class SDEIto(nn.Module):
     """A module that is an Itô SDE; subclasses give f(t, y) and g(t, y)."""
@@ -195,7 +197,9 @@ class _Named:
 
 def _divided(a: Tensor, b: Tensor, least: float = 1e-7) -> Tensor:
     """Return a/b, where b is not smaller than it may be."""
-    return a / torch.where(b.abs() > least, b, torch.full_like(b, least) * torch.where(b < 0, -1, 1))
+    return a / torch.where(
+        b.abs() > least, b, torch.full_like(b, least) * torch.where(b < 0, -1, 1)
+    )
 
 
 def _usual(sde: _Named) -> str:
@@ -238,7 +242,7 @@ def _told(ys: Tensor | None, logqp: bool) -> Any:
     return (ys[..., :-1], ys[..., -1].diff(dim=0)) if logqp else ys
 
 
-def _adapted(  # noqa: PLR0913 - what `_integrated` has found
+def _adapted(
     made: SDE,
     x: Tensor,
     times: Sequence[float],
@@ -246,7 +250,7 @@ def _adapted(  # noqa: PLR0913 - what `_integrated` has found
     how: _How,
     logqp: bool,
 ) -> Any:
-    """Integrate with steps that adapt: by Euler-Heun on the Stratonovich form, whatever the method."""
+    """Integrate with steps that adapt: by Euler-Heun on the Stratonovich form."""
     if isinstance(made.brownian, _Foreign):
         raise UsageError(
             "adaptive=True asks for the path at times of each sample's own: give bm as a "

@@ -5,6 +5,8 @@ from typing import Any
 
 from pathline.bench.adjoint import adjoint
 from pathline.bench.guides import guides
+from pathline.bench.memory import memory
+from pathline.bench.ode import ode
 from pathline.bench.overhead import overhead
 from pathline.bench.paths import compare as compare_paths
 from pathline.bench.precision import Comparison, solvers
@@ -17,7 +19,9 @@ BENCHES: dict[str, Callable[..., Any]] = {
     "paths": compare_paths,
     "guides": guides,
     "adjoint": adjoint,
+    "ode": ode,
     "sde": sde,
+    "memory": memory,
 }
 """Every benchmark, by the name that `pathline bench` knows it by."""
 

@@ -91,7 +91,7 @@ def halves(whole: Piece, left: Length, right: Length, x: Tensor) -> tuple[Piece,
 
 
 def joined(first: Piece, second: Piece, left: Length, right: Length) -> Piece:
-    """Return a Brownian motion over an interval from its parts: ℓH = l H_l + r H_r + ½(r W_l − l W_r)."""
+    """Return the motion over an interval from its parts, ℓH = l H_l + r H_r + ½(r W_l − l W_r)."""
     w = first.w + second.w
     if first.h is None or second.h is None:
         return Piece(w)
@@ -225,11 +225,20 @@ class Brownian:
         Raises:
             UsageError: a motion without H, or not of shape (m,).
         """
+        return self.levy_areas((s, t))[0]
+
+    def levy_areas(self, times: Sequence[float]) -> Tensor:
+        """Return the Lévy area of each interval between consecutive times, (n, batch, m, m)."""
         if not self.has_area or len(self.shape) != 1:
             raise UsageError("a Lévy area needs has_area=True and a motion of shape (m,).")
-        inside = self._leaves(min(s, t), max(s, t))
-        area = chen(self.over(inside))
-        return area if s <= t else -area
+        inside, cuts = [times[0]], [0]
+        for s, t in zip(times, times[1:], strict=False):
+            leaves = self._leaves(min(s, t), max(s, t))
+            inside += leaves[1:] if s <= t else leaves[-2::-1]
+            cuts.append(len(inside) - 1)
+        pieces = self.over(inside)
+        each = [chen(_sliced(pieces, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return torch.stack(each)
 
     def _leaves(self, s: float, t: float) -> list[float]:
         first, last = (self._position(u) for u in (s, t))
@@ -256,7 +265,7 @@ class Brownian:
         return _picked(_descended(distinct, self), index)
 
     def draws(self, nodes: Sequence[int], counts: Sequence[int]) -> Sequence[Tensor]:
-        """Return the normals of some nodes, in groups of so many, (1 or 2, nodes, batch, *shape)."""
+        """Return the normals of nodes, in groups of so many, (1 or 2, nodes, batch, *shape)."""
         shape = (1 + self.has_area, *self.shape)
         made = noise.normals(self._keys, shape, nodes, stream=STREAM, dtype=torch.float64)
         return made.movedim(2, 0).split(list(counts), 1)
@@ -359,6 +368,10 @@ def _put(found: Piece, where: np.ndarray, piece: Piece, index: np.ndarray) -> No
         for into, value in zip(found, _picked(piece, index), strict=True):
             if into is not None:
                 into[at] = value
+
+
+def _sliced(pieces: Piece, a: int, b: int) -> Piece:
+    return Piece(*(None if v is None else v[a:b] for v in pieces))  # type: ignore
 
 
 def chen(pieces: Piece) -> Tensor:
@@ -477,7 +490,9 @@ class Refined:
     def _halved(self, level: int, nodes: range, piece: Piece) -> tuple[Piece, Piece]:
         at = np.arange(2 * nodes.start, 2 * nodes.stop + 1) << (self._depth - level - 1)
         left, right = self._lengths(at).unflatten(0, (-1, 2)).unbind(1)
-        first = self._roots << level  # what came before: the roots' draws, and those of coarser levels
+        first = (
+            self._roots << level
+        )  # what came before: the roots' draws, and those of coarser levels
         numbers = range(first + nodes.start, first + nodes.stop)
         return halves(piece, left, right, self._draws(numbers))
 

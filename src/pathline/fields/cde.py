@@ -3,7 +3,7 @@
     dz/dt = F(z, t) X'(t)                                      CDE, for any solver
     dz/ds = Σ_i F_i ΔX_i + Σ_{i<j} A_ij (F_j' F_i − F_i' F_j)   log-ODE of depth two, s the window
 
-Paper: Kidger et al. 2020 (arXiv:2005.08926), Sec. 3; Morrill et al. 2021 (arXiv:2009.08295), Sec. 3.
+Paper: Kidger et al. 2020 (arXiv:2005.08926), Sec. 3; Morrill et al. 2021 (arXiv:2009.08295).
 """
 
 from __future__ import annotations

@@ -106,6 +106,14 @@ class Field(ABC):
         """
         return self.calls * len(times)
 
+    def piece(self, times: Tensor) -> Tensor:
+        """Return a number for each time, of its shape: another one where the field has jumped.
+
+        Guidance that is switched on in an interval makes two fields of one; a solver that remembers
+        evaluations must not take both for values of the same.
+        """
+        return torch.zeros_like(times, dtype=torch.int64)
+
     @property
     def vjps(self) -> int:
         """Vector-Jacobian products through the network that one evaluation costs."""
@@ -198,6 +206,8 @@ class VectorField(Field):
         function: f(x (batch, *state), t () float64, **condition) → (batch, *state). Where
             samples have times of their own (stepped solvers, a grid a sample) t is (batch, 1, …),
             so that what is written for one time stays right.
+        jacobian: ∂f/∂x with the same arguments, (batch, *state, *state), for stiff solvers; they
+            differentiate where there is none.
 
     Example:
         >>> import torch
@@ -209,6 +219,7 @@ class VectorField(Field):
     function: Callable[..., Tensor]
     path: GaussianPath | None = field(default=None, init=False)
     view: View = field(default="velocity", init=False)
+    jacobian: Callable[..., Tensor] | None = None
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.function(x, bshape(t, x) if t.ndim else t, **cond)

@@ -107,7 +107,7 @@ class Control:
         return total
 
     def pieces(self, t: Tensor | float, side: str = "right") -> tuple[Tensor, Tensor]:
-        """Return t − t_i, and the coefficients of the piece that t is on, (batch, degree + 1, c)."""
+        """Return t − t_i, and the coefficients of the piece of t, (batch, degree + 1, channels)."""
         t = torch.as_tensor(t, dtype=torch.float64, device=self.times.device)
         index = torch.searchsorted(self.times, t.detach().contiguous(), right=side == "right") - 1
         index = index.clamp(0, len(self.times) - 2)
@@ -271,8 +271,13 @@ def filled(x: Tensor, times: Tensor) -> Tensor:
     length = x.shape[1]
     place = torch.arange(length, device=x.device)[None, :, None].expand(x.shape)
     before = torch.where(missing, -1, place).cummax(1).values
-    after = length - 1 - torch.where(missing, -1, length - 1 - place).flip(1).cummax(1).values.flip(1)
-    before, after = (torch.where(before < 0, after, before), torch.where(after >= length, before, after))
+    after = (
+        length - 1 - torch.where(missing, -1, length - 1 - place).flip(1).cummax(1).values.flip(1)
+    )
+    before, after = (
+        torch.where(before < 0, after, before),
+        torch.where(after >= length, before, after),
+    )
     known, t = x.nan_to_num(), times.to(x)
     low, high = known.gather(1, before), known.gather(1, after)
     width = (t[after] - t[before]).clamp(min=torch.finfo(x.dtype).tiny)

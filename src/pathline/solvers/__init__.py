@@ -29,6 +29,7 @@ from pathline.solvers.soft_value import SoftValues
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.solvers.stepped import Stepped
+from pathline.solvers.stiff import Rodas
 from pathline.solvers.stochastic import SRK, EulerHeun, ItoEuler, Milstein, StratonovichRK
 from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
@@ -49,6 +50,7 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "Reversible",
+    "Rodas",
     "Stepped",
     "Adams",
     "DDIM",

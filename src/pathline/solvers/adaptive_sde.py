@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pathline.core.brownian import Brownian
@@ -40,7 +39,9 @@ DEPTH = 24
 """How often the span is halved: steps down to 6e-8 of it see an exact path."""
 
 
-@solvers.register("adaptive_sde", aliases=("euler_heun_adaptive",), paper="arXiv:2105.03918, Sec. 3.3")
+@solvers.register(
+    "adaptive_sde", aliases=("euler_heun_adaptive",), paper="arXiv:2105.03918, Sec. 3.3"
+)
 @dataclass(frozen=True)
 class AdaptiveSDE(Adaptive):
     """Euler-Heun to a tolerance, for Stratonovich equations and additive noise; Heun without noise.
@@ -97,7 +98,10 @@ class EulerHeunStep(Stepper):
     def __init__(self, solver: AdaptiveSDE, course: Course, slope: Slope) -> None:
         super().__init__(slope, solver.rtol, solver.atol)
         self._weight, self._rows = solver.drift_weight, None
-        self._ends = (float(np.min(course.instants.numpy())), float(np.max(course.instants.numpy())))
+        self._ends = (
+            float(np.min(course.instants.numpy())),
+            float(np.max(course.instants.numpy())),
+        )
         field = slope.problem.field
         self._sde = field if isinstance(field, SDE) else None
         self._path = None if self._sde is None else self._sde.brownian
@@ -140,9 +144,13 @@ class EulerHeunStep(Stepper):
             seeds = self.slope.problem.seeds
             if seeds is None:
                 raise UsageError("a stochastic solver needs seeds, one a sample.")
-            path = self._path = Brownian(*self._ends, tuple(seeds), shape, DEPTH, False, str(x.device))
+            path = self._path = Brownian(
+                *self._ends, tuple(seeds), shape, DEPTH, False, str(x.device)
+            )
         if path.shape != shape:
-            raise UsageError(f"the Brownian path has shape {path.shape}, the diffusion needs {shape}.")
+            raise UsageError(
+                f"the Brownian path has shape {path.shape}, the diffusion needs {shape}."
+            )
         times = np.stack((reach.start, reach.end)) * self.slope.way
         return path.each(times, self._rows).w[0].to(x)
 

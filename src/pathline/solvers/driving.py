@@ -141,7 +141,9 @@ class Source:
         """Return the Lévy area of every leg of the block, (legs, batch, m, m)."""
         legs = range(*self._block)
         if isinstance(self._seeds, Brownian):
-            return torch.stack([self._seeds.levy_area(*self._legs[i]) for i in legs])
+            return self._seeds.levy_areas(
+                [self._legs[legs[0]][0], *(self._legs[i][1] for i in legs)]
+            )
         h, m = self._piece.h, w.shape[-1]
         assert h is not None
         above = torch.triu_indices(m, m, 1, device=w.device)

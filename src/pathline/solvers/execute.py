@@ -20,8 +20,8 @@ from pathline.core.brownian import Brownian
 from pathline.core.errors import PathlineError, UsageError
 from pathline.fields import Evaluate, Field, Prediction
 from pathline.paths import Time
-from pathline.solvers.evaluate import Evaluator
 from pathline.solvers.driving import Source, Weighed, times_noise
+from pathline.solvers.evaluate import Evaluator
 from pathline.solvers.plan import Coefficient, Functional, Plan, Row, sample_first
 
 
@@ -139,7 +139,9 @@ def instructions(
         number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
         added = place(row.constant) if row.has_constant else None
         summed, ready = _sum(terms), (diffusions, products)
-        yield Instruction(number, row.t, fresh, tuple(row.z), summed, row.lands, unused, added, *ready)
+        yield Instruction(
+            number, row.t, fresh, tuple(row.z), summed, row.lands, unused, added, *ready
+        )
 
 
 def _products(
@@ -199,7 +201,9 @@ class Execution:
             diffused = known["g"]
             for k in diffusions:
                 diffused[k] = self._evaluate(~k, states[k])
-            known["p"] = {k: times_noise(diffused[k], w, self._draw, states[k].ndim) for k, w in products}
+            known["p"] = {
+                k: times_noise(diffused[k], w, self._draw, states[k].ndim) for k, w in products
+            }
         new = self._combine(terms, known)
         states[number] = new = new if constant is None else new + constant
         for k in spent:

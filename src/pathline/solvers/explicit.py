@@ -8,12 +8,14 @@ same operations make new tensors, and the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pathline.solvers.fused import Attempt, attempt_of
 from pathline.solvers.pace import Numbers, Reach
 from pathline.solvers.pairs import Pair
 from pathline.solvers.slope import Slope, Times
@@ -31,23 +33,32 @@ class Explicit(Stepper):
         self.pair = pair
         self.evaluations = len(pair.c) - 1
         self.extra = len(pair.extra_c)
+        self._nodes = np.array(pair.c[1:])[:, None]
+        self._last = min(i for i, c in enumerate(pair.c[1:]) if c == 1)  # then all are at the end
         self._room: _Room | None = None
         self._columns: tuple[torch.dtype, torch.device, int, list[Tensor]] | None = None
         self._dense = torch.tensor(pair.dense, dtype=torch.float64)
 
     def attempt(self, x: Tensor, first: Tensor, reach: Reach) -> Trial:
-        clocks = np.stack(
-            [reach.end if c == 1 else reach.start + c * reach.size for c in self.pair.c[1:]]
-        )
+        clocks = self._nodes * reach.size + reach.start
+        clocks[self._last :] = reach.end
         times = self.slope.times(clocks, x)
         h = lifted(reach.size * self.slope.way, x)
         if 1 < x[0].numel() < SMALL:
             h = h.expand(x.shape).contiguous()
+        run = None if self.wants_stiffness else self.slope.fused(self.pair, self._attempt_of)
+        if run is not None:
+            told = (torch.stack(times), self.rtol, self.atol, dict(self.slope.cond))
+            end, error, f, stages = run(x, first, h, *told)
+            return Trial(end, error, f if self.pair.ends_with_last else None, stages)
         trial, errors, before = self._stages(x, first, h, times)
         trial.error = self._measured(x, trial.x, errors)
         if self.wants_stiffness and self.pair.stiffness is not None:
             trial.stiffness = self._stiffness(before, trial, h)
         return trial
+
+    def _attempt_of(self, field: Callable[..., Tensor]) -> Attempt:
+        return attempt_of(self.pair, field)
 
     def _stages(
         self, x: Tensor, first: Tensor, h: Tensor, times: Times

@@ -17,7 +17,7 @@ from pathline.core.errors import UsageError
 from pathline.paths import GaussianPath, Time, bshape
 from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.levels import Levels
-from pathline.solvers.pace import Numbers, Reach
+from pathline.solvers.pace import Flags, Numbers, Reach
 from pathline.solvers.slope import Slope
 from pathline.solvers.stepped import Course, each
 from pathline.solvers.trial import Rows, Stepper, Trial, rms
@@ -154,9 +154,9 @@ class OnPath(Stepper):
         self._tried = leg.t, made.low
         return Trial(made.high, error, made.last, [])
 
-    def took(self, taken: Tensor, x: Tensor, first: Tensor) -> None:
+    def took(self, taken: Flags, x: Tensor, first: Tensor) -> None:
         assert self._tried is not None
-        (levels, low), here = self._tried, taken.nonzero()[:, 0]
+        (levels, low), here = self._tried, torch.from_numpy(taken.nonzero()[0])
         rows, device = self._rows[here], x.device
         at, kept = rows.to(device), here.to(device)
         s = self._at.t[rows].to(device)

@@ -76,26 +76,31 @@ class Control(NamedTuple):
         if not self.integral + self.proportional + self.derivative > 0:
             raise UsageError("a control whose gains add up to nothing never changes the step.")
 
-    def factor(self, log_error: Numbers, log_before: Numbers, order: int, taken: Flags) -> Numbers:
+    @property
+    def remembers(self) -> bool:
+        """Whether errors before the last one matter."""
+        return bool(self.proportional or self.derivative)
+
+    def factor(self, log_error: Numbers, before: Numbers, order: int, taken: Flags) -> Numbers:
         """Return what the step is multiplied with, (n,).
 
         Args:
             log_error: log e, of the step just tried; infinite where it is not finite.
-            log_before: of the last steps taken but that one, newest first, (2, n).
+            before: of the last steps taken but that one, newest first, (2, n).
             order: k.
             taken: whether the step was taken.
         """
         p, i, d = (g / order for g in (self.proportional, self.integral, self.derivative))
-        change = -(p + i + d) * log_error
+        change = log_error * -(p + i + d)
         if p or d:
-            change = change + (p + 2 * d) * log_before[0]
+            change += (p + 2 * d) * before[0]
         if d:
-            change = change - d * log_before[1]
-        change = self.safety * np.exp(change)
-        least = np.where(taken & self.never_shorter, 1.0, self.least)
-        most = np.where(taken, self.most, 0.9 if self.never_shorter else 1.0)
-        change = np.minimum(np.maximum(change, least), most)
-        return np.where(np.isposinf(log_error), SHRINK, change)
+            change -= d * before[1]
+        np.exp(change, out=change)
+        change *= self.safety
+        after, without = (1.0, 0.9) if self.never_shorter else (self.least, 1.0)
+        grown = np.minimum(np.maximum(change, after), self.most)
+        return np.where(taken, grown, np.minimum(np.maximum(change, self.least), without))
 
 
 class Reach(NamedTuple):
@@ -139,7 +144,7 @@ class Pace:
     def aim(self, goal: Numbers) -> None:
         """Set where each sample goes next; one that stands there already waits."""
         self.goal = np.array(goal, dtype=np.float64)
-        self.floor = SMALLEST * np.maximum(np.maximum(np.abs(self.at), np.abs(self.goal)), 1e-3)
+        self.floor = SMALLEST * np.maximum(np.abs(self.at), 1e-3)
 
     @property
     def moving(self) -> Flags:
@@ -153,7 +158,7 @@ class Pace:
             ahead = self.jumps[np.searchsorted(self.jumps, self.at, side="right")]
             stop = np.minimum(self.goal, ahead)
         left = stop - self.at
-        lands = self.size * SLACK >= left
+        lands = ~(self.size * SLACK < left)  # one that waits may have no size yet
         size = np.where(lands, left, self.size)
         return Reach(self.at, size, np.where(lands, stop, self.at + size), lands)
 
@@ -162,25 +167,27 @@ class Pace:
 
         A sample whose next step would be too small to matter is stopped where it stands.
         """
-        taken = error <= 1.0
-        bounded = np.where(np.isfinite(error), np.maximum(error, LEAST_ERROR), math.inf)
-        log_error = np.log(bounded)
+        taken, moves = error <= 1.0, reach.size > 0
+        lost = ~np.isfinite(error)
+        log_error = np.log(np.maximum(error, LEAST_ERROR))
         factor = self._control.factor(log_error, self.before, self._order, taken)
-        size = reach.size * factor
+        size = np.where(lost, SHRINK, factor) * reach.size
         cut_short = taken & reach.lands  # by the goal: what the step would have been still holds
-        moves = reach.size > 0
         size = np.where(cut_short, np.maximum(size, self.size), size)
         self.size = np.where(moves, size, self.size)
-        remembers = taken & moves & ~reach.lands
-        self.before = np.where(remembers, np.stack((log_error, self.before[0])), self.before)
+        moved = taken & moves
+        if self._control.remembers:
+            remembers = moved & ~reach.lands
+            self.before[1] = np.where(remembers, self.before[0], self.before[1])
+            self.before[0] = np.where(remembers, log_error, self.before[0])
         self.at = np.where(taken, reach.end, self.at)
         self.error = error
         self.tries += moves
-        self.taken += taken & moves
-        stuck = (self.size < self.floor) & ~taken
+        self.taken += moved
+        stuck = self.size < self.floor
         if stuck.any():
-            self.goal = np.where(stuck, self.at, self.goal)
-        return taken & moves
+            self.goal = np.where(stuck & ~taken, self.at, self.goal)
+        return moved
 
     def stop(self, rows: Flags) -> None:
         """Let some samples stop where they stand."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, View, change
-from pathline.fields.field import VectorField
 from pathline.paths import bshape
 from pathline.solvers.evaluate import check_output
+from pathline.solvers.executors import inner_of
 from pathline.solvers.levels import steady
 from pathline.solvers.pace import Numbers
 from pathline.solvers.stepped import Problem
@@ -31,7 +31,8 @@ class Slope:
 
     def __init__(self, problem: Problem, view: View, way: Numbers) -> None:
         self._problem, self._view, self.all_ways, self.way = problem, view, way, way
-        self._is_plain = type(problem.field) is VectorField and view == "velocity"
+        self.inner = inner_of(problem.field)
+        self._is_plain = self.inner is not None and view == "velocity"
         self._changes = problem.field.view != view
         self._cond: Condition = problem.cond
         self._rows: Tensor | None = None
@@ -49,14 +50,23 @@ class Slope:
         """The solve."""
         return self._problem
 
+    def turn(self, way: Numbers) -> None:
+        """Be told the ways of all samples."""
+        self.way = self.all_ways = way
+
+    def fused(
+        self, key: Hashable, make: Callable[[Callable[..., Tensor]], Callable[..., Any]]
+    ) -> Callable[..., Any] | None:
+        """Return a function that contains the field, compiled, if the solve is."""
+        executor, inner = self._problem.executor, self.inner
+        if executor is None or inner is None or not self._is_plain or self._rows is not None:
+            return None
+        return executor.fused(key, inner.function, lambda: make(inner.function))
+
     @property
     def cond(self) -> Condition:
         """The condition of the samples that are asked for."""
         return self._cond
-
-    def turn(self, way: Numbers) -> None:
-        """Be told the ways of all samples."""
-        self.way = self.all_ways = way
 
     def narrow(self, rows: Tensor | None) -> None:
         """Ask for these samples from now on; for all if None."""
@@ -67,7 +77,9 @@ class Slope:
 
     def times(self, clocks: Numbers, like: Tensor) -> Times:
         """Return times, from clocks (k, n), as `__call__` takes them: made ready at once."""
-        told = torch.from_numpy(np.ascontiguousarray(clocks * self.way)).to(like.device)
+        told = torch.from_numpy(clocks * self.way)
+        if told.device != like.device:
+            told = told.to(like.device)
         if self._is_plain:
             told = told.to(like.dtype).view(*told.shape, *[1] * (like.ndim - 1))
         return told.unbind()
@@ -83,10 +95,18 @@ class Slope:
         p, q = self._change(t)
         return bshape(p, x) * x + bshape(q, x) * f
 
+    def jacobian(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """Return ∂f/∂x, (n, *state, *state), where the field has its own and all are asked."""
+        field = self.inner
+        if field is None or field.jacobian is None or self._rows is not None:
+            return None
+        return field.jacobian(x, t, **self._cond)
+
     def _raw(self, x: Tensor, t: Tensor) -> Tensor:
         field = self._problem.field
         if self._is_plain:
-            return field.function(x, t, **self._cond)  # pyright: ignore
+            assert self.inner is not None
+            return self.inner.function(x, t, **self._cond)
         return field.bind(t[None], x, self._cond)(0, x)
 
     def _among(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Writer:
         self.times = (*times, 0.0) if self.denoises else tuple(times)
         self.__post_init__()
 
-    def write(
+    def write(  # noqa: PLR0913 - a row: most are left out
         self,
         t: float,
         x: Terms,

@@ -185,6 +185,7 @@ class Problem(NamedTuple):
         tally: where costs and statuses are set down.
         keep: what is put back after every update inside a step; at grid points the driver does.
         wanted: what an adaptive solver shall tell beside the end (`wanted.Wanted`).
+        executor: how it is run (`executors.Executor`); None is eagerly.
     """
 
     course: Course
@@ -195,6 +196,7 @@ class Problem(NamedTuple):
     tally: Tally
     keep: Keeping | None = None
     wanted: Any = None
+    executor: Any = None
 
 
 @dataclass(frozen=True)

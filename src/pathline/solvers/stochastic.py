@@ -2,10 +2,9 @@
 
     x_new = Σ a x + Σ b f(x_k, t_k) + Σ c g(x_k, t_k)·w
 
-The w are functionals of the Brownian motion over the step (`plan.Kind`). Derivatives of g are taken
-by stages, never asked for. Without noise, on a plain field, each rule is the ordinary method that it
-comes from; which noise a field has and which integral is meant, `tuned` looks up and refuses what
-the rule would get wrong.
+The w are functionals of the Brownian motion over the step (`plan.Kind`). Derivatives of g are taken by stages, never asked for. Without noise, on a plain field, each rule is
+the ordinary method that it comes from; which noise a field has and which integral is meant, `tuned`
+looks up and refuses what the rule would get wrong.
 
 Strong orders on the noise that each takes (drift alone: `order`):
 
@@ -203,9 +202,7 @@ class EulerHeun(Stochastic):
             if self.noise is None:
                 at = to.write(t.t, {at: 1.0}, {at: h})
                 continue
-            ahead = to.write(
-                t.t, {at: 1.0}, {}, g=self.products(i, {(at, "w"): 1.0}), lands=False
-            )
+            ahead = to.write(t.t, {at: 1.0}, {}, g=self.products(i, {(at, "w"): 1.0}), lands=False)
             g = self.products(i, {(at, "w"): 0.5, (ahead, "w"): 0.5})
             at = to.write(t.t, {at: 1.0}, {at: h}, g=g)
 
@@ -213,7 +210,7 @@ class EulerHeun(Stochastic):
 @solvers.register("stratonovich_rk", paper="Rümelin 1982; arXiv:2202.02435, Sec. 5.1")
 @dataclass(frozen=True)
 class StratonovichRK(Stochastic):
-    """A Runge-Kutta method on f h + g ΔW: what `heun`, `midpoint`, `rk4` … are where there is noise.
+    """A Runge-Kutta method on f h + g ΔW: what `heun`, `rk4` … are where there is noise.
 
     Args:
         method: any tableau of order two or more, as for `RK`.
@@ -301,7 +298,7 @@ class SRK(Stochastic):
             at = step(to, i, at, s, t)
 
     def _write_sra1(self, to: Writer, leg: int, at: int, s: Level, t: Level) -> int:
-        """x + h(⅓ f(x) + ⅔ f(H)) + g(t') W + (g(t) − g(t')) Z/h, H = x + ¾ h f(x) + 3/2 g(t') Z/h."""
+        """x + h(⅓ f(x) + ⅔ f(H)) + g' W + (g − g') Z/h, H = x + ¾ h f(x) + 3/2 g' Z/h, g' at t'."""
         h = t.t - s.t
         if self.noise is None:
             middle = to.write(s.t + 0.75 * h, {at: 1.0}, {at: 0.75 * h}, lands=False)
@@ -321,7 +318,9 @@ class SRK(Stochastic):
         def stage(c: float, f: Mapping[int, float], g: Mapping[tuple[int, Kind], float]) -> int:
             scaled = {k: h * a for k, a in f.items()}
             products = self.products(leg, g)
-            return to.write(s.t + c * h if c != 1 else t.t, {at: 1.0}, scaled, g=products, lands=False)
+            return to.write(
+                s.t + c * h if c != 1 else t.t, {at: 1.0}, scaled, g=products, lands=False
+            )
 
         drift = stage(0.75, {at: 0.75}, {(at, "w"): 0.75, (at, "h"): 1.5})
         second = stage(0.25, {at: 0.25}, {(at, "one"): 0.5 * root})
@@ -333,7 +332,8 @@ class SRK(Stochastic):
         g: dict[tuple[int, Kind], float] = {}
         weights = zip(
             (at, second, third, fourth),
-            (-1, 4 / 3, 2 / 3, 0), (-1, 4 / 3, -1 / 3, 0), (2, -4 / 3, -2 / 3, 0), (-2, 5 / 3, -2 / 3, 1),
+            (-1, 4 / 3, 2 / 3, 0), (-1, 4 / 3, -1 / 3, 0),
+            (2, -4 / 3, -2 / 3, 0), (-2, 5 / 3, -2 / 3, 1),
             strict=True,
         )  # fmt: skip
         for k, b1, b2, b3, b4 in weights:

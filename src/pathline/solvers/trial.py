@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pathline.paths import Time
-from pathline.solvers.pace import Numbers, Reach
+from pathline.solvers.pace import Flags, Numbers, Reach
 from pathline.solvers.slope import Slope
 from pathline.solvers.stepped import each
 
@@ -79,7 +79,7 @@ class Stepper(ABC):
         """Return the times of clocks of some samples of the batch."""
         return clocks * self.slope.all_ways[rows]
 
-    def took(self, taken: Tensor, x: Tensor, first: Tensor) -> None:
+    def took(self, taken: Flags, x: Tensor, first: Tensor) -> None:
         """Be told whose step was taken, and from where."""
         del taken, x, first
 
@@ -139,7 +139,7 @@ class Stepper(ABC):
 
     def numbers(self, values: Tensor) -> Numbers:
         """Return a number of each sample on the host; one of all where the batch is one."""
-        made = values.detach().double().cpu().numpy()
+        made = values.detach().to("cpu", torch.float64).numpy()
         if self.shares:
             made = np.full_like(made, np.sqrt(np.mean(np.square(made))))
         return made
@@ -150,7 +150,10 @@ class Stepper(ABC):
 
     def unit(self, x: Tensor, x1: Tensor) -> Tensor:
         """Return what an error is compared with, (n, *state)."""
-        return torch.maximum(x.abs(), x1.abs()).mul(self.rtol).add(self.atol)
+        unit = torch.maximum(x.abs(), x1.abs())
+        if self.graph:
+            return unit * self.rtol + self.atol
+        return unit.mul_(self.rtol).add_(self.atol)
 
 
 @torch.no_grad()
@@ -194,7 +197,9 @@ def totals_of_squares(flat: Tensor) -> Tensor:
 
 def lifted(values: Numbers, like: Tensor) -> Tensor:
     """Return a number for each sample, (n, 1, …), in the dtype and on the device of a state."""
-    made = torch.from_numpy(np.ascontiguousarray(values)).to(device=like.device, dtype=like.dtype)
+    made = torch.from_numpy(values)
+    if made.dtype != like.dtype or made.device != like.device:
+        made = made.to(device=like.device, dtype=like.dtype)
     return made.view(-1, *[1] * (like.ndim - 1))
 
 

@@ -56,6 +56,7 @@ class Walk:
         self._known, self._ended = np.zeros(batch, dtype=bool), np.zeros(batch, dtype=bool)
         self._nfe = np.zeros(batch, dtype=np.int64)
         self._rows: Rows = np.arange(batch)
+        self._attempts, self._unsized = 0, True
         self._pace, self._whole = self._all, True
         self._begin_watching(way, clocks[-1] * way)
 
@@ -90,8 +91,10 @@ class Walk:
             return
         found = self._problem.tally.found
         if wanted.on_step is not None:
-            self._watchers.append(Telling(wanted.on_step))
-            self._stepper.wants_stiffness = True
+            told = wanted.on_step
+            watches = isinstance(told, Watcher)
+            self._watchers.append(told if watches else Telling(told))
+            self._stepper.wants_stiffness = not watches
         if wanted.save is not None:
             clocks = clocks_of(wanted.save, batch, way, self._all.at, end)
             found.saving = Saving(clocks)
@@ -136,6 +139,7 @@ class Walk:
         goal = np.where(alive, self._stepper.clocks(end) * self._slope.way, self._all.at)
         self._stepper.aim(end)
         self._all.aim(goal)
+        self._unsized = True
         begins = bool(self._watchers or self._alarm) and not self._all.tries.any()
         rows = np.arange(len(goal))
         if begins:
@@ -211,7 +215,9 @@ class Walk:
 
     def _look(self) -> None:
         """Evaluate the field where samples stand, if that is not known."""
-        fresh = ~self._knows
+        if self._knows.all():
+            return
+        fresh = ~self._knows & self._pace.moving
         if not fresh.any():
             return
         clocks = self._pace.at
@@ -223,7 +229,7 @@ class Walk:
         )
         self._f = f if fresh.all() else chosen(_flags(fresh, f), f, self._f)
         self._nfe[self._rows[fresh]] += 1
-        self._knows[:] = True
+        self._knows[fresh] = True
         lost = ~np.isfinite(self._stepper.own(f * 0)) & fresh
         if lost.any():
             self._give_up(lost, Status.NON_FINITE)
@@ -236,7 +242,7 @@ class Walk:
         """Let the samples attempt one step towards their goals."""
         self._look()
         pace, stepper = self._pace, self._stepper
-        if np.isnan(pace.size).any():
+        if self._unsized:
             self._open()
         reach = pace.reach()
         tried = self._short_of_jumps(reach)
@@ -244,7 +250,7 @@ class Walk:
         error = stepper.numbers(trial.error)
         moves = reach.size > 0
         taken = pace.advance(reach, error)
-        self._nfe[self._rows[moves] if not moves.all() else self._rows] += stepper.evaluations
+        self._nfe[self._rows] += stepper.evaluations * moves
         if stepper.graph and taken.any() and not np.isfinite(error).all():
             size = np.where(np.isfinite(error), tried.size, 0.0)  # no NaN may be behind a gradient
             trial = stepper.attempt(self._now, self._f, tried._replace(size=size))
@@ -253,7 +259,8 @@ class Walk:
         if self._watchers or self._alarm is not None:
             self._show(Taken(self._rows, reach, taken, x, trial, stepper, self._slope.way))
         self._behind_jumps(reach, taken)
-        if pace.tries.max() >= self._solver.max_steps:
+        self._attempts += 1
+        if self._attempts >= self._solver.max_steps:
             over = (pace.tries >= self._solver.max_steps) & pace.moving
             if over.any():
                 self._give_up(over, Status.MAX_STEPS)
@@ -261,6 +268,9 @@ class Walk:
     def _open(self) -> None:
         """Choose the size of the first step of those who have none."""
         pace, first = self._pace, self._solver.first
+        self._unsized = False
+        if not (np.isnan(pace.size) & pace.moving).any():
+            return
         if first is not None:
             size = np.full_like(pace.at, first)
         else:
@@ -268,7 +278,6 @@ class Walk:
             size = self._stepper.opening(self._now, self._f, whole)
             self._nfe[self._rows[np.isnan(pace.size) & pace.moving]] += self._stepper.opens
         pace.size = np.where(np.isnan(pace.size) & pace.moving, size, pace.size)
-        pace.size = np.where(np.isnan(pace.size) & ~pace.moving, 0.0, pace.size)
 
     def _commit(self, trial: Trial, error: Numbers, taken: Flags) -> None:
         """Move the samples whose step was taken."""
@@ -276,7 +285,7 @@ class Walk:
             return
         harmless = error <= 1.0
         last = self._f if trial.last is None else trial.last
-        self._stepper.took(_flags(taken, self._now), self._now, self._f)
+        self._stepper.took(taken, self._now, self._f)
         if harmless.all():
             self._now, self._f = trial.x, last
         else:
