@@ -1,7 +1,7 @@
 """Adaptive solves of many samples: time to one accuracy, beside torchdiffeq, torchode and diffrax.
 
 Two problems: a batch of van der Pol oscillators, and a neural ODE. Everybody solves at tolerances a
-quarter of a decade apart, his error is measured against a solve by DOP853 at 1e-11, and the time of the
+quarter of a decade apart, his error is measured against DOP853 at 1e-11, and the time of the
 loosest tolerance whose root mean square error is within the target counts. Ours take Tsitouras' and
 Dormand and Prince's pair; so does torchode, torchdiffeq its default, diffrax Tsitouras'.
 """
