@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from pathline.core.errors import UsageError
+from pathline.fields import Field
 from pathline.solvers.execute import Step
 from pathline.solvers.pace import Control
 from pathline.solvers.slope import Slope
+from pathline.solvers.solver import Solver
 from pathline.solvers.stepped import Course, Problem, Stepped, closing
 from pathline.solvers.trial import Stepper
 from pathline.solvers.walk import Walk
@@ -58,6 +60,12 @@ class Adaptive(Stepped):
     @property
     def is_adaptive(self) -> bool:
         return True
+
+    def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
+        """Return the solver with the jumps that the field tells of (a CDE's, at its knots)."""
+        made = super().tuned(field, shape)
+        told: tuple[float, ...] = getattr(field, "jumps", ())
+        return replace(self, jumps=told) if told and not self.jumps else made
 
     @property
     @abstractmethod

@@ -25,9 +25,21 @@ from pathline.solvers.stepped import Tally
 
 
 def solution_of(
-    job: Job, x: Tensor, record: Evaluator | Tally, kept: Sequence[Tensor] = ()
+    job: Job,
+    x: Tensor,
+    record: Evaluator | Tally,
+    kept: Sequence[Tensor] = (),
+    numbers: Sequence[int] = (),
 ) -> Solution:
-    """Return what a solve came to."""
+    """Return what a solve came to.
+
+    Args:
+        job: the solve.
+        x: the final state.
+        record: of its evaluations.
+        kept: the states of the trajectory.
+        numbers: of the states in `kept`, where they are not all points of the grid.
+    """
     status = finite_status(x.detach())
     if isinstance(record, Tally):
         status, stats, report = record.status_of(status), record.stats(job.field.calls), None
@@ -39,16 +51,15 @@ def solution_of(
     dtype = str(x.dtype).removeprefix("torch.")
     told = status_names(status)
     receipt = Receipt(job.recipe, seeds, grid, stats.nfe, told, x.device.type, dtype)
-    times = job.plan.instants[list(job.plan.landings)] if kept else None
+    times = job.plan.instants[list(numbers or job.plan.landings)] if kept else None
     trajectory = torch.stack(list(kept)) if kept else None
     end = job.plan.times[-1]
     made = Solution(x, end, status, stats, receipt, times, trajectory, report, job.backward)
-    return made if job.wanted is None else _with_found(made, record)
+    return _with_found(made, record) if isinstance(record, Tally) and job.wanted else made
 
 
-def _with_found(made: Solution, record: Evaluator | Tally) -> Solution:
+def _with_found(made: Solution, record: Tally) -> Solution:
     """Return the solution with what was wanted beside its end."""
-    assert isinstance(record, Tally)
     found = record.found
     t = made.t if found.ends is None else found.ends
     made = replace(made, t=t, dense=found.dense, events=tuple(found.happened))

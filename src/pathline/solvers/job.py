@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Denoiser, Field, Retimed
+from pathline.fields import SDE, Condition, Denoiser, Field, Retimed
 from pathline.fields.denoiser import source_of
 from pathline.paths import GaussianPath, Time, as_time, bshape, paths
 from pathline.solvers.adjoints import Adjoint, Checkpoint, Direct, Loop, Record, Walk
@@ -20,10 +21,10 @@ from pathline.solvers.evaluate import Call, Evaluator, Speed
 from pathline.solvers.execute import Step, execute
 from pathline.solvers.executors import Executor, as_executor
 from pathline.solvers.how import How
-from pathline.solvers.plan import Plan
+from pathline.solvers.plan import Plan, told_time
 from pathline.solvers.solver import check_gaussian
 from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Tally
-from pathline.solvers.wanted import Found, Wanted
+from pathline.solvers.wanted import Found, Wanted, points_of
 
 
 class Start(NamedTuple):
@@ -51,8 +52,14 @@ class Job:
     backward: Record
     wanted: Wanted | None = None
 
+    @property
+    def driver(self) -> tuple[int, ...] | Brownian | None:
+        """What noise is a function of: the equation's own path, or the seeds."""
+        own = self.field.brownian if isinstance(self.field, SDE) else None
+        return self.seeds if own is None else own
+
     def _call(self, plan: Plan) -> Call:
-        return Call(self.field, plan, self.given[0], self.cond, self.seeds)
+        return Call(self.field, plan, self.given[0], self.cond, self.driver)
 
     def record(self) -> Evaluator | Tally:
         """Return what evaluates a plan, or what keeps the count of a stepped solve."""
@@ -67,7 +74,7 @@ class Job:
         keeping = None if self.keep is None else self._keeping(self.keep)
         if isinstance(self.plan, Plan):
             assert isinstance(record, Evaluator)
-            run = execute(self.plan, record, self.given, self.seeds, self.executor.combined)
+            run = execute(self.plan, record, self.given, self.driver, self.executor.combined)
         else:
             assert isinstance(record, Tally)
             (x,) = self.given
@@ -83,9 +90,10 @@ class Job:
         check_gaussian(self.field.path)
         return Keeping(keep, self.field.path, self.seeds)
 
-    def _loop(self, record: Evaluator) -> Loop:
+    def _loop(self, record: Evaluator, shown: tuple[int, ...] = ()) -> Loop:
         assert isinstance(self.plan, Plan)
-        return Loop(self._call(self.plan), self.given, record, self.executor, self.backward)
+        call = self._call(self.plan)
+        return Loop(call, self.given, record, self.executor, self.backward, shown)
 
     def chosen(self, record: Evaluator | Tally) -> Adjoint:
         """Return how gradients come back: as was said, else steps are taken again if they can."""
@@ -104,6 +112,26 @@ class Job:
                         lambda: self._last(record), record)  # fmt: skip
             return self.adjoint.walked(walk)
         return self._last(record)
+
+    def shows(self, trajectory: bool) -> tuple[int, ...]:
+        """Return the numbers of the states of a plan that are asked for, beside the last one.
+
+        None where they are not handed out by the loop itself, but seen by those who watch it.
+        """
+        plan = self.plan
+        if not isinstance(plan, Plan) or self.keep is not None:
+            return ()
+        if self.wanted is not None and self.wanted.save is not None:
+            return points_of(plan, self.wanted.save)
+        return plan.landings if trajectory and self.adjoint is not None else ()
+
+    def shown(self, record: Evaluator | Tally, numbers: tuple[int, ...]) -> list[Tensor]:
+        """Run with nobody watching, and return these states and the last one."""
+        assert isinstance(record, Evaluator)
+        assert isinstance(self.plan, Plan)
+        last = len(self.plan.times) - 1
+        adjoint = Direct() if self.adjoint is None else self.adjoint
+        return list(adjoint.complete(self._loop(record, (*numbers, last))).unbind())
 
     def _last(self, record: Evaluator | Tally) -> Tensor:
         x = self.given[-1]
@@ -155,6 +183,7 @@ def job_of(
         raise UsageError(f"the plan starts from {len(plan.start)} states, not {len(given)}.")
     for state in given:
         _check_state(guided, state)
+    _check_noise(guided, plan, how)
     batch = len(given[0])
     if plan.batch not in (None, batch):
         raise UsageError(f"the plan is for {plan.batch} samples, and the state has {batch}.")
@@ -190,9 +219,21 @@ def sampling(
     device = begin.device or model.device or "cpu"
 
     def noise_at(plan: Plan | Course) -> Tensor:
+        _check_falls(plan)
         return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
 
     return job_of(model, how, noise_at, shape, seeds, cond)
+
+
+def _check_falls(plan: Plan | Course) -> None:
+    """Refuse to draw noise and to carry it to more noise."""
+    first, last = plan.grid[0], plan.grid[-1]
+    if bool(torch.as_tensor(last > first).any()):
+        raise UsageError(
+            f"the grid rises from t = {told_time(first)} to t = {told_time(last)}, and samples are "
+            "drawn from noise to data, from a larger t to a smaller one. Turn the grid round; to "
+            "carry data of your own to noise take encode(model, x), or solve(model, x, grid=...)."
+        )
 
 
 def told(cond: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +261,21 @@ def _check_state(field: Field, x: Tensor) -> None:
         raise UsageError(f"the model takes samples of {field.shape}, not {tuple(x.shape[1:])}.")
     if field.device is not None and field.device != x.device:
         raise UsageError(f"the network is on {field.device} and the state on {x.device}; move one.")
+
+
+def _check_noise(field: Field, plan: Plan | Course, how: How) -> None:
+    """Refuse a plan with noise for a field without, and the other way round."""
+    has_noise = isinstance(field, SDE)
+    knows = plan.solver.takes_noise if isinstance(plan, Course) else bool(plan.legs)
+    if has_noise != knows and (has_noise or isinstance(plan, Plan)):
+        what = "the field has noise, and the plan" if has_noise else "the plan multiplies"
+        raise UsageError(
+            f"{what} {'knows of none' if has_noise else 'a diffusion, and the field has none'}: "
+            "compile the solver for this field, solver.tuned(field, shape), or name the solver; a "
+            "guide must return an SDE for an SDE."
+        )
+    if has_noise and as_executor(how.executor).name != "eager":
+        raise UsageError("stochastic equations run with executor='eager'.")
 
 
 def _kept(run: Iterator[Step], keeping: Keeping, steps: int) -> Iterator[Step]:

@@ -45,6 +45,11 @@ class Slope:
         self.splits = problem.field.part(problem.cond, some) is not None
         """Whether some samples can be evaluated without the others."""
 
+    @property
+    def problem(self) -> Problem:
+        """The solve."""
+        return self._problem
+
     def turn(self, way: Numbers) -> None:
         """Be told the ways of all samples."""
         self.way = self.all_ways = way

@@ -17,7 +17,7 @@ from pathline.core.solution import Solution
 from pathline.fields import Field
 from pathline.solvers.adjoints import Adjoint
 from pathline.solvers.ending import diagnosis, failed_samples, failure, solution_of
-from pathline.solvers.evaluate import Speed
+from pathline.solvers.evaluate import Evaluator, Speed
 from pathline.solvers.events import Event
 from pathline.solvers.execute import Step
 from pathline.solvers.executors import Executor
@@ -41,9 +41,9 @@ from pathline.solvers.how import (
 )
 from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shape_of, start
 from pathline.solvers.plan import told_time
-from pathline.solvers.stepped import Keep
+from pathline.solvers.stepped import Keep, Tally
 from pathline.solvers.wanted import Save, Wanted
-from pathline.solvers.watching import OnStep
+from pathline.solvers.watching import OnStep, Watcher
 
 __all__ = [
     "DEFAULT_GRID",
@@ -81,20 +81,21 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     keep: Keep | None = None,
     executor: Executor | str = "eager",
     adjoint: Adjoint | str | None = None,
+    seed: int | None = None,
     seeds: Sequence[int] | None = None,
     trajectory: bool = False,
     observe: Observe | None = None,
     save: Save | None = None,
     dense: bool = False,
     events: Event | Sequence[Event] = (),
-    on_step: OnStep | None = None,
+    on_step: OnStep | Watcher | None = None,
     on_failure: OnFailure = "raise",
     **cond: Any,
 ) -> Solution:
     """Integrate a field from the state x.
 
     Args:
-        field: a `Field`, or f(x, t, **cond) → dx/dt.
+        field: a `Field`, or f(x, t, **cond) → dx/dt. One with noise of its own is an `SDE`.
         x: (batch, *state) floating; a sequence of states for a plan that starts from several.
         solver: a solver, its name, a schedule, or a compiled plan; "s3" is the schedule that was
             found for the model and `steps` evaluations (`pathline tune`).
@@ -110,15 +111,18 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         adjoint: how gradients come back, where any are asked for: "direct", "checkpoint",
             "reversible" or "continuous" (`solvers.adjoints`). None is "checkpoint" where steps can
             be taken again unseen, and "direct" elsewhere: the same gradient, in less memory.
-        seeds: one a sample, for stochastic solvers.
+        seed: for stochastic solvers, the first seed: sample i has seed + i.
+        seeds: all the seeds, one a sample, instead of `seed`.
         trajectory: keep the state at every grid point.
         observe: called with every `Step`, which it may change.
-        save: times whose states `trajectory` keeps, of an adaptive solve, which changes no step for
-            them: (n,), (batch, n), or a sequence for each sample.
+        save: times whose states `trajectory` keeps: of a plan, points of its grid, (n,); of an
+            adaptive solve, which changes no step for them, (n,), (batch, n), or a sequence for each
+            sample.
         dense: keep what `Solution.at` needs, the solution as a function of time.
         events: what may stop a sample or change its state (`solvers.events.Event`).
         on_step: called with the record of every attempt of an adaptive solver, whose error and
-            stiffness estimates can be differentiated (`solvers.watching.StepRecord`).
+            stiffness estimates can be differentiated (`solvers.watching.StepRecord`); or a
+            `Watcher` (the same place), which may look inside steps.
         on_failure: "raise" a `NonFiniteError`, or "return" and leave the status to the caller.
         cond: the condition, in the user's words.
 
@@ -144,6 +148,8 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         raise UsageError("trajectory keeps the grid's points and save others: give one of them.")
     asked = wanted if wanted.is_any else None
     how = How(solver, grid, steps, guide, speed, start, executor, keep, chosen(adjoint), asked)
+    if seed is not None:
+        seeds = drawn_seeds(len(x) if isinstance(x, Tensor) else len(x[0]), seed, seeds)
     job = job_of(made, how, lambda _: x, shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
@@ -248,9 +254,14 @@ def _watched(job: Job) -> Iterator[Step]:
 
 
 def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure) -> Solution:
-    watched = observe is not None or trajectory or job.keep is not None
-    job.check_watched(watched or job.wanted is not None)
+    numbers = job.shows(trajectory) if observe is None else ()
+    looks = job.wanted is not None and job.wanted.needs_graph
+    watched = observe is not None or job.keep is not None or trajectory or looks
+    job.check_watched(watched and not numbers)
     record, kept = job.record(), [job.given[-1]]
+    if numbers:
+        *kept, x = job.shown(record, numbers)
+        return _ended(job, solution_of(job, x, record, kept, numbers), record, on_failure)
     if observe is None and not trajectory:
         kept.append(job.complete(record))
     else:
@@ -261,6 +272,13 @@ def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnF
                 kept.clear()
             kept.append(step.x)
     solution = solution_of(job, kept[-1], record, kept if trajectory else ())
+    return _ended(job, solution, record, on_failure)
+
+
+def _ended(
+    job: Job, solution: Solution, record: Evaluator | Tally, on_failure: OnFailure
+) -> Solution:
+    """Return a solution, or raise what went wrong with it."""
     if on_failure == "raise" and not solution.ok:
         raise failure(solution, diagnosis(job, record, solution))
     return solution

@@ -205,6 +205,11 @@ class Problem(NamedTuple):
 class Stepped(Solver):
     """A solver without a plan: `march` takes the steps, and yields at every grid point."""
 
+    @property
+    def takes_noise(self) -> bool:
+        """Whether it integrates the noise of a field that has some."""
+        return False
+
     @abstractmethod
     def march(self, problem: Problem) -> Iterator[Step]:
         """Run a solve, yielding at every grid point; go on from the state that is there then."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.solvers.events import Event
 from pathline.solvers.pace import Numbers
-from pathline.solvers.watching import OnStep
+from pathline.solvers.plan import Plan
+from pathline.solvers.watching import OnStep, Watcher
 
 Save = Tensor | Sequence[float] | Sequence[Sequence[float]] | Sequence[Tensor]
 
@@ -27,18 +28,30 @@ class Wanted:
             each sample, of any lengths.
         dense: whether the solution can be asked for at any time afterwards.
         events: what may happen to a sample.
-        on_step: called with the record of every attempt.
+        on_step: called with the record of every attempt; or a watcher.
     """
 
     save: Save | None = None
     dense: bool = False
     events: tuple[Event, ...] = ()
-    on_step: OnStep | None = None
+    on_step: OnStep | Watcher | None = None
 
     @property
     def is_any(self) -> bool:
         """Whether anything is."""
         return self.save is not None or self.dense or bool(self.events) or self.on_step is not None
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether what is found shall be differentiated."""
+        step = self.on_step
+        unseen = step is None or (isinstance(step, Watcher) and not step.needs_graph)
+        return self.save is not None or self.dense or bool(self.events) or not unseen
+
+    @property
+    def is_save_alone(self) -> bool:
+        """Whether states at some times are all that is wanted."""
+        return self.save is not None and not (self.dense or self.events or self.on_step)
 
 
 @dataclass
@@ -50,6 +63,30 @@ class Found:
     dense: Any = None
     happened: Any = ()
     ends: Tensor | None = None
+
+
+def points_of(plan: Plan, save: Save) -> tuple[int, ...]:
+    """Return the numbers of a plan's states at save times, which are points of its grid.
+
+    Raises:
+        UsageError: a time that is none: names it.
+    """
+    if plan.batch is not None:
+        raise UsageError("save takes one grid for all samples; with a grid each use trajectory.")
+    wanted = torch.as_tensor(np.asarray(save, dtype=np.float64)).flatten()
+    points = plan.instants[list(plan.landings)]
+    off = (wanted[:, None] - points).abs()
+    nearest = off.argmin(1)
+    slack = 1e-9 * float((points[-1] - points[0]).abs())
+    missed = (off.amin(1) > slack).nonzero()
+    if len(missed):
+        t = float(wanted[missed[0]])
+        raise UsageError(
+            f"save asks for t = {t:.6g}, which is no point of the grid; the nearest is "
+            f"{float(points[nearest[missed[0]]]):.6g}. Put it on the grid, or take an adaptive "
+            "solver."
+        )
+    return tuple(plan.landings[i] for i in nearest.tolist())
 
 
 def clocks_of(save: Save, batch: int, way: Numbers, start: Numbers, end: Numbers) -> Numbers:

@@ -11,7 +11,7 @@ steps without a graph. Paper: Griewank & Walther 2000 (ACM TOMS 26, Algorithm 79
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import comb
@@ -137,22 +137,38 @@ class Retaken(Pass):
 
     def forward(self) -> Tensor:
         stretcher, evaluate = self._stretcher, self._stretcher.loop.evaluator
-        n = len(stretcher.steps)
-        last = self._kept.sweep(n, lambda i, live: stretcher.advance(i, live, evaluate))
-        return stretcher.result(last)
+        loop, made = stretcher.loop, dict(enumerate(stretcher.loop.given))
+
+        def advance(i: int, live: Live) -> Live:
+            after = stretcher.advance(i, live, evaluate)
+            made.update((k, after["x", k]) for k in stretcher.numbers(i) if k in loop.shown)
+            return after
+
+        last = stretcher.result(self._kept.sweep(len(stretcher.steps), advance))
+        return loop.told(made, last)
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         stretcher, totals = self._stretcher, Totals(self._stretcher.sources)
         n = len(stretcher.steps)
-        end: Cotangents = {("x", stretcher.steps[-1][-1].number): cotangent}
+        last = result[-1] if stretcher.loop.shown else result
+        ends, end = stretcher.loop.ends(cotangent), Cotangents()
         for i in reversed(range(n)):
-            made = result if i == n - 1 else None
+            add_shown(end, ends, stretcher.numbers(i))
+            made = last if i == n - 1 else None
             end = stretcher.pulled(i, self._kept.at(i), end, totals, made)
-        given = [end.get(("x", k)) for k in range(len(stretcher.loop.given))]
+        count = len(stretcher.loop.given)
+        add_shown(end, ends, set(range(count)))
+        given = [end.get(("x", k)) for k in range(count)]
         return given, totals.cast()
 
     def again(self) -> Tensor:
         return self._stretcher.loop.afresh().direct()
+
+
+def add_shown(end: Cotangents, ends: Mapping[int, Tensor], numbers: set[int]) -> None:
+    """Add to cotangents those of the states among these that are part of the result."""
+    for k in numbers & ends.keys():
+        end["x", k] = end["x", k] + ends[k] if ("x", k) in end else ends[k]
 
 
 @adjoints.register(
