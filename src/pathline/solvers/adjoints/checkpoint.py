@@ -15,23 +15,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import comb
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from pathline.core.errors import UsageError
-from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints
+from pathline.core.errors import UsageError, unknown
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, Remembering, adjoints
 from pathline.solvers.adjoints.segments import (
     Cotangents,
     Found,
     Live,
     Shape,
     Stretcher,
+    Tape,
     Totals,
     grouped,
     stretches,
 )
 from pathline.solvers.execute import instructions
 from pathline.solvers.plan import Plan
+
+Last = Literal["again", "kept"]
 
 
 @lru_cache(maxsize=4096)
@@ -127,24 +131,45 @@ class Retaken(Pass):
         found: the loop, and who asks.
         memory: how many states are kept; None for all.
         together: how many steps are taken again at a time.
+        last: whether the last of these are taken with a graph at once.
     """
 
-    def __init__(self, found: Found, memory: int | None, together: int = 1) -> None:
-        self._stretcher = Stretcher(found, together)
+    def __init__(
+        self, found: Found, memory: int | None, together: int = 1, last: Last = "again"
+    ) -> None:
+        self._stretcher, self._last = Stretcher(found, together), last
+        self._tape: Tape | None = None
         self._kept = Kept(self._stretcher.start(), self._stretcher.advance, memory)
 
     def forward(self) -> Tensor:
         stretcher, evaluate = self._stretcher, self._stretcher.loop.evaluator
         n = len(stretcher.steps)
-        last = self._kept.sweep(n, lambda i, live: stretcher.advance(i, live, evaluate))
-        return stretcher.result(last)
+
+        def advance(i: int, live: Live) -> Live:
+            if self._last == "kept" and i == n - 1:
+                return self._taped(i, live)
+            return stretcher.advance(i, live, evaluate)
+
+        return stretcher.result(self._kept.sweep(n, advance)).detach()
+
+    def _taped(self, i: int, live: Live) -> Live:
+        """Take a step with a graph, which is kept for the way back."""
+        stretcher = self._stretcher
+        loop, n = stretcher.loop, stretcher.shape.evaluations[i]
+        assert isinstance(loop.evaluator, Remembering)
+        loop.record.nfe += loop.evaluator.counted(n)
+        self._tape = stretcher.taped(i, live)
+        return self._tape.made
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         stretcher, totals = self._stretcher, Totals(self._stretcher.sources)
         n = len(stretcher.steps)
         end: Cotangents = {("x", stretcher.steps[-1][-1].number): cotangent}
+        if self._tape is not None:
+            tape, self._tape = self._tape, None
+            end, n = stretcher.handed_on(n - 1, tape, end, totals), n - 1
         for i in reversed(range(n)):
-            made = result if i == n - 1 else None
+            made = result if i == len(stretcher.steps) - 1 else None
             end = stretcher.pulled(i, self._kept.at(i), end, totals, made)
         given = [end.get(("x", k)) for k in range(len(stretcher.loop.given))]
         return given, totals.cast()
@@ -169,6 +194,9 @@ class Checkpoint(Adjoint):
             the way out to the way back the last one is kept, too.
         together: how many steps are taken again at a time, with the activations of all of them.
             More cost less time where networks are small, and keep fewer states.
+        last: "again" keeps nothing but states from the way out to the way back; "kept" takes the
+            last of these steps with a graph at once, so that they are evaluated once: the
+            activations of `together` steps are then alive between both ways, too.
 
     Raises:
         UsageError: memory or together below 1; dropout or batch norm in training mode; a solver
@@ -181,12 +209,15 @@ class Checkpoint(Adjoint):
 
     memory: int | None = None
     together: int = 1
+    last: Last = "again"
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory < 1:
             raise UsageError(f"memory={self.memory}: at least one state is kept, the first.")
         if self.together < 1:
             raise UsageError(f"together={self.together}: at least one step is taken at a time.")
+        if self.last not in get_args(Last):
+            raise unknown("choice for the last steps", self.last, get_args(Last))
 
     def cost(self, plan: Plan) -> Cost:
         each = stretches(tuple(instructions(plan)))
@@ -198,7 +229,8 @@ class Checkpoint(Adjoint):
         for i in reversed(range(n)):
             kept.at(i)
         again = sum(steps.evaluations[i] for i in taken.steps)
-        return Cost(again + plan.nfe, plan.nfe, states, max(steps.evaluations))
+        once = steps.evaluations[-1] - (n == 1) if self.last == "kept" else 0
+        return Cost(again + plan.nfe - once, plan.nfe, states, max(steps.evaluations))
 
     def prepared(self, found: Found) -> Pass:
-        return Retaken(found, self.memory, self.together)
+        return Retaken(found, self.memory, self.together, self.last)
