@@ -11,8 +11,9 @@ from pathline.core import Status, noise
 from pathline.fields import Field, problems
 from pathline.solvers import DPM, AdaptiveDPM, AdaptiveRK, PredictorCorrector, solvers
 from pathline.solvers.levels import Levels, norms, totals
+from pathline.solvers.pairs import PAIRS
 from pathline.solvers.phi import phi
-from pathline.solvers.tableaux import PAIRS, TABLEAUX
+from pathline.solvers.tableaux import TABLEAUX
 
 VP = pl.VPLinear()
 FLOAT = {"dtype": torch.float64}

@@ -154,23 +154,44 @@ def request_of(
             "it was made around pixels that were given, which a receipt does not hold; make it "
             "again with pathline complete, with the same seed."
         )
-    made_with = _table(recipe, "model")
-    source = model or made_with.get("source") or made_with.get("name")
+    if "diff_edit" in recipe:
+        raise ReceiptError(
+            "it is an edit of pictures, which a receipt does not hold: give pathline diff-edit the "
+            "files that the receipt tells of, and its numbers and seed."
+        )
     dtype = getattr(torch, receipt.dtype, None)
-    if not isinstance(source, str) or not isinstance(dtype, torch.dtype):
-        raise ReceiptError("the receipt is damaged: it names no model, or an unknown dtype.")
+    if not isinstance(dtype, torch.dtype):
+        raise ReceiptError("the receipt is damaged: it has an unknown dtype.")
     speed = None if recipe.get("speed") is None else speeds.rebuild(_table(recipe, "speed"))
     solver = solvers.rebuild(_table(recipe, "solver"))
     grid = grids.rebuild(_table(recipe, "grid"))
     cond, batch = _conditions(_table(recipe, "cond")), recipe.get("batch", len(receipt.seeds))
     if not isinstance(batch, int):
         raise ReceiptError(f"the receipt is damaged: its batch is {batch!r}.")
-    denoiser = load(source).to(_device(receipt))
-    _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
+    denoiser, source = model_of(receipt, model, load)
     guide, specs = _guides(recipe, denoiser, near)
     seeds = receipt.seeds
     how = (solver, grid, guide, cond, seeds, batch, dtype, speed)
     return Request(denoiser, source, *how, typed=specs, particles=particles_of(recipe))
+
+
+def model_of(
+    receipt: Receipt, model: str | None, load: Callable[[str], Denoiser] | None = None
+) -> tuple[Denoiser, str]:
+    """Return the model of a receipt on its device, and where it is.
+
+    Raises:
+        ReceiptError: its weights are others, or the device is missing.
+    """
+    from pathline.learn.checkpoint import load_model
+
+    made_with = _table(receipt.recipe, "model")
+    source = model or made_with.get("source") or made_with.get("name")
+    if not isinstance(source, str):
+        raise ReceiptError("the receipt is damaged: it names no model.")
+    denoiser = (load or load_model)(source).to(_device(receipt))
+    _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
+    return denoiser, source
 
 
 def _guides(

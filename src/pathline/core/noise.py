@@ -33,10 +33,11 @@ STREAMS = {
     "data": 7,
     "corrector": 8,
     "radius": 9,
+    "brownian": 10,
 }
 """What a draw is for: the start of a solve, noise inside it, forward diffusion, probe vectors, the
 moves of a Markov chain and its choices, seeds made from seeds, data of a known law, corrections
-between steps, the radius of noise that is not Gaussian."""
+between steps, the radius of noise that is not Gaussian, Brownian motion."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pathline.core.errors import UsageError
 from pathline.core.receipt import Receipt
 
 
@@ -80,6 +81,8 @@ class Solution:
         skipped: what a speed policy left out and why, if one decided while the solve ran.
         backward: what the way back of a gradient has cost and found; filled in when it is taken
             (`solvers.adjoints.Record`).
+        dense: the solution as a function of time, if it was asked for; `at` looks it up.
+        events: what happened to samples on the way, in order (`solvers.events.Happened`).
     """
 
     x: Tensor
@@ -91,6 +94,36 @@ class Solution:
     trajectory: Tensor | None = field(default=None, repr=False)
     skipped: Any = field(default=None, repr=False)
     backward: Any = field(default=None, repr=False)
+    dense: Any = field(default=None, repr=False)
+    events: tuple[Any, ...] = ()
+
+    def at(self, t: float | Tensor) -> Tensor:
+        """Return the states at times between start and end, of a solve with dense=True.
+
+        Args:
+            t: () or (batch,); (n, 1) or (n, batch) for several of each sample.
+
+        Returns:
+            (batch, *state), or (n, batch, *state).
+
+        Raises:
+            UsageError: nothing was kept, or a time that a sample has not passed.
+        """
+        if self.dense is None:
+            raise UsageError("the solution inside was not kept: solve(..., dense=True) does.")
+        return self.dense.at(t)
+
+    def saved(self, sample: int) -> tuple[Tensor, Tensor]:
+        """Return the times and states of the trajectory that belong to a sample: (n,), (n, *state).
+
+        Raises:
+            UsageError: nothing was kept.
+        """
+        if self.trajectory is None or self.times is None:
+            raise UsageError("nothing was kept on the way: solve(..., save=times) does.")
+        times = self.times if self.times.ndim == 1 else self.times[:, sample]
+        known = ~times.isnan()
+        return times[known], self.trajectory[:, sample][known.to(self.trajectory.device)]
 
     @property
     def nfes(self) -> tuple[int, ...]:

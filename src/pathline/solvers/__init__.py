@@ -3,6 +3,7 @@
 from pathline.solvers import adjoints, grids
 from pathline.solvers.adams import Adams
 from pathline.solvers.adaptive_rk import AdaptiveRK
+from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.bidirectional import BDIA, Reversible
 from pathline.solvers.calibrate import calibrate
 from pathline.solvers.corrector import PredictorCorrector
@@ -18,6 +19,7 @@ from pathline.solvers.grids import Grid
 from pathline.solvers.lattice import LatticeChain
 from pathline.solvers.plan import Plan, Row
 from pathline.solvers.probe import NoiseInjection
+from pathline.solvers.reversible_heun import ReversibleHeun
 from pathline.solvers.runge_kutta import RK, RK4, Euler, Heun
 from pathline.solvers.sa import SA
 from pathline.solvers.schedule import SolverSchedule
@@ -27,18 +29,28 @@ from pathline.solvers.soft_value import SoftValues
 from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.solvers.stepped import Stepped
+from pathline.solvers.stiff import Rodas
+from pathline.solvers.stochastic import SRK, EulerHeun, ItoEuler, Milstein, StratonovichRK
 from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
 
 __all__ = [
     "BDIA",
+    "SRK",
+    "EulerHeun",
+    "ItoEuler",
+    "Milstein",
+    "ReversibleHeun",
+    "StratonovichRK",
     "RK",
     "SA",
     "AdaptiveDPM",
     "AdaptiveRK",
+    "AdaptiveSDE",
     "PredictorCorrector",
     "ReverseDiffusion",
     "Reversible",
+    "Rodas",
     "Stepped",
     "Adams",
     "DDIM",

@@ -1,15 +1,14 @@
 """Adaptive Runge-Kutta: embedded pairs, in the three coordinates of `runge_kutta`.
 
-The pairs are those of Dormand & Prince (1980) and of Bogacki & Shampine (1989).
-The step control is proportional-integral, with the exponents of Hairer, Nørsett & Wanner, Solving
-Ordinary Differential Equations I, Sec. II.4; the first step is theirs too.
+The pairs are those of `pairs`; the step control is proportional-integral, with the exponents of
+Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, Sec. II.4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,37 +16,53 @@ from torch import Tensor
 from pathline.core.errors import UsageError, unknown
 from pathline.fields.views import View
 from pathline.paths import GaussianPath, bshape
-from pathline.solvers.adaptive import Adaptive, Control, Leg, Trial, combined, rms
+from pathline.solvers.adaptive import Adaptive, Control
+from pathline.solvers.explicit import Explicit
 from pathline.solvers.exponential import check_start
 from pathline.solvers.grids import Grid
+from pathline.solvers.legs import Evaluate, Leg, OnPath, Pairing, combined
 from pathline.solvers.levels import Levels, steady
+from pathline.solvers.pairs import PAIRS, Pair
 from pathline.solvers.runge_kutta import COORDINATES
+from pathline.solvers.slope import Slope
 from pathline.solvers.solver import Writer, solvers
-from pathline.solvers.stepped import Evaluation
-from pathline.solvers.tableaux import PAIRS, Tableau
+from pathline.solvers.stepped import Course
+from pathline.solvers.trial import Stepper, rms
+
+PI = Control(0.9, 0.3, 0.4)
+Norms = Literal["sample", "batch"]
 
 
 @solvers.register(
     "dopri5",
     aliases=("rk45", "dormand_prince"),
     paper="Hairer et al. 1993, II.4-5",
-    variants={"bosh3": ({"method": "bosh3"}, ("rk23", "bogacki_shampine"))},
+    variants={
+        "bosh3": ({"method": "bosh3"}, ("rk23", "bogacki_shampine")),
+        "tsit5": ({"method": "tsit5"}, ("tsitouras",)),
+        "dop853": ({"method": "dop853"}, ("dopri8",)),
+    },
 )
 @dataclass(frozen=True)
 class AdaptiveRK(Adaptive):
-    """Dormand-Prince 5(4), or Bogacki-Shampine 3(2): for any differential equation, to a tolerance.
+    """Dormand-Prince 5(4) and other embedded pairs: any differential equation, to a tolerance.
 
     Args:
-        method: "dopri5" or "bosh3".
+        method: "dopri5" (5(4)), "bosh3" (3(2)), "tsit5" (5(4), the fewest evaluations as a rule) or
+            "dop853" (8(5,3), for tolerances below 1e-8).
         view: the coordinates to step in, "velocity" (path time), "eps" or "x0".
-        rtol, atol, first, max_steps: as for every adaptive solver.
+        rtol, atol, first, max_steps, control, jumps: as for every adaptive solver.
+        norms: "sample": each has steps of its own; "batch": one step for all, as long as the root
+            mean square over the whole batch allows, as torchdiffeq does it. Then a sample's result
+            depends on its neighbours.
     """
 
-    control: ClassVar[Control] = Control(0.9, 0.3, 0.4, 0.2, 10.0)
     rtol: float = 1e-5
     atol: float = 1e-5
+    control: Control = PI
     method: str = "dopri5"
     view: View = "velocity"  # pyright: ignore[reportIncompatibleMethodOverride]
+    norms: Norms = "sample"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,9 +70,11 @@ class AdaptiveRK(Adaptive):
             raise unknown("pair of Runge-Kutta methods", self.method, PAIRS)
         if self.view not in COORDINATES:
             raise UsageError(f"view={self.view!r}: choose from {', '.join(COORDINATES)}.")
+        if self.norms not in get_args(Norms):
+            raise unknown("choice", str(self.norms), get_args(Norms))
 
     @property
-    def tableau(self) -> Tableau:
+    def tableau(self) -> Pair:
         """The pair."""
         return PAIRS[self.method]
 
@@ -71,12 +88,21 @@ class AdaptiveRK(Adaptive):
 
     @property
     def error_order(self) -> int:
-        return self.tableau.low_order + 1
+        return self.tableau.error_order
 
     def check(self, path: GaussianPath | None, grid: Grid) -> None:
         if self.view != "velocity":
             to = Writer(path, grid.times(path), grid.last == "denoise")
             check_start(self.view, list(to.intervals()))
+
+    @property
+    def shares(self) -> bool:
+        return self.norms == "batch"
+
+    def stepper(self, course: Course, slope: Slope) -> Stepper:
+        if self.view == "velocity":
+            return Explicit(self.tableau, slope, self.rtol, self.atol)
+        return OnPath(self, course, slope, self.nfe_per_step)
 
     def clock(self, levels: Levels) -> Tensor:
         return COORDINATES[self.view].clock(levels)
@@ -88,22 +114,22 @@ class AdaptiveRK(Adaptive):
         log_snr = steady(torch.log, clock)
         return steady(path.time_of_log_snr, log_snr if self.view == "x0" else -log_snr)
 
-    def scale(self, trial: Trial, x: Tensor, before: Tensor) -> Tensor:
+    def scale(self, trial: Pairing, x: Tensor, before: Tensor) -> Tensor:
         del before
         return self.atol + self.rtol * torch.maximum(x.abs(), trial.high.abs())
 
-    def attempt(self, leg: Leg, evaluate: Evaluation) -> Trial:
+    def attempt(self, leg: Leg, evaluate: Evaluate) -> Pairing:
         values = [leg.first]
         for c, row in zip(self.tableau.c[1:], self.tableau.a[1:], strict=True):
             stage = self._at(leg, c)
-            values.append(evaluate(leg.rows, self._made(leg, stage, row, values), stage.t))
+            values.append(evaluate(self._made(leg, stage, row, values), stage.t))
         off = tuple(b - low for b, low in zip(self.tableau.b, self.tableau.low, strict=True))
         high = self._made(leg, leg.t, self.tableau.b, values)
         error = self._made(leg._replace(x=torch.zeros_like(leg.x)), leg.t, off, values)
-        return Trial(high, error, high, values[-1] if self.tableau.ends_with_last else None)
+        return Pairing(high, error, high, values[-1] if self.tableau.ends_with_last else None)
 
     @torch.no_grad()
-    def opening(self, leg: Leg, evaluate: Evaluation) -> Tensor:
+    def opening(self, leg: Leg, evaluate: Evaluate) -> Tensor:
         """Take a step of 1 % of the state's size, and see how much the slope has changed."""
         x, f, unit = leg.x, leg.first, self.atol + self.rtol * leg.x.abs()
         per_clock = bshape(self._scale(leg.s), x) / unit
@@ -112,7 +138,7 @@ class AdaptiveRK(Adaptive):
         here, end = self.clock(leg.s), self.clock(leg.t)
         probe = torch.minimum(guess, (end - here).abs())
         to = Levels.at(leg.path, self.time(leg.path, here + torch.copysign(probe, end - here)))
-        ahead = evaluate(leg.rows, self._made(leg._replace(t=to), to, (1.0,), [f]), to.t)
+        ahead = evaluate(self._made(leg._replace(t=to), to, (1.0,), [f]), to.t)
         steepest = torch.maximum(slope, rms((ahead - f) * per_clock) / probe)
         power = 1 / (self.tableau.order + 1)
         bent = steady(lambda v: v.pow(power), 0.01 / steepest.clamp(min=1e-15))

@@ -5,9 +5,9 @@ Paper: Lu et al. 2022 (arXiv:2206.00927, App. C): DPM-Solver-12 and -23.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,18 +15,22 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
-from pathline.solvers.adaptive import Adaptive, Control, Leg, Trial, combined
+from pathline.solvers.adaptive import Adaptive, Control
 from pathline.solvers.exponential import (
     Expansion,
     check_start,
     linear_part,
     scale_and_argument,
+    span,
 )
 from pathline.solvers.grids import Grid
+from pathline.solvers.legs import Evaluate, Leg, OnPath, Pairing, combined
 from pathline.solvers.levels import Levels, steady
 from pathline.solvers.phi import derivative_weights, phi
+from pathline.solvers.slope import Slope
 from pathline.solvers.solver import Writer, solvers
-from pathline.solvers.stepped import Evaluation
+from pathline.solvers.stepped import Course
+from pathline.solvers.trial import Stepper
 
 FIRST = 0.05
 """The first step in λ."""
@@ -52,13 +56,13 @@ class AdaptiveDPM(Adaptive):
         order: 2 (DPM-Solver-12) or 3 (-23), of the result that is kept.
         view: "eps" (DPM-Solver) or "x0" (DPM-Solver++).
         rtol, atol, max_steps: as for every adaptive solver; 0.0078 is 2/256, for data in [−1, 1].
-        first: the first step in λ; None is 0.05, as in public code.
+        first: the first step in λ; 0.05 as in public code, and so is None.
     """
 
-    control: ClassVar[Control] = Control()
     rtol: float = 0.05
     atol: float = 0.0078
-    first: float | None = None
+    first: float | None = FIRST
+    control: Control = Control(0.9, 1.0, 0.0, 0.0, math.inf, 0.0, False)
     order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride]
     view: View = "eps"  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -79,7 +83,15 @@ class AdaptiveDPM(Adaptive):
 
     def check(self, path: GaussianPath | None, grid: Grid) -> None:
         to = Writer(path, grid.times(path), grid.last == "denoise")
-        check_start(self.view, list(to.intervals()))
+        steps = list(to.intervals())
+        check_start(self.view, steps)
+        for s, t in steps:
+            span(s, t)
+
+    def stepper(self, course: Course, slope: Slope) -> Stepper:
+        made = OnPath(self, course, slope, self.order - 1)
+        made.opens = 0
+        return made
 
     def clock(self, levels: Levels) -> Tensor:
         return levels.log_snr
@@ -88,27 +100,27 @@ class AdaptiveDPM(Adaptive):
         assert path is not None
         return steady(path.time_of_log_snr, clock)
 
-    def opening(self, leg: Leg, evaluate: Evaluation) -> Tensor:
+    def opening(self, leg: Leg, evaluate: Evaluate) -> Tensor:
         del evaluate
         return torch.full_like(leg.s.t, FIRST)
 
-    def scale(self, trial: Trial, x: Tensor, before: Tensor) -> Tensor:
+    def scale(self, trial: Pairing, x: Tensor, before: Tensor) -> Tensor:
         del x
         return (self.rtol * torch.maximum(trial.low.abs(), before.abs())).clamp(min=self.atol)
 
-    def attempt(self, leg: Leg, evaluate: Evaluation) -> Trial:
+    def attempt(self, leg: Leg, evaluate: Evaluate) -> Pairing:
         nodes = [k / self.order for k in range(1, self.order)]
         values = [leg.first]
         for i, node in enumerate(nodes):
             stage = leg._replace(t=self._between(leg, node))
             x = self._made(stage, [a / node for a in nodes[:i]], values)
-            values.append(evaluate(leg.rows, x, stage.t.t))
+            values.append(evaluate(x, stage.t.t))
         low = self._made(leg, nodes[:-1], values[:-1], "midpoint")
         if self.order == 2:
             high = self._made(leg, nodes, values, "midpoint")
         else:
             high = self._made(leg, nodes[1:], [values[0], values[2]])
-        return Trial(high, high - low, low, None)
+        return Pairing(high, high - low, low, None)
 
     def _between(self, leg: Leg, node: float) -> Levels:
         """Return the level at this part of the step."""

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
 from pathline.core.solution import finite_status
 from pathline.fields import Condition, Evaluate, Field
+from pathline.fields.around import Around
+from pathline.solvers.history import warn_of_jumps
 from pathline.solvers.plan import Plan
 
 
@@ -26,14 +29,14 @@ class Call(NamedTuple):
         plan: in the field's own view.
         x: the state it starts from, (batch, *state).
         cond: as the field's `condition` returned it.
-        seeds: one a sample; None where nobody gave them.
+        seeds: one a sample, or the Brownian motion; None where nobody gave them.
     """
 
     field: Field
     plan: Plan
     x: Tensor
     cond: Condition
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | Brownian | None = None
 
 
 class Evaluator:
@@ -42,11 +45,14 @@ class Evaluator:
     __slots__ = ("_bound", "n")
 
     def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
+        warn_of_jumps(field, plan)
         self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
-        """Return the field at state number k."""
+        """Return the field at state number k, or for ~k the diffusion there."""
         f = self._bound(k, x)
+        if k < 0:
+            return f
         if not self.n:
             check_output(f, x)
         self.n += 1
@@ -97,23 +103,12 @@ class Speed(ABC):
         """Return what rebuilds the policy, as plain values."""
 
 
-class Watched(Field):
+class Watched(Around):
     """A field that looks at every state and output, and says what was first not finite."""
 
     def __init__(self, inner: Field) -> None:
-        self.inner, self.path, self.view = inner, inner.path, inner.view
+        self.inner = inner
         self.trouble: str | None = None
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
 
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         return self.inner.part(cond, rows)
@@ -128,8 +123,9 @@ class Watched(Field):
             f = inner(k, state)
             bad = finite_status(state) | finite_status(f)
             if self.trouble is None and bool(bad.any()):
-                part = "the state" if finite_status(state).any() else "the field's output"
-                at = times[k].expand(len(state))[bad.bool()][0]
+                output = "the diffusion" if k < 0 else "the field's output"
+                part = "the state" if finite_status(state).any() else output
+                at = times[max(k, ~k)].expand(len(state))[bad.bool()][0]
                 self.trouble = f"{part} is not finite at t = {at:.6g}"
             return f
 

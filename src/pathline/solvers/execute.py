@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
+from pathline.core.brownian import Brownian
 from pathline.core.errors import PathlineError, UsageError
 from pathline.fields import Evaluate, Field, Prediction
 from pathline.paths import Time
+from pathline.solvers.driving import Source, Weighed, times_noise
 from pathline.solvers.evaluate import Evaluator
-from pathline.solvers.plan import Coefficient, Plan, sample_first
+from pathline.solvers.plan import Coefficient, Functional, Plan, Row, sample_first
 
 
 class Step:
@@ -64,7 +66,7 @@ class Step:
 
 
 Term = tuple[str, int, Coefficient]
-"""What is summed: "x", "f" or "z", its number, its coefficient."""
+"""What is summed: "x", "f", "z" or "p" (a product), its number, its coefficient."""
 
 
 class Sum(NamedTuple):
@@ -79,7 +81,8 @@ Known = Mapping[str, Mapping[int, Tensor]]
 """States, evaluations and draws, by letter and number."""
 
 Combine = Callable[[Sum, Known], Tensor]
-Draw = Callable[[int], Tensor]
+Draw = Callable[[int | Functional], Tensor]
+"""Of z_d, or of a functional of the Brownian motion, (batch, channels …)."""
 
 
 class Instruction(NamedTuple):
@@ -93,6 +96,8 @@ class Instruction(NamedTuple):
     lands: bool
     spent: tuple[int, ...]
     constant: Coefficient | None
+    diffusions: tuple[int, ...] = ()
+    products: tuple[tuple[int, Weighed], ...] = ()
 
 
 @lru_cache(maxsize=64)
@@ -114,21 +119,39 @@ def instructions(
     plan: Plan, place: Callable[[Coefficient], Coefficient] = lambda c: c
 ) -> Iterator[Instruction]:
     """Yield the rows of a plan, made ready; `place` says what becomes of a coefficient."""
-    last_use = {k: i for i, row in enumerate(plan.rows) for k in (*row.x, *row.f)}
+    last_use = {k: i for i, row in enumerate(plan.rows) for k in row.states}
     spent: dict[int, list[int]] = {}
     for k, i in last_use.items():
         spent.setdefault(i, []).append(k)
     known: set[int] = set()
+    diffused: set[int] = set()
     for i, row in enumerate(plan.rows):
         fresh = tuple(k for k in sorted(row.f) if k not in known)
         known.update(fresh)
+        products = _products(row, place)
+        diffusions = tuple(k for k, _ in products if k not in diffused)
+        diffused.update(diffusions)
         named = zip("xfz", (row.x, row.f, row.z), strict=True)
         terms = [
             (letter, k, place(c)) for letter, coefficients in named for k, c in coefficients.items()
         ]
+        terms += [("p", k, 1.0) for k, _ in products]
         number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
         added = place(row.constant) if row.has_constant else None
-        yield Instruction(number, row.t, fresh, tuple(row.z), _sum(terms), row.lands, unused, added)
+        summed, ready = _sum(terms), (diffusions, products)
+        yield Instruction(
+            number, row.t, fresh, tuple(row.z), summed, row.lands, unused, added, *ready
+        )
+
+
+def _products(
+    row: Row, place: Callable[[Coefficient], Coefficient]
+) -> tuple[tuple[int, Weighed], ...]:
+    """Return what the diffusion at each state is multiplied with."""
+    found: dict[int, list[tuple[Functional, Coefficient]]] = {}
+    for product, c in row.g.items():
+        found.setdefault(product.state, []).append((product.functional, place(c)))
+    return tuple((k, tuple(found[k])) for k in sorted(found))
 
 
 def _sum(terms: list[Term]) -> Sum:
@@ -146,7 +169,7 @@ class Execution:
 
     Args:
         plan: in the field's own view.
-        evaluate: f(k, x), the field at state number k.
+        evaluate: f(k, x), the field at state number k; at ~k, the diffusion there.
         given: the states at `plan.start`.
         combine: what sums a row.
         draw: z_d, for a plan that draws noise.
@@ -161,11 +184,11 @@ class Execution:
         self.plan, self.program = plan, _program(plan, first.device, first.dtype, first.ndim)
         self.latest: tuple[Plan, int, Tensor, Tensor] | None = None
         self._evaluate, self._combine, self._draw = evaluate, combine, draw
-        self.known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}}
+        self.known: dict[str, dict[int, Tensor]] = {"x": dict(enumerate(given)), "f": {}, "g": {}}
 
     def advance(self, row: Instruction) -> Tensor:
         """Take a row and return the state that it makes."""
-        number, _, evaluations, draws, terms, _, spent, constant = row
+        number, _, evaluations, draws, terms, _, spent, constant, diffusions, products = row
         known = self.known
         states, slopes = known["x"], known["f"]
         for k in evaluations:
@@ -174,11 +197,21 @@ class Execution:
             self.latest = (self.plan, k, x, f)
         if draws:
             known["z"] = {d: self._draw(d) for d in draws}
+        if products:
+            diffused = known["g"]
+            for k in diffusions:
+                diffused[k] = self._evaluate(~k, states[k])
+            known["p"] = {
+                k: times_noise(diffused[k], w, self._draw, states[k].ndim) for k, w in products
+            }
         new = self._combine(terms, known)
         states[number] = new = new if constant is None else new + constant
         for k in spent:
             states.pop(k, None)
             slopes.pop(k, None)
+        if products:
+            for k in spent:
+                known["g"].pop(k, None)
         return new
 
     def replace(self, row: Instruction, x: Tensor) -> None:
@@ -190,14 +223,14 @@ def execute(
     plan: Plan,
     evaluate: Evaluate,
     given: Sequence[Tensor],
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] | Brownian | None = None,
     combine: Combine | None = None,
 ) -> Iterator[Step]:
     """Run a plan, yielding at every grid point.
 
     Args:
         plan, evaluate, given, combine: as for `Execution`.
-        seeds: one a sample, for a plan that draws noise.
+        seeds: one a sample, for a plan that draws noise; or the Brownian motion that drives it.
 
     Cost: `plan.nfe` evaluations; memory for the states and evaluations that later rows name.
     """
@@ -217,7 +250,7 @@ def complete(
     plan: Plan,
     evaluate: Evaluate,
     given: Sequence[Tensor],
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] | Brownian | None = None,
     combine: Combine | None = None,
     draw: Draw | None = None,
 ) -> Tensor:
@@ -256,8 +289,8 @@ AHEAD = 2**15
 """Numbers that are drawn at once: for small states, the noise of many steps."""
 
 
-def drawing(plan: Plan, seeds: Sequence[int] | None, like: Tensor) -> Draw:
-    """Return what draws z_d of a plan, shaped like the state.
+def drawing(plan: Plan, seeds: Sequence[int] | Brownian | None, like: Tensor) -> Draw:
+    """Return what draws z_d of a plan, shaped like the state, or the functionals of its legs.
 
     Raises:
         UsageError: the plan is stochastic, and there are no seeds.
@@ -266,12 +299,17 @@ def drawing(plan: Plan, seeds: Sequence[int] | None, like: Tensor) -> Draw:
         return _nothing
     if seeds is None:
         raise UsageError("a stochastic solver needs seeds, one a sample.")
+    if plan.legs:
+        return Source(plan, seeds, like)
+    if isinstance(seeds, Brownian):
+        seeds = seeds.seeds
     keys, shape, dtype = noise.keys(seeds, like.device), like.shape[1:], like.dtype
     last = max(d for row in plan.rows for d in row.z)
     ahead = max(1, AHEAD // max(like.numel(), 1))
     drawn: dict[int, Tensor] = {}
 
-    def draw(d: int) -> Tensor:
+    def draw(d: int | Functional) -> Tensor:
+        assert isinstance(d, int)
         if d not in drawn:
             drawn.clear()
             coming = range(d, max(d, min(d + ahead - 1, last)) + 1)
@@ -282,7 +320,7 @@ def drawing(plan: Plan, seeds: Sequence[int] | None, like: Tensor) -> Draw:
     return draw
 
 
-def _nothing(index: int) -> Tensor:
+def _nothing(index: int | Functional) -> Tensor:
     raise PathlineError(f"a plan without noise drew z{index}.")
 
 

@@ -12,7 +12,7 @@ one kernel instead of recompiling it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from pathline.core.errors import UsageError, unknown
-from pathline.fields import Condition, Denoiser, Field
+from pathline.fields import Condition, Denoiser, Field, VectorField
+from pathline.fields.around import Around
 from pathline.fields.denoiser import denoiser_in, with_network
-from pathline.fields.views import View
-from pathline.paths import GaussianPath
 from pathline.solvers.evaluate import Call, Evaluator, check_output
 from pathline.solvers.execute import Known, Sum, combined, complete, drawing
+from pathline.solvers.plan import Functional
 
 Loop = Callable[[], Tensor]
 
@@ -43,6 +43,19 @@ class Executor:
     def prepared(self, field: Field) -> Field:
         """Return the field as it will be evaluated."""
         return field
+
+    def fused(
+        self, key: Hashable, of: object, make: Callable[[], Callable[..., Any]]
+    ) -> Callable[..., Any] | None:
+        """Return a function as this executor runs it; None where it has no way of its own.
+
+        Args:
+            key: what tells it from others of the same object.
+            of: what it was made from; remembered as long as this lives in the executor.
+            make: makes it.
+        """
+        del key, of, make
+        return None
 
     def combined(self, terms: Sum, known: Known) -> Tensor:
         """Return a row's sum."""
@@ -76,6 +89,18 @@ class Compiled(Executor):
         self._networks: OrderedDict[int, _CompiledNetwork] = OrderedDict()
         self._sum = _compiled(_weighted, backend)
         self._tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
+        self._fused: OrderedDict[Hashable, tuple[object, Callable[..., Any]]] = OrderedDict()
+
+    def fused(
+        self, key: Hashable, of: object, make: Callable[[], Callable[..., Any]]
+    ) -> Callable[..., Any] | None:
+        whole = (key, id(of))
+        found = self._fused.pop(whole, None)
+        found = found or (of, _compiled(make(), self._backend))
+        self._fused[whole] = found  # which holds the object, so its id stays its own
+        while len(self._fused) > self._keep:
+            self._fused.popitem(last=False)
+        return found[1]
 
     def prepared(self, field: Field) -> Field:
         denoiser = denoiser_in(field)
@@ -150,46 +175,20 @@ class _CompiledNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class _CompiledField(Field):
+class _CompiledField(Around):
     """A field whose evaluation is compiled."""
 
     inner: Field
     call: Callable[..., Tensor]
 
-    @property
-    def path(self) -> GaussianPath | None:  # type: ignore[override]
-        """The path of the inner field."""
-        return self.inner.path
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """The view of the inner field."""
-        return self.inner.view
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.inner.shape
-
-    @property
-    def device(self) -> torch.device | None:
-        return self.inner.device
-
-    def condition(self, cond: Condition, batch: int) -> Condition:
-        return self.inner.condition(cond, batch)
-
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.call(x, t, cond)
+
+
+def inner_of(field: Field) -> VectorField | None:
+    """Return the plain function that a field is, compiled or not; None if it is another."""
+    inner = field.inner if isinstance(field, _CompiledField) else field
+    return inner if type(inner) is VectorField else None
 
 
 class Graph(Executor):
@@ -233,7 +232,8 @@ class _Capture:
         self._given = [x.detach().clone() for x in given]
         self._cond = {k: _buffer(v, given[0].device) for k, v in call.cond.items()}
         draws = {d for row in call.plan.rows for d in row.z}
-        self._noise = {d: torch.empty_like(given[0]) for d in draws}
+        noise = {d: torch.empty_like(given[0]) for d in draws}
+        self._noise: dict[int | Functional, Tensor] = {**noise}
         self._at = call.plan.instants.to(given[0].device)
         self._fill(call, given)
         self._run, self._out = _captured(self._loop, given[0].device)

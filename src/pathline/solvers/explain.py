@@ -15,21 +15,18 @@ from pathline.solvers.adjoints import Adjoint, Cost, as_adjoint
 from pathline.solvers.adjoints.meter import saved
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.executors import Executor
-from pathline.solvers.plan import Plan
-from pathline.solvers.solve import (
+from pathline.solvers.how import (
     DEFAULT_SOLVER,
     AnyField,
     AnyGrid,
     AnySolver,
     Guide,
+    How,
     Levels,
-    _How,  # pyright: ignore[reportPrivateUsage]
-    _job,  # pyright: ignore[reportPrivateUsage]
-    _sampling,  # pyright: ignore[reportPrivateUsage]
-    _seeds,  # pyright: ignore[reportPrivateUsage]
-    _Start,  # pyright: ignore[reportPrivateUsage]
     as_field,
 )
+from pathline.solvers.job import Start, drawn_seeds, job_of, sampling
+from pathline.solvers.plan import Plan
 from pathline.solvers.stepped import Keep
 
 
@@ -122,12 +119,12 @@ def explain(  # noqa: PLR0913 - what `solve` and `sample` take
         (40, 40, 40, 10)
     """
     made = None if adjoint is None else as_adjoint(adjoint)
-    how = _How(solver, grid, steps, guide, speed, start, executor, keep, made)
+    how = How(solver, grid, steps, guide, speed, start, executor, keep, made)
     if isinstance(x, Tensor):
-        job = _job(as_field(model), how, lambda _: x, x.shape[1:], seeds, cond)
+        job = job_of(as_field(model), how, lambda _: x, x.shape[1:], seeds, cond)
     elif isinstance(model, Field):
-        begin = _Start(shape, dtype, device)
-        job = _sampling(model, how, begin, _seeds(x, seed, seeds), cond)
+        begin = Start(shape, dtype, device)
+        job = sampling(model, how, begin, drawn_seeds(x, seed, seeds), cond)
     else:
         raise UsageError("a function has no noise to start from; give the state, explain(f, x).")
     plan, field = job.plan, job.field

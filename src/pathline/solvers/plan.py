@@ -6,6 +6,12 @@ path, the grid and the solver alone, never on the data:
 
     x_new = Σ_j a_j x_j + Σ_k b_k F_k + Σ_d c_d z_d + constant
 
+What a stochastic differential equation dx = f dt + g dW needs besides is bilinear: the product of
+the diffusion at an earlier state with a functional of the Brownian motion over a step (its
+increment, an area, an iterated integral), whose coefficient again knows nothing of the data:
+
+    x_new = … + Σ c_{k,w} g(x_k, t_k) · w
+
 So a solver is a rule that writes rows, a `Plan` is the list of rows, and one executor runs them
 all. States are numbered in the order in which they are made; F_k is the field at state k, so what
 no row mentions is never evaluated, and the number of evaluations can be read off the plan.
@@ -19,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,10 +45,52 @@ Terms = Mapping[int, Coefficient]
 
 FORMAT = 1
 
+Kind = Literal["one", "w", "h", "ww", "ww_ito", "www_ito", "unit", "ij", "ij_ito"]
+"""Functionals of a Brownian motion W over a step of length ℓ, one value a channel: 1; the increment
+W; its space-time Lévy area H; ½W², ½(W² − ℓ) and (W³ − 3ℓW)/6; and, for channel j, the unit vector,
+and the iterated integrals ∫∫ ∘dW_j ∘dW_k or ∫∫ dW_j dW_k for every k."""
+
+
+class Product(NamedTuple):
+    """The diffusion at a state, times a functional of the Brownian motion over a leg.
+
+    Args:
+        state: number of the state at which the diffusion is evaluated.
+        kind: which functional.
+        leg: over which of the plan's `legs`.
+        channel: j, where the functional has one; else 0.
+    """
+
+    state: int
+    kind: Kind
+    leg: int = 0
+    channel: int = 0
+
+    @property
+    def functional(self) -> Functional:
+        """What is multiplied."""
+        return Functional(self.kind, self.leg, self.channel)
+
+
+class Functional(NamedTuple):
+    """A functional of a Brownian motion: kind, leg, and channel where it has one.
+
+    `channels` says of which motion: one with so many for the whole state, or, if 0, one for each
+    of the state's elements.
+    """
+
+    kind: Kind
+    leg: int = 0
+    channel: int = 0
+    channels: int = 0
+
+
+Products = Mapping[Product, Coefficient]
+
 
 @dataclass(frozen=True)
 class Row:
-    """One new state: x_new = Σ a_j x_j + Σ b_k F_k + Σ c_d z_d + constant.
+    """One new state: x_new = Σ a_j x_j + Σ b_k F_k + Σ c_d z_d + Σ c g_k·w + constant.
 
     Args:
         t: the time of the new state; (batch,) in a stacked plan whose samples have their own.
@@ -51,6 +99,7 @@ class Row:
         z: number of the noise draw → coefficient; rows that name the same draw share it.
         lands: whether the new state is a grid point (and not a stage or a prediction).
         constant: what is added, the same for all samples (a known mean, a bias of statistics).
+        g: products of the diffusion with functionals of the Brownian motion → coefficient.
     """
 
     t: Time
@@ -59,6 +108,12 @@ class Row:
     z: Terms = field(default_factory=dict)
     lands: bool = True
     constant: Coefficient = 0.0
+    g: Products = field(default_factory=dict)
+
+    @property
+    def states(self) -> set[int]:
+        """The numbers of the states that are added, or at which field or diffusion is evaluated."""
+        return {*self.x, *self.f, *(product.state for product in self.g)}
 
     @property
     def has_constant(self) -> bool:
@@ -77,6 +132,7 @@ class Plan:
         path: the path it was compiled for; None for a plain differential equation.
         recipe: the solver and grid it was compiled from, as plain values.
         batch: how many samples a stacked plan is for; None serves any number of them.
+        legs: the intervals of time over which products ask for the Brownian motion.
     """
 
     start: tuple[Time, ...]
@@ -85,6 +141,7 @@ class Plan:
     path: GaussianPath | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
+    legs: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows, len(self.start)):
@@ -115,6 +172,11 @@ class Plan:
         return len(self.evaluated)
 
     @cached_property
+    def diffused(self) -> tuple[int, ...]:
+        """The numbers of the states at which the diffusion is evaluated, in order."""
+        return tuple(sorted({product.state for row in self.rows for product in row.g}))
+
+    @cached_property
     def steps(self) -> int:
         """Rows that land on a grid point."""
         return sum(row.lands for row in self.rows)
@@ -133,7 +195,7 @@ class Plan:
     @property
     def is_stochastic(self) -> bool:
         """Whether any row draws noise."""
-        return any(row.z for row in self.rows)
+        return any(row.z or row.g for row in self.rows)
 
     @classmethod
     def stacked(cls, plans: Sequence[Plan]) -> Plan:
@@ -178,6 +240,7 @@ class Plan:
         lines = [head]
         for number, row in enumerate(self.rows, len(self.start)):
             terms = [*_written("x", row.x), *_written("F", row.f), *_written("z", row.z)]
+            terms += [f"{_number(c)} g{p.state}·{_told(p)}" for p, c in row.g.items()]
             if row.has_constant:
                 terms.append(_number(row.constant))
             mark = "" if row.lands else "  (stage)"
@@ -188,7 +251,9 @@ class Plan:
         """Return the plan as plain JSON values."""
         rows = [_row_to_dict(row) for row in self.rows]
         path = None if self.path is None else paths.describe(self.path)
-        batch = {} if self.batch is None else {"batch": self.batch}
+        batch: dict[str, Any] = {} if self.batch is None else {"batch": self.batch}
+        if self.legs:
+            batch["legs"] = [list(leg) for leg in self.legs]
         return {
             "plan": FORMAT,
             "start": [plain(t) for t in self.start],
@@ -215,12 +280,15 @@ class Plan:
                     *(_coefficients(r[n]) for n in "xfz"),
                     lands=r["lands"],
                     constant=_coefficient(r.get("constant", 0.0)),
+                    g={Product(*key): _coefficient(c) for key, c in r.get("g", ())},
                 )
                 for r in content["rows"]
             ]
             path = None if content["path"] is None else paths.rebuild(content["path"])
             start, view = tuple(map(_time, content["start"])), as_view(content["view"])
-            return cls(start, tuple(rows), view, path, content["recipe"], content.get("batch"))
+            legs = tuple((float(s), float(t)) for s, t in content.get("legs", ()))
+            batch, recipe = content.get("batch"), content["recipe"]
+            return cls(start, tuple(rows), view, path, recipe, batch, legs)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"the plan is damaged: {error}.") from error
 
@@ -271,11 +339,21 @@ def _folded(plan: Plan, view: View) -> Plan:
         if not all(math.isfinite(c) for pair in pairs for c in pair):
             raise UsageError(
                 f"a network that predicts {view} does not tell {plan.view} at "
-                f"t = {told_time(plan.times[k])}; start the grid at a smaller t."
+                f"t = {told_time(plan.times[k])}; {_instead(plan.path, plan.times[k])}."
             )
         p, q = torch.tensor(pairs, dtype=torch.float64).unbind(1)
         changes[k] = pairs[0] if plan.batch is None else (p, q)
     return replace(plan, view=view, rows=tuple(_fold(row, changes) for row in plan.rows))
+
+
+def _instead(path: GaussianPath, t: Time) -> str:
+    """Say where a grid should be that stands where α or σ vanishes."""
+    if (torch.as_tensor(t) < path.t_min).any():
+        return (
+            f"let the grid stop short of data, at t_min = {path.t_min:.6g}, and give it "
+            "last='denoise' to go on to data"
+        )
+    return "start the grid at a smaller t"
 
 
 @lru_cache(maxsize=1024)
@@ -288,17 +366,18 @@ def _change(
 
 
 def _check_row(row: Row, number: int, before: Time) -> None:
-    named = [("x", row.x), ("F", row.f), ("z", row.z), ("constant ", {0: row.constant})]
-    for letter, terms in named:
-        for k, c in terms.items():
-            if not _is_finite(c):
-                raise PathlineError(
-                    f"the step from t = {told_time(before)} to t = {told_time(row.t)} has the "
-                    f"coefficient {c} of {letter}{k}: α or σ vanishes there; use another "
-                    "prediction or grid."
-                )
-            if letter in "xF" and not 0 <= k < number:
-                raise UsageError(f"row {number} uses {letter}{k}, which is not made before it.")
+    named = [(letter, k, c) for letter, terms in (("x", row.x), ("F", row.f), ("z", row.z))
+             for k, c in terms.items()]  # fmt: skip
+    named += [("g", product.state, c) for product, c in row.g.items()]
+    for letter, k, c in [*named, ("constant ", 0, row.constant)]:
+        if not _is_finite(c):
+            raise PathlineError(
+                f"the step from t = {told_time(before)} to t = {told_time(row.t)} has the "
+                f"coefficient {c} of {letter}{k}: α or σ vanishes there; use another "
+                "prediction or grid."
+            )
+        if letter in "xFg" and not 0 <= k < number:
+            raise UsageError(f"row {number} uses {letter}{k}, which is not made before it.")
 
 
 def _is_finite(c: Coefficient) -> bool:
@@ -337,6 +416,15 @@ def _written(letter: str, terms: Terms) -> Iterator[str]:
         yield f"{_number(c)} {letter}{k}"
 
 
+def _told(product: Product) -> str:
+    _, kind, leg, channel = product
+    if kind == "one":
+        return "1"
+    return (
+        f"e{channel}" if kind == "unit" else f"{kind}{channel if kind[:2] == 'ij' else ''}[{leg}]"
+    )
+
+
 def _number(c: Coefficient) -> str:
     return f"[{'×'.join(map(str, c.shape))}]" if isinstance(c, Tensor) else f"{c:+.6g}"
 
@@ -360,7 +448,8 @@ def _time(t: Any) -> Time:
 def _row_to_dict(row: Row) -> dict[str, Any]:
     constant = {"constant": plain(row.constant)} if row.has_constant else {}
     terms = {letter: _plain(getattr(row, letter)) for letter in "xfz"}
-    return {"t": plain(row.t), **terms, "lands": row.lands, **constant}
+    products = {"g": [[list(key), plain(c)] for key, c in row.g.items()]} if row.g else {}
+    return {"t": plain(row.t), **terms, "lands": row.lands, **constant, **products}
 
 
 def plain(c: Coefficient) -> Any:

@@ -47,6 +47,45 @@ def grid_points(plan: Plan) -> list[int]:
 
 def inverse(plan: Plan) -> Plan:
     """Return the plan that runs the same way back; see `Plan.inverse`."""
+    try:
+        return _step_by_step(plan)
+    except UsageError:
+        made = _row_by_row(plan)
+        if made is None:
+            raise
+        return made
+
+
+def _row_by_row(plan: Plan) -> Plan | None:
+    """Return the plan that solves every row for the state that it uses last; None if none does.
+
+    A rule may hand on a stage, as reversible Heun does: then no step can be solved for what it
+    began with, and every row can. It starts from all states that the end still knows.
+    """
+    given, known, ends = len(plan.start), set[int](), set[int]()
+    order = list[tuple[int, int]]()
+    for number, row in reversed(list(enumerate(plan.rows, given))):
+        evaluated = {*row.f, *(product.state for product in row.g)}
+        unknown = row.states - known
+        free = sorted(k for k in unknown - evaluated if _is_nonzero(row.x[k]))
+        solved = free[:1]
+        ends |= ({number} - known) | (unknown - set(solved))
+        known |= {number, *row.states}
+        order += [(number, k) for k in solved]
+    total = len(plan.times)
+    if ends != set(range(total - len(ends), total)) or not ends.isdisjoint(range(given)):
+        return None
+    names = {k: i for i, k in enumerate(sorted(ends))}
+    rows, lands = list[Row](), set(plan.landings)
+    for number, k in order:
+        row = _solved(plan.rows[number - given], number, k, plan, names)
+        rows.append(replace(row, lands=k in lands))
+        names[k] = len(ends) + len(rows) - 1
+    return replace(plan, start=tuple(plan.times[k] for k in sorted(ends)), rows=tuple(rows))
+
+
+def _step_by_step(plan: Plan) -> Plan:
+    """Return the plan that solves the last row of every step for its oldest state."""
     points, given = grid_points(plan), len(plan.start)
     names = {old: new for new, old in enumerate(reversed(points[-given:]))}
     made, rows = given, list[Row]()
@@ -64,7 +103,7 @@ def inverse(plan: Plan) -> Plan:
 
 def _check_step(step: Stretch, index: int, oldest: int) -> None:
     """Refuse a step that asks more of its oldest state than one coefficient."""
-    uses = [k for row in (*step.stages, step.landing) for k in row.f]
+    uses = [k for row in (*step.stages, step.landing) for k in (*row.f, *(p.state for p in row.g))]
     uses += [k for row in step.stages for k in row.x]
     uses += [k for k in step.landing.x if k < oldest]
     if min(uses, default=oldest + 1) <= oldest or not _is_nonzero(step.landing.x.get(oldest, 0.0)):
@@ -82,7 +121,8 @@ def _solved(row: Row, number: int, oldest: int, plan: Plan, names: Mapping[int, 
     x |= {names[j]: -c / a for j, c in row.x.items() if j != oldest}
     f = {names[k]: -c / a for k, c in row.f.items()}
     z = {d: -c / a for d, c in row.z.items()}
-    return Row(plan.times[oldest], x, f, z, constant=-row.constant / a)
+    g = {p._replace(state=names[p.state]): -c / a for p, c in row.g.items()}
+    return Row(plan.times[oldest], x, f, z, constant=-row.constant / a, g=g)
 
 
 def after(plan: Plan, n: int) -> Plan:
@@ -145,9 +185,10 @@ def remembered(plan: Plan) -> int:
 
 def _renamed(row: Row, names: Mapping[int, int]) -> Row:
     """Return a row with its states under other numbers."""
-    if missing := {*row.x, *row.f} - names.keys():
+    if missing := row.states - names.keys():
         raise UsageError(f"a later row needs state {min(missing)}, which is no grid point.")
-    return replace(row, x=_named(row.x, names), f=_named(row.f, names))
+    g = {p._replace(state=names[p.state]): c for p, c in row.g.items()}
+    return replace(row, x=_named(row.x, names), f=_named(row.f, names), g=g)
 
 
 def _named(terms: Terms, names: Mapping[int, int]) -> dict[int, Coefficient]:

@@ -12,16 +12,18 @@ One step of any tableau is the same row in each: x_t = s_t (x_s/s_s + Δu Σ b_i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from pathline.core.errors import UsageError, unknown
+from pathline.fields import SDE, Field
 from pathline.fields.views import View
 from pathline.solvers.exponential import check_start
 from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.stochastic import ItoEuler, StratonovichRK
 from pathline.solvers.tableaux import ALIASES, CLASSICAL, EULER, HEUN, TABLEAUX, Tableau
 
 
@@ -65,6 +67,15 @@ class RungeKutta(Solver):
     @property
     def nfe_per_step(self) -> int:
         return len(self.tableau.b)
+
+    def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
+        """Return the same tableau for f h + g ΔW, if the field has noise (Stratonovich)."""
+        if not isinstance(field, SDE):
+            return self
+        if self.tableau == EULER:
+            return ItoEuler().tuned(field, shape)
+        name = next(name for name, tableau in TABLEAUX.items() if tableau == self.tableau)
+        return StratonovichRK(method=name).tuned(field, shape)
 
     def write(self, to: Writer) -> None:
         if self.view != "velocity":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pathline.core.errors import UsageError
+from pathline.fields import SDE, Field
 from pathline.fields.views import View
 from pathline.solvers.exponential import check_eta, check_start, decay
 from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.stochastic import ItoEuler
 
 
 @solvers.register("euler_maruyama", aliases=("em",), paper="arXiv:2011.13456, Eq. 6 and App. D")
@@ -20,7 +23,8 @@ class EulerMaruyama(Solver):
 
         dx = (f x − ½(1 + η²) g² ∇log p) dt + η g dW̄
 
-    The plain discretisation, for comparison; DPMpp(eta=1) integrates the linear part exactly.
+    The plain discretisation, for comparison; DPMpp(eta=1) integrates the linear part exactly. On an
+    `SDE`, which says its noise itself, it is x + h f + g ΔW (`ItoEuler`).
 
     Args:
         eta: 1 is the reverse SDE; 0 the probability flow, that is Euler's method in t.
@@ -46,6 +50,10 @@ class EulerMaruyama(Solver):
     @property
     def is_exact_on_points(self) -> bool:
         return False
+
+    def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
+        """Return the rule for an equation that says its noise itself, if the field is one."""
+        return ItoEuler().tuned(field, shape) if isinstance(field, SDE) else self
 
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())

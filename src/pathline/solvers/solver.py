@@ -14,11 +14,12 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 from pathline.fields.field import Field
+from pathline.fields.sde import SDE
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
 from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.grids import Grid, grids
-from pathline.solvers.plan import Coefficient, Plan, Row, Terms
+from pathline.solvers.plan import Coefficient, Plan, Products, Row, Terms
 
 solvers: Registry[Solver] = Registry("solver")
 """Every solver, by name."""
@@ -91,7 +92,7 @@ class Writer:
         self.times = (*times, 0.0) if self.denoises else tuple(times)
         self.__post_init__()
 
-    def write(
+    def write(  # noqa: PLR0913 - a row: most are left out
         self,
         t: float,
         x: Terms,
@@ -100,9 +101,10 @@ class Writer:
         *,
         lands: bool = True,
         constant: Coefficient = 0.0,
+        g: Products | None = None,
     ) -> int:
         """Append a row and return the number of the state that it makes."""
-        self.rows.append(Row(t, x, f, z or {}, lands, constant))
+        self.rows.append(Row(t, x, f, z or {}, lands, constant, g or {}))
         return len(self.rows)
 
 
@@ -177,7 +179,13 @@ class Solver(ABC):
         Raises:
             UsageError: nothing was measured on this field, or on another one.
         """
-        del field, shape
+        del shape
+        if isinstance(field, SDE):
+            raise UsageError(
+                f"{type(self).__name__} integrates no noise, and this field has some: use "
+                "euler_maruyama, milstein or srk for an Itô equation; heun, midpoint, euler_heun "
+                "or reversible_heun for a Stratonovich one."
+            )
         return self
 
     def standard(self, path: GaussianPath | None) -> Solver:
@@ -208,7 +216,10 @@ def _compiled(
         _write_denoising(writer, solver.view)
     known = solvers.has(solver) and grids.has(grid)
     recipe = {"solver": solvers.describe(solver), "grid": grids.describe(grid)} if known else {}
-    return Plan((writer.times[0],), tuple(writer.rows), solver.view, path, recipe)
+    legs = tuple(zip(writer.times, writer.times[1:], strict=False))
+    legs = legs if any(row.g for row in writer.rows) else ()
+    start, rows = (writer.times[0],), tuple(writer.rows)
+    return Plan(start, rows, solver.view, path, recipe, legs=legs)
 
 
 def check_path(solver: Solver, path: GaussianPath | None, grid: Grid) -> None:

@@ -55,6 +55,8 @@ def stack(plans: Sequence[Plan]) -> Plan:
 def _check_structure(first: Plan, plan: Plan) -> None:
     if plan.batch is not None:
         raise UsageError("a plan that is stacked already cannot be stacked again.")
+    if plan.legs:
+        raise UsageError("a stochastic equation is solved on one grid for all samples; give one.")
     if (plan.view, plan.path) != (first.view, first.path):
         raise UsageError(
             f"plans to stack must be of one view and path; they are of {first.view} on "

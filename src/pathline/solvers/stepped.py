@@ -100,12 +100,14 @@ def each(t: Time, batch: int) -> Tensor:
 class Tally:
     """What each sample of a solve has cost and how it stands, on the CPU; filled in as it runs."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, found: Any = None) -> None:
         self.nfe, self.steps, self.rejected, self.status = (
             torch.zeros(batch, dtype=torch.int64) for _ in range(4)
         )
         self.t = torch.full((batch,), float("nan"), dtype=torch.float64)
         """How far each sample has come, where it failed."""
+        self.found = found
+        """What an adaptive solve has found of what was wanted (`wanted.Found`)."""
 
     def fail(self, rows: Tensor, status: Status, t: Tensor) -> None:
         """Set down that some samples stop here."""
@@ -182,6 +184,8 @@ class Problem(NamedTuple):
         seeds: one a sample.
         tally: where costs and statuses are set down.
         keep: what is put back after every update inside a step; at grid points the driver does.
+        wanted: what an adaptive solver shall tell beside the end (`wanted.Wanted`).
+        executor: how it is run (`executors.Executor`); None is eagerly.
     """
 
     course: Course
@@ -191,11 +195,18 @@ class Problem(NamedTuple):
     seeds: Sequence[int] | None
     tally: Tally
     keep: Keeping | None = None
+    wanted: Any = None
+    executor: Any = None
 
 
 @dataclass(frozen=True)
 class Stepped(Solver):
     """A solver without a plan: `march` takes the steps, and yields at every grid point."""
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether it integrates the noise of a field that has some."""
+        return False
 
     @abstractmethod
     def march(self, problem: Problem) -> Iterator[Step]:

@@ -145,6 +145,11 @@ class Steering(Guide):
         """Whether the last product of a pull can be that of others too: Jᵀ(u + v)."""
         return True
 
+    @property
+    def acts(self) -> tuple[float, float]:
+        """The times between which it does anything, (low, high)."""
+        return (0.0, 1.0)
+
     def check_times(self, times: Tensor) -> None:
         """Refuse the times of a grid, (n,) or (n, batch), if the guide would do nothing at any."""
 
@@ -253,8 +258,12 @@ class Steered(Guided):
         each = sum(guide.vjps for guide in self.guides)
         return self.inner.vjps + each - max(shared - 1, 0)
 
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
+    def piece(self, times: Tensor) -> Tensor:
+        piece = self.inner.piece(times)
+        for guide in self.guides:
+            low, high = guide.acts
+            piece = 2 * piece + ((times >= low) & (times <= high)).long()
+        return piece
 
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         return None  # what guides know belongs to the whole batch

@@ -142,39 +142,54 @@ class Begun:
     def __init__(self, loop: Loop) -> None:
         self._loop, self._at = loop, 0
         self._first: tuple[int, Tensor] | None = None
+        self._diffusion: Tensor | None = None
         self._execution = loop.execution(self._evaluate, loop.given, loop.draw)
-        self._x = loop.given[-1]
-        while self._first is None and self._at < len(self._execution.program):
+        self._x, unseen = loop.given[-1], bool(loop.plan.diffused)
+        self._made = dict(enumerate(loop.given))
+        while self._first is None or (unseen and self._diffusion is None):
+            if self._at == len(self._execution.program):
+                break
             self._advance()
 
     @property
     def asks(self) -> bool:
         """Whether the field asks for a gradient; if not, the loop has nothing to keep."""
-        return self._first is not None and self._first[1].requires_grad
+        return any(f.requires_grad for f in self._seen)
+
+    @property
+    def _seen(self) -> list[Tensor]:
+        """The first evaluation, and that of the diffusion, if there is one."""
+        field = None if self._first is None else self._first[1]
+        return [f for f in (field, self._diffusion) if f is not None]
 
     def rest(self) -> Tensor:
         """Run what is left, and return the final state."""
         while self._at < len(self._execution.program):
             self._advance()
-        return self._x
+        return self._loop.told(self._made, self._x)
 
     def found(self) -> Found:
         """Return the loop, with the first evaluation known, and who asks."""
         assert self._first is not None
         (k, f), loop = self._first, self._loop
         known = asking(loop.call.field, loop.call.cond)
-        behind = hidden([f], [*known, *loop.given])
-        del self._execution
+        behind = hidden(self._seen, [*known, *loop.given])
+        del self._execution, self._made
         again = loop._replace(evaluator=Remembering(loop.evaluator, k, f.detach()))
         return Found(again, (*known, *behind), bool(behind))
 
     def _advance(self) -> None:
-        self._x = self._execution.advance(self._execution.program[self._at])
+        row = self._execution.program[self._at]
+        self._x = self._execution.advance(row)
+        if row.number in self._loop.shown:
+            self._made[row.number] = self._x
         self._at += 1
 
     def _evaluate(self, k: int, x: Tensor) -> Tensor:
         f = self._loop.evaluator(k, x)
-        if self._first is None:
+        if k < 0:
+            self._diffusion = f if self._diffusion is None else self._diffusion
+        elif self._first is None:
             self._first = (k, f)
         return f
 
@@ -195,8 +210,11 @@ class Remembering(Evaluator):
         return again
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
-        first, self._first = self._first, None
-        return first[1] if first is not None and first[0] == k else self._inner(k, x)
+        first = self._first
+        if first is None or first[0] != k:
+            return self._inner(k, x)
+        self._first = None
+        return first[1]
 
 
 def through(work: Pass, given: Sequence[Tensor], sources: Sequence[Tensor]) -> Tensor:

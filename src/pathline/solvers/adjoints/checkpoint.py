@@ -11,7 +11,7 @@ steps without a graph. Paper: Griewank & Walther 2000 (ACM TOMS 26, Algorithm 79
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import comb
@@ -143,14 +143,16 @@ class Retaken(Pass):
 
     def forward(self) -> Tensor:
         stretcher, evaluate = self._stretcher, self._stretcher.loop.evaluator
+        loop, made = stretcher.loop, dict(enumerate(stretcher.loop.given))
         n = len(stretcher.steps)
 
         def advance(i: int, live: Live) -> Live:
-            if self._last == "kept" and i == n - 1:
-                return self._taped(i, live)
-            return stretcher.advance(i, live, evaluate)
+            is_kept = self._last == "kept" and i == n - 1
+            after = self._taped(i, live) if is_kept else stretcher.advance(i, live, evaluate)
+            made.update((k, after["x", k]) for k in stretcher.numbers(i) if k in loop.shown)
+            return after
 
-        return stretcher.result(self._kept.sweep(n, advance)).detach()
+        return loop.told(made, stretcher.result(self._kept.sweep(n, advance)))
 
     def _taped(self, i: int, live: Live) -> Live:
         """Take a step with a graph, which is kept for the way back."""
@@ -159,23 +161,34 @@ class Retaken(Pass):
         assert isinstance(loop.evaluator, Remembering)
         loop.record.nfe += loop.evaluator.counted(n)
         self._tape = stretcher.taped(i, live)
-        return self._tape.made
+        return {key: value.detach() for key, value in self._tape.made.items()}
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         stretcher, totals = self._stretcher, Totals(self._stretcher.sources)
         n = len(stretcher.steps)
-        end: Cotangents = {("x", stretcher.steps[-1][-1].number): cotangent}
-        if self._tape is not None:
-            tape, self._tape = self._tape, None
-            end, n = stretcher.handed_on(n - 1, tape, end, totals), n - 1
+        last = result[-1] if stretcher.loop.shown else result
+        ends, end = stretcher.loop.ends(cotangent), Cotangents()
         for i in reversed(range(n)):
-            made = result if i == len(stretcher.steps) - 1 else None
+            add_shown(end, ends, stretcher.numbers(i))
+            if self._tape is not None:
+                tape, self._tape = self._tape, None
+                end = stretcher.handed_on(i, tape, end, totals)
+                continue
+            made = last if i == n - 1 else None
             end = stretcher.pulled(i, self._kept.at(i), end, totals, made)
-        given = [end.get(("x", k)) for k in range(len(stretcher.loop.given))]
+        count = len(stretcher.loop.given)
+        add_shown(end, ends, set(range(count)))
+        given = [end.get(("x", k)) for k in range(count)]
         return given, totals.cast()
 
     def again(self) -> Tensor:
         return self._stretcher.loop.afresh().direct()
+
+
+def add_shown(end: Cotangents, ends: Mapping[int, Tensor], numbers: set[int]) -> None:
+    """Add to cotangents those of the states among these that are part of the result."""
+    for k in numbers & ends.keys():
+        end["x", k] = end["x", k] + ends[k] if ("x", k) in end else ends[k]
 
 
 @adjoints.register(

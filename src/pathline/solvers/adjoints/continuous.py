@@ -105,6 +105,11 @@ class Continuous(Adjoint):
     def check(self, loop: Loop) -> None:
         super().check(loop)
         plan = loop.plan
+        if loop.shown:
+            raise UsageError(
+                "adjoint='continuous' starts from the final state, and trajectory=True asks for "
+                "others: use adjoint='checkpoint' or 'direct', or solve from time to time."
+            )
         if plan.is_stochastic:
             raise UsageError(
                 f"{_named(plan)} draws noise, and the continuous adjoint is one of a flow: use a "

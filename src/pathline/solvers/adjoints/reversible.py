@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -75,12 +76,36 @@ def way_back(plan: Plan, steps: Sequence[tuple[Instruction, ...]]) -> list[Back]
     return made
 
 
+def cut(plan: Plan, program: tuple[Instruction, ...]) -> list[tuple[Instruction, ...]] | None:
+    """Return the rows, each alone, where they can be taken back and whole steps cannot; else None.
+
+    A rule may hand a stage on (reversible Heun's ŷ): then no step can be solved for what it began
+    with, and every row can.
+
+    Raises:
+        UsageError: neither can.
+    """
+    try:
+        way_back(plan, stretches(program))
+    except UsageError:
+        alone = [(row,) for row in program]
+        try:
+            way_back(plan, alone)
+        except UsageError:
+            pass
+        else:
+            return alone
+        raise
+    return None
+
+
 def _back(plan: Plan, rows: tuple[Instruction, ...], known: set[int]) -> Back:
     """Return how to take a step back, where these states are known by then."""
     given = len(plan.start)
     stages = {row.number for row in rows}
     *before, last = (plan.rows[row.number - given] for row in rows)
-    evaluated = {k for row in (*before, last) for k in row.f} | {k for row in before for k in row.x}
+    evaluated = {k for row in (*before, last) for k in (*row.f, *(p.state for p in row.g))}
+    evaluated |= {k for row in before for k in row.x}
     needed = (evaluated | set(last.x)) - stages
     unknown = needed - known
     free = [k for k in sorted(unknown - evaluated) if _is_nonzero(last.x[k])]
@@ -95,13 +120,15 @@ def _remembered(plan: Plan, steps: Sequence[tuple[Instruction, ...]]) -> int:
     given, last_use = len(plan.start), dict[int, int]()
     for i, rows in enumerate(steps):
         for row in (plan.rows[row.number - given] for row in rows):
-            last_use |= dict.fromkeys((*row.x, *row.f), i)
+            last_use |= dict.fromkeys(row.states, i)
     born = dict.fromkeys(range(given), -1) | {rows[-1].number: i for i, rows in enumerate(steps)}
-    each = (
-        sum(begin < i <= last_use.get(k, -1) for k, begin in born.items())
-        for i in range(len(steps))
-    )
-    return max(each)
+    change = [0] * (len(steps) + 1)
+    for k, begin in born.items():
+        last = last_use.get(k, -1)
+        if last > begin:  # it is there for the steps begin + 1 … last
+            change[begin + 1] += 1
+            change[last + 1] -= 1
+    return max(accumulate(change[:-1]))
 
 
 def _is_nonzero(c: Coefficient) -> bool:
@@ -117,25 +144,28 @@ class CarriedBack(Pass):
 
     def __init__(self, found: Found) -> None:
         self._found, self._loop = found, found.loop
-        self._stretcher = Stretcher(found)
+        program = tuple(instructions(found.loop.plan))
+        self._stretcher = Stretcher(found, each_row=cut(found.loop.plan, program) is not None)
         self._way = way_back(found.loop.plan, self._stretcher.steps)
         self._wanted = {k for back in self._way for k in back.kept}
         self._kept = dict[int, Tensor]()
 
     def forward(self) -> Tensor:
-        stretcher = self._stretcher
-        live = stretcher.start()
+        stretcher, shown = self._stretcher, self._loop.shown
+        live, made = stretcher.start(), dict(enumerate(self._loop.given))
         for i in range(len(stretcher.steps)):
             live = stretcher.advance(i, live, self._loop.evaluator)
-            self._kept |= {k: x for (letter, k), x in live.items()
-                           if letter == "x" and k in self._wanted}  # fmt: skip
-        return stretcher.result(live)
+            states = {k: x for (letter, k), x in live.items() if letter == "x"}
+            self._kept |= {k: x for k, x in states.items() if k in self._wanted}
+            made |= {k: states[k] for k in stretcher.numbers(i) if k in shown}
+        return self._loop.told(made, stretcher.result(live))
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         loop, totals = self._loop, Totals(self._found.sources)
         given = dict(enumerate(x.detach() for x in loop.given))
-        states = {**given, **self._kept, self._way[0].number: result.detach()}
-        ends = {self._way[0].number: cotangent}
+        last = result[-1] if loop.shown else result
+        states = {**given, **self._kept, self._way[0].number: last.detach()}
+        ends = loop.ends(cotangent)
         drifts = list[Tensor]()
         for i, back in enumerate(self._way):
             rest = self._pulled(len(self._way) - 1 - i, back, states, ends, totals)
@@ -201,7 +231,8 @@ class Reversible(Adjoint):
     """
 
     def cost(self, plan: Plan) -> Cost:
-        steps = stretches(tuple(instructions(plan)))
+        program = tuple(instructions(plan))
+        steps = cut(plan, program) or stretches(program)
         way = way_back(plan, steps)
         rows = [[plan.rows[row.number - len(plan.start)] for row in back.rows] for back in way]
         each = [len({k for row in step for k in row.f}) for step in rows]

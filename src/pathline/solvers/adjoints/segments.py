@@ -8,7 +8,6 @@ and its vector-Jacobian product handed on to the stretch before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field
 from pathline.solvers.adjoints.sources import check_all_known, gradients
-from pathline.solvers.adjoints.totals import Totals, check_same
+from pathline.solvers.adjoints.totals import Totals, autocast, check_same
 from pathline.solvers.evaluate import Call, Evaluator
 from pathline.solvers.execute import Draw, Execution, Instruction, drawing
 from pathline.solvers.executors import Executor
@@ -26,7 +25,7 @@ from pathline.solvers.plan import Plan, Row
 from pathline.solvers.stepped import Course
 
 Key = tuple[str, int]
-"""A live tensor: "x" or "f", and its number."""
+"""A live tensor: "x", "f" or "g", and its number."""
 
 Live = Mapping[Key, Tensor]
 Cotangents = dict[Key, Tensor]
@@ -59,6 +58,8 @@ class Loop(NamedTuple):
         evaluator: counts evaluations.
         executor: sums rows.
         record: of the backward pass.
+        shown: numbers of the states that are the result, (shown, batch, *state), the final one
+            last; if there are none, the final state is.
     """
 
     call: Call
@@ -66,6 +67,7 @@ class Loop(NamedTuple):
     evaluator: Evaluator
     executor: Executor
     record: Record
+    shown: tuple[int, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -74,7 +76,28 @@ class Loop(NamedTuple):
 
     def direct(self) -> Tensor:
         """Run in the caller's gradient mode."""
-        return self.executor.complete(self.call, self.given, self.evaluator)
+        if not self.shown:
+            return self.executor.complete(self.call, self.given, self.evaluator)
+        execution, x = self.execution(self.evaluator, self.given, self.draw), self.given[-1]
+        made = dict(enumerate(self.given))
+        for row in execution.program:
+            x = execution.advance(row)
+            if row.number in self.shown:
+                made[row.number] = x
+        return self.told(made, x)
+
+    def told(self, states: Mapping[int, Tensor], last: Tensor) -> Tensor:
+        """Return the result, given the states that are shown and the final one."""
+        return torch.stack([states[k] for k in self.shown]) if self.shown else last
+
+    def ends(self, cotangent: Tensor) -> dict[int, Tensor]:
+        """Return the cotangent of each state of the result, by number."""
+        if not self.shown:
+            return {len(self.plan.times) - 1: cotangent}
+        ends = dict[int, Tensor]()
+        for k, each in zip(self.shown, cotangent.unbind(), strict=True):
+            ends[k] = ends[k] + each if k in ends else each
+        return ends
 
     def afresh(self) -> Loop:
         """Return the loop with an evaluator that binds in the gradient mode of here and now."""
@@ -93,9 +116,9 @@ class Loop(NamedTuple):
     def bound(self, numbers: Sequence[int]) -> Evaluate:
         """Return f(k, x) at these states' times alone, bound anew: with a graph of its own."""
         index = {k: i for i, k in enumerate(numbers)}
-        times = self.plan.instants[list(numbers)].to(self.given[0].device)
-        evaluate = self.call.field.bind(times, self.given[0].detach(), self.call.cond)
-        return lambda k, x: evaluate(index[k], x)
+        times, x = self.plan.instants.to(self.given[0].device), self.given[0].detach()
+        evaluate = self.call.field.bind_some(times, numbers, x, self.call.cond)
+        return lambda k, x: evaluate(index[k] if k >= 0 else ~index[~k], x)
 
 
 class Walk(NamedTuple):
@@ -149,14 +172,6 @@ class Found(NamedTuple):
     is_all: bool = True
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast mode of here and now, to be entered again where gradients are taken."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, torch.get_autocast_dtype(kind))
-
-
 def stretches(program: Sequence[Instruction]) -> list[tuple[Instruction, ...]]:
     """Return the rows of each step: up to one that lands; what is left belongs to the last."""
     made: list[list[Instruction]] = [[]]
@@ -191,10 +206,9 @@ class Shape(NamedTuple):
             for row in reversed(rows):
                 used = plan.rows[row.number - len(plan.start)]
                 at = (at - {("x", row.number)}) | {("x", k) for k in used.x}
-                at |= {("f", k) for k in used.f}
-                at = (at - {("f", k) for k in row.evaluations}) | {
-                    ("x", k) for k in row.evaluations
-                }
+                at |= {("f", k) for k in used.f} | {("g", product.state) for product in used.g}
+                fresh = {("f", k) for k in row.evaluations} | {("g", k) for k in row.diffusions}
+                at = (at - fresh) | {("x", k) for _, k in fresh}
             live.append(at)
         evaluations = (sum(len(row.evaluations) for row in rows) for rows in steps)
         return cls(tuple(evaluations), tuple(reversed(live)))
@@ -218,13 +232,15 @@ class Stretcher:
     Args:
         found: the loop, and who asks.
         together: how many steps are one stretch.
+        each_row: whether every row is a step.
     """
 
-    def __init__(self, found: Found, together: int = 1) -> None:
+    def __init__(self, found: Found, together: int = 1, *, each_row: bool = False) -> None:
         self.found, self.loop, self.sources = found, found.loop, found.sources
         loop, self.draw = found.loop, found.loop.draw
         program = loop.execution(loop.evaluator, loop.given, self.draw).program
-        self.steps = grouped(stretches(program), together)
+        steps = [(row,) for row in program] if each_row else stretches(program)
+        self.steps = grouped(steps, together)
         self.shape = Shape.of(loop.plan, self.steps)
         self.mode = autocast(loop.given[0].device)
 
@@ -241,6 +257,10 @@ class Stretcher:
         if again:
             self.loop.record.nfe += self.shape.evaluations[i]
         return known
+
+    def numbers(self, i: int) -> set[int]:
+        """Return the numbers of the states that step i makes."""
+        return {row.number for row in self.steps[i]}
 
     def result(self, live: Live) -> Tensor:
         """Return the state that the last row has made."""
@@ -316,37 +336,42 @@ class Stretcher:
         """Return what rows make of these states, with a graph, a state left out of their sum."""
         zero = {} if without is None else {without: torch.zeros_like(self.loop.given[0])}
         live = {("x", k): x for k, x in {**states, **zero}.items()}
-        numbers = sorted({k for row in rows for k in self._row(row).f})
+        evaluated = {k for row in rows for k in self._row(row).f}
+        numbers = sorted(evaluated | {p.state for row in rows for p in self._row(row).g})
         with torch.enable_grad(), self.mode:
             execution = self._under_way(live, self.loop.bound(numbers) if numbers else _never)
             made = [execution.advance(self._whole(row, execution)) for row in rows]
-        self.loop.record.nfe += len(numbers)
-        self.loop.record.vjps += len(numbers)
+        self.loop.record.nfe += len(evaluated)
+        self.loop.record.vjps += len(evaluated)
         return made[-1]
 
     def _whole(self, row: Instruction, execution: Execution) -> Instruction:
         """Return a row that evaluates all that it needs, and forgets nothing."""
-        fresh = tuple(k for k in self._row(row).f if k not in execution.known["f"])
-        return row._replace(evaluations=fresh, spent=())
+        known = execution.known
+        fresh = tuple(k for k in self._row(row).f if k not in known["f"])
+        diffusions = tuple(k for k, _ in row.products if k not in known["g"])
+        return row._replace(evaluations=fresh, diffusions=diffusions, spent=())
 
     def _row(self, row: Instruction) -> Row:
         return self.loop.plan.rows[row.number - len(self.loop.given)]
 
     def _bound(self, i: int) -> Evaluate:
-        numbers = [k for row in self.steps[i] for k in row.evaluations]
+        numbers = [k for row in self.steps[i] for k in {*row.evaluations, *row.diffusions}]
         return self.loop.bound(numbers) if numbers else _never
 
     def _taken(self, i: int, live: Live, evaluate: Evaluate) -> Live:
         """Take the rows of step i from what is live, in the gradient mode of the caller."""
         execution = self._under_way(live, evaluate)
+        known, made = execution.known, dict[Key, Tensor]()
         for row in self.steps[i]:
-            execution.advance(row)
-        known = execution.known
-        return {(letter, k): known[letter][k] for letter, k in self.shape.live[i + 1]}
+            x = execution.advance(row)
+            if row.number in self.loop.shown:
+                made["x", row.number] = x
+        return made | {(letter, k): known[letter][k] for letter, k in self.shape.live[i + 1]}
 
     def _under_way(self, live: Live, evaluate: Evaluate) -> Execution:
         execution = self.loop.execution(evaluate, self.loop.given, self.draw)
-        execution.known = {letter: {} for letter in "xf"}
+        execution.known = {letter: {} for letter in "xfg"}
         for (letter, k), value in live.items():
             execution.known[letter][k] = value
         return execution
@@ -357,6 +382,7 @@ def _never(k: int, x: Tensor) -> Tensor:
 
 
 __all__ = [
+    "autocast",
     "Cotangents",
     "Found",
     "Live",

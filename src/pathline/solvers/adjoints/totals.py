@@ -1,8 +1,9 @@
-"""Sums of gradients, and the check that what is made again is what was made before."""
+"""What passes back share: sums of gradients, the autocast mode, and a check of what is made anew."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -64,4 +65,12 @@ def check_same(again: Tensor, before: Tensor) -> None:
         )
 
 
-__all__ = ["Totals", "check_same"]
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return the autocast mode of here and now, to be entered again where gradients are taken."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind))
+
+
+__all__ = ["Totals", "autocast", "check_same"]
