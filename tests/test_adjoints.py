@@ -71,7 +71,9 @@ def midpoint_rule(n, path=VP, last="stop"):
 
 @pytest.mark.parametrize("name", PLANNED)
 @pytest.mark.parametrize(
-    "adjoint", [Checkpoint(), Checkpoint(memory=3, together=2)], ids=["all", "few"]
+    "adjoint",
+    [Checkpoint(), Checkpoint(memory=3, together=2), Checkpoint(together=4, last="kept")],
+    ids=["all", "few", "last"],
 )
 def test_checkpoint_is_direct_for_every_solver(name, adjoint):
     """The same operations in the same order: only sums over steps are rounded otherwise (1e-15)."""
@@ -416,6 +418,15 @@ def test_flows_that_start_at_pure_noise_take_the_raw_form():
             gradients(law, x, [x], solver="rk4", grid=grid, adjoint=Continuous(form=form))
 
 
+def test_a_clock_that_vanishes_at_the_data_is_refused_by_its_grid_point():
+    """ρ = 0 at t = 0, where α/σ is infinite; the raw form has a clock there."""
+    times = [0.9, 0.4, 0.0]
+    for form, said in (("eps", "σ/α, which is 0"), ("x0", "α/σ, which is inf")):
+        with pytest.raises(ValueError, match=f"{said} at grid point 2, t = 0"):
+            Continuous(form=form).clocked(mixture(), times)
+    assert tuple(Continuous(form="velocity").clocked(mixture(), times)[1]) == tuple(times)
+
+
 def test_few_steps_of_first_order_are_seen_to_point_elsewhere():
     """The specification's advice: at 10 steps Euler's adjoint is no gradient, and says so."""
     field, x = mixture(), noise.normal(range(64), (2,), dtype=torch.float64).requires_grad_()
@@ -557,6 +568,7 @@ def test_names_and_values_are_checked_at_the_door():
     for make, said in (
         (lambda: Checkpoint(0), "at least one state"),
         (lambda: Checkpoint(together=0), "at least one step"),
+        (lambda: Checkpoint(last="graph"), "unknown choice for the last steps"),
         (lambda: Continuous(form="y"), "unknown form 'y'"),
         (lambda: Continuous(states="kept"), "unknown choice of states"),
         (lambda: Continuous(probe=-1), "0 or more"),
@@ -603,6 +615,36 @@ def test_a_field_that_answers_otherwise_the_second_time_is_found_out():
                 adjoint="checkpoint")  # fmt: skip
     with pytest.raises(pl.UsageError, match="not the same"):
         sol.x.sum().backward()
+
+
+@pytest.mark.parametrize("n, together, again", [(7, 3, 4), (6, 2, 4), (5, 8, 1), (1, 1, 1)])
+def test_last_steps_that_are_kept_are_evaluated_once(n, together, again):
+    """Of n steps the last `together` need no second evaluation; one that was made to see who asks
+    is made again where there are no others. Without a graph nothing is kept, and a second pass
+    back over the same graph takes all steps again."""
+    field, x, seen = mixture(), starts(), []
+
+    def counted(x, t):
+        seen.append(float(t[0]))
+        return field.evaluate(x, t[0].double(), {})
+
+    model, grid = pl.Denoiser(counted, VP, "x0"), pl.grids.log_snr(n)
+    sol = solve(model, x, solver="euler", grid=grid, adjoint=Checkpoint(2, together, "kept"))
+    first = torch.autograd.grad(sol.x.sum(), [x, field.means], retain_graph=True)
+    assert sol.stats.nfe == n and sol.backward.nfe == again and len(seen) == n + again
+    assert sol.backward.vjps == n
+    second = torch.autograd.grad(sol.x.sum(), [x, field.means])
+    exact, _ = gradients_of_sum(model, field, x, grid)
+    assert off(first, exact) < 1e-12 and off(second, exact) < 1e-12
+    seen.clear()
+    with torch.no_grad():
+        made = solve(model, x, solver="euler", grid=grid, adjoint=Checkpoint(2, together, "kept"))
+    assert len(seen) == n and torch.equal(made.x, sol.x)
+
+
+def gradients_of_sum(model, field, x, grid):
+    sol = solve(model, x, solver="euler", grid=grid, adjoint="direct")
+    return torch.autograd.grad(sol.x.sum(), [x, field.means]), sol
 
 
 def test_what_is_changed_between_the_passes_is_refused():

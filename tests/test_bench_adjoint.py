@@ -47,13 +47,13 @@ def both():
 @NEEDS
 @pytest.mark.parametrize("which", [0, 1], ids=["mixture", "network"])
 def test_everybody_has_the_gradient_of_the_flow(both, which):
-    """In the noise and in the weights, within the error of 40 steps, or of a tolerance of 1e-7;
+    """In the noise and in the weights, within the error of 40 steps, or of a tolerance of 1e-5;
     a gradient that was lost in a cache, or of another flow, would be off by all of itself."""
     problem = both[which]
     exact = ours(problem, RK4(view="eps"), "direct", 80)
     families = set()
     for who in contestants(problem):
-        found = who.gradients(40 if isinstance(who.ladder[0], int) else 1e-7)
+        found = who.gradients(40 if isinstance(who.ladder[0], int) else 1e-5)
         assert found.off(exact) < 0.05, who.name
         assert found.nfe >= 40 and found.noise.dtype == torch.float64
         families.add(who.family)
@@ -152,6 +152,11 @@ def test_the_bar_is_for_bounded_memory():
 @NEEDS
 def test_the_bench_runs_to_its_end(monkeypatch, tmp_path, both):
     module = sys.modules["pathline.bench.adjoint"]
+    many = ("dopri5", "unipc", "adams", "velocity")  # who would take long, and shows nothing more
+    few = [
+        who for who in contestants(both[0], (12, 18, 24)) if not any(m in who.name for m in many)
+    ]
+    monkeypatch.setattr(module, "contestants", lambda problem, ladder: few)
     monkeypatch.setattr(module, "problems", lambda: both[:1])
     monkeypatch.setattr(module, "reference", lambda problem, error: reference(problem, 1.0, 48))
     monkeypatch.setattr(module, "ERROR", 0.3)
@@ -165,12 +170,13 @@ def test_the_bench_runs_to_its_end(monkeypatch, tmp_path, both):
     assert len(list((tmp_path / "bench-adjoint").glob("*.json"))) == 1
     with pytest.raises(PathlineError, match="comes within 1e-09; give more"):
         monkeypatch.setattr(module, "ERROR", 1e-9)
-        BENCHES["adjoint"](nfe=[8, 9], rounds=1)
+        BENCHES["adjoint"](nfe=[24, 12, 18], rounds=1)
 
 
 # --- memory --------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the continuous adjoint")  # of eight steps of Heun's method
 def test_memory_is_counted_and_held_to_its_law():
     made = memory([4, 8])
     counted = {(row.by, row.method): row.value for row in made.rows}

@@ -345,7 +345,7 @@ class Walk:
         if self._stepper.graph:
             f = self._slope(x, self._stepper.here(pace.at, x))
             self._nfe[self._rows[met.which]] += 1
-        for k in np.unique(met.event):
+        for k in set(met.event.tolist()):
             event, mine = alarm.events[k], met.which[met.event == k]
             here = torch.from_numpy(mine).to(device)
             late = alarm.timed(event, x, pace.at, f)

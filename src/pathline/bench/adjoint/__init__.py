@@ -23,7 +23,7 @@ from pathline.bench.adjoint.contestants import (
     PEER,
     PEER_DIRECT,
     STATES,
-    TOGETHER,
+    STEPS,
     contestants,
 )
 from pathline.bench.adjoint.fitting import Fit, Kept, fitted
@@ -54,9 +54,11 @@ ABOUT = (
 NOTES = (
     "Of each family the fastest is shown, with the solver, the form and the steps or the tolerance "
     "that it took. Ours without the probe that compares directions.",
-    f"The bar is for what keeps a bounded number of states: checkpointing with {STATES} of them "
-    f"({TOGETHER} steps taken again at a time) and the continuous adjoint. The reversible adjoint "
-    "is left out: its rules are of order two, and with 160 steps a tenth off on the mixture.",
+    f"The bar is for what has a bound on its memory, whatever the number of steps: checkpointing "
+    f"with at most {STATES} states and the activations of at most {STEPS} steps, the last of which "
+    f"are evaluated once (so up to {STEPS} steps it is `direct`), and the continuous adjoint. The "
+    "reversible adjoint is left out: its rules are of order two, and with 160 steps a tenth off on "
+    "the mixture.",
     "torchdiffeq is told coefficients that were worked out before it is timed.",
     "Bytes are those of tensors that operations have returned: states, slopes and activations on "
     "both sides, and not what an operation allocates inside itself.",

@@ -30,11 +30,14 @@ LADDER = tuple(range(8, 161))
 TOLERANCES = tuple(10.0 ** (-k / 8) for k in range(16, 73))
 """Of adaptive steps, from 1e-2 to 1e-9, eight to a decade."""
 
-TOGETHER, STATES = 4, 16
-"""Of our checkpointing: steps that are taken again at a time, and states that are kept at most."""
+TOGETHER = 4
+"""Of our checkpointing that keeps all states: steps that are taken again at a time."""
+
+STATES = STEPS = 16
+"""Of our checkpointing in bounded memory: states that are kept, and steps whose activations are."""
 
 DIRECT, CHECKPOINT = "pathline, direct", "pathline, checkpoint"
-BOUNDED, CONTINUOUS = f"pathline, checkpoint, {STATES} states", "pathline, continuous"
+BOUNDED, CONTINUOUS = "pathline, checkpoint, bounded", "pathline, continuous"
 PEER, PEER_DIRECT = "torchdiffeq, adjoint", "torchdiffeq, direct"
 
 FORMS: tuple[Form, ...] = ("eps", "velocity")
@@ -62,6 +65,7 @@ def solvers() -> Mapping[str, Solver | str]:
     """Return our solvers, by the name in the table."""
     return {
         "rk4 in σ/α": RK4(view="eps"),
+        "rk4": RK4(),
         "unipc_3": "unipc_3",
         "adams_pc, order 4": known.build("adams_pc", order=4),
     }
@@ -77,7 +81,7 @@ def contestants(problem: Problem, ladder: Sequence[int] = LADDER) -> Iterator[Co
     adjoints: Mapping[str, Adjoint | str] = {
         DIRECT: "direct",
         CHECKPOINT: Checkpoint(together=TOGETHER),
-        BOUNDED: Checkpoint(memory=STATES, together=TOGETHER),
+        BOUNDED: Checkpoint(memory=STATES, together=STEPS, last="kept"),
     }
     for name, solver in solvers().items():
         sought = cache(partial(ours, problem, solver, adjoints[CHECKPOINT]))  # of one, and of all

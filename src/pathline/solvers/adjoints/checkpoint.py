@@ -15,17 +15,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import comb
+from typing import Literal, get_args
 
 from torch import Tensor
 
-from pathline.core.errors import UsageError
-from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints
+from pathline.core.errors import UsageError, unknown
+from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, Remembering, adjoints
 from pathline.solvers.adjoints.segments import (
     Cotangents,
     Found,
     Live,
     Shape,
     Stretcher,
+    Tape,
     Totals,
     Walk,
     grouped,
@@ -34,6 +36,8 @@ from pathline.solvers.adjoints.segments import (
 from pathline.solvers.adjoints.taped import taped
 from pathline.solvers.execute import instructions
 from pathline.solvers.plan import Plan
+
+Last = Literal["again", "kept"]
 
 
 @lru_cache(maxsize=4096)
@@ -129,23 +133,37 @@ class Retaken(Pass):
         found: the loop, and who asks.
         memory: how many states are kept; None for all.
         together: how many steps are taken again at a time.
+        last: whether the last of these are taken with a graph at once.
     """
 
-    def __init__(self, found: Found, memory: int | None, together: int = 1) -> None:
-        self._stretcher = Stretcher(found, together)
+    def __init__(
+        self, found: Found, memory: int | None, together: int = 1, last: Last = "again"
+    ) -> None:
+        self._stretcher, self._last = Stretcher(found, together), last
+        self._tape: Tape | None = None
         self._kept = Kept(self._stretcher.start(), self._stretcher.advance, memory)
 
     def forward(self) -> Tensor:
         stretcher, evaluate = self._stretcher, self._stretcher.loop.evaluator
         loop, made = stretcher.loop, dict(enumerate(stretcher.loop.given))
+        n = len(stretcher.steps)
 
         def advance(i: int, live: Live) -> Live:
-            after = stretcher.advance(i, live, evaluate)
+            is_kept = self._last == "kept" and i == n - 1
+            after = self._taped(i, live) if is_kept else stretcher.advance(i, live, evaluate)
             made.update((k, after["x", k]) for k in stretcher.numbers(i) if k in loop.shown)
             return after
 
-        last = stretcher.result(self._kept.sweep(len(stretcher.steps), advance))
-        return loop.told(made, last)
+        return loop.told(made, stretcher.result(self._kept.sweep(n, advance)))
+
+    def _taped(self, i: int, live: Live) -> Live:
+        """Take a step with a graph, which is kept for the way back."""
+        stretcher = self._stretcher
+        loop, n = stretcher.loop, stretcher.shape.evaluations[i]
+        assert isinstance(loop.evaluator, Remembering)
+        loop.record.nfe += loop.evaluator.counted(n)
+        self._tape = stretcher.taped(i, live)
+        return {key: value.detach() for key, value in self._tape.made.items()}
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         stretcher, totals = self._stretcher, Totals(self._stretcher.sources)
@@ -154,6 +172,10 @@ class Retaken(Pass):
         ends, end = stretcher.loop.ends(cotangent), Cotangents()
         for i in reversed(range(n)):
             add_shown(end, ends, stretcher.numbers(i))
+            if self._tape is not None:
+                tape, self._tape = self._tape, None
+                end = stretcher.handed_on(i, tape, end, totals)
+                continue
             made = last if i == n - 1 else None
             end = stretcher.pulled(i, self._kept.at(i), end, totals, made)
         count = len(stretcher.loop.given)
@@ -187,6 +209,9 @@ class Checkpoint(Adjoint):
             the way out to the way back the last one is kept, too.
         together: how many steps are taken again at a time, with the activations of all of them.
             More cost less time where networks are small, and keep fewer states.
+        last: "again" keeps nothing but states from the way out to the way back; "kept" takes the
+            last of these steps with a graph at once, so that they are evaluated once: the
+            activations of `together` steps are then alive between both ways, too.
 
     Raises:
         UsageError: memory or together below 1; dropout or batch norm in training mode; a solver
@@ -199,12 +224,15 @@ class Checkpoint(Adjoint):
 
     memory: int | None = None
     together: int = 1
+    last: Last = "again"
 
     def __post_init__(self) -> None:
         if self.memory is not None and self.memory < 1:
             raise UsageError(f"memory={self.memory}: at least one state is kept, the first.")
         if self.together < 1:
             raise UsageError(f"together={self.together}: at least one step is taken at a time.")
+        if self.last not in get_args(Last):
+            raise unknown("choice for the last steps", self.last, get_args(Last))
 
     def cost(self, plan: Plan) -> Cost:
         each = stretches(tuple(instructions(plan)))
@@ -216,10 +244,11 @@ class Checkpoint(Adjoint):
         for i in reversed(range(n)):
             kept.at(i)
         again = sum(steps.evaluations[i] for i in taken.steps)
-        return Cost(again + plan.nfe, plan.nfe, states, max(steps.evaluations))
+        once = steps.evaluations[-1] - (n == 1) if self.last == "kept" else 0
+        return Cost(again + plan.nfe - once, plan.nfe, states, max(steps.evaluations))
 
     def walked(self, walk: Walk) -> Tensor:
         return taped(walk, self.name)
 
     def prepared(self, found: Found) -> Pass:
-        return Retaken(found, self.memory, self.together)
+        return Retaken(found, self.memory, self.together, self.last)

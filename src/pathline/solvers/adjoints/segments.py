@@ -8,8 +8,7 @@ and its vector-Jacobian product handed on to the stretch before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field
 from pathline.solvers.adjoints.sources import check_all_known, gradients
+from pathline.solvers.adjoints.totals import Totals, autocast, check_same
 from pathline.solvers.evaluate import Call, Evaluator
 from pathline.solvers.execute import Draw, Execution, Instruction, drawing
 from pathline.solvers.executors import Executor
@@ -174,14 +174,6 @@ class Found(NamedTuple):
     is_all: bool = True
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return the autocast mode of here and now, to be entered again where gradients are taken."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, torch.get_autocast_dtype(kind))
-
-
 def stretches(program: Sequence[Instruction]) -> list[tuple[Instruction, ...]]:
     """Return the rows of each step: up to one that lands; what is left belongs to the last."""
     made: list[list[Instruction]] = [[]]
@@ -224,37 +216,16 @@ class Shape(NamedTuple):
         return cls(tuple(evaluations), tuple(reversed(live)))
 
 
-@dataclass
-class Totals:
-    """Gradients of the sources, added up in float32 at least.
+class Tape(NamedTuple):
+    """A step with its graph.
 
     Args:
-        sources: who asks.
-        total: what has come so far; None where nothing has.
+        leaves: what was live before it.
+        made: what is live after it.
     """
 
-    sources: Sequence[Tensor]
-    total: list[Tensor | None] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.total = [None] * len(self.sources)
-
-    def add(self, gradients: Sequence[Tensor | None], weight: float = 1.0) -> None:
-        """Add gradients, times a number."""
-        for i, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            before = self.total[i]
-            if before is None:
-                dtype = torch.promote_types(gradient.dtype, torch.float32)
-                self.total[i] = gradient.detach().to(dtype) * weight
-            else:
-                before.add_(gradient, alpha=weight)
-
-    def cast(self) -> list[Tensor | None]:
-        """Return the sums in the dtypes of the sources."""
-        each = zip(self.total, self.sources, strict=True)
-        return [None if total is None else total.to(source.dtype) for total, source in each]
+    leaves: Live
+    made: Live
 
 
 class Stretcher:
@@ -319,13 +290,22 @@ class Stretcher:
 
         Cost: the evaluations of the step, with a graph, and one backward pass.
         """
+        tape = self.taped(i, live)
+        self.loop.record.nfe += self.shape.evaluations[i]
+        if result is not None:
+            check_same(self.result(tape.made), result)
+        return self.handed_on(i, tape, cotangents, total)
+
+    def taped(self, i: int, live: Live) -> Tape:
+        """Take step i with a graph of its own."""
         leaves = {key: value.detach().requires_grad_() for key, value in live.items()}
         with torch.enable_grad(), self.mode:
-            known = self._taken(i, leaves, self._bound(i))
-        self.loop.record.nfe += self.shape.evaluations[i]
+            return Tape(leaves, self._taken(i, leaves, self._bound(i)))
+
+    def handed_on(self, i: int, tape: Tape, cotangents: Cotangents, total: Totals) -> Cotangents:
+        """Return the cotangents of what was live before step i, through its graph."""
+        leaves, known = tape
         self.loop.record.vjps += self.shape.evaluations[i]
-        if result is not None:
-            check_same(self.result(known), result)
         wanted = {k: known[k] for k in cotangents if k in known and known[k].requires_grad}
         if not wanted:
             return {}
@@ -399,37 +379,19 @@ class Stretcher:
         return execution
 
 
-UNLIKE = 1e-2
-"""By how much of itself a state may differ when it is made again; rounding is far below."""
-
-
-@torch.no_grad()
-def check_same(again: Tensor, before: Tensor) -> None:
-    """Refuse a state that is another when it is made again.
-
-    Raises:
-        UsageError: it is, by more than rounding.
-    """
-    off = (again - before).norm() / before.norm().clamp(min=1e-30)
-    if bool(off > UNLIKE):
-        raise UsageError(
-            "the field's answers are not the same when it is evaluated again (the last state is "
-            f"off by {float(off):.2g} of itself): it draws numbers of its own, or was changed. Use "
-            "adjoint='direct'."
-        )
-
-
 def _never(k: int, x: Tensor) -> Tensor:
     raise UsageError(f"a step that evaluates nothing asked for the field at state {k}.")
 
 
 __all__ = [
+    "autocast",
     "Cotangents",
     "Found",
     "Live",
     "Loop",
     "Record",
     "Stretcher",
+    "Tape",
     "Totals",
     "Walk",
     "stretches",
