@@ -345,11 +345,12 @@ class Walk:
         if self._stepper.graph:
             f = self._slope(x, self._stepper.here(pace.at, x))
             self._nfe[self._rows[met.which]] += 1
-        for k in set(met.event.tolist()):
+        ones = [1] * (self._now.ndim - 1)
+        for k in np.unique(met.event):
             event, mine = alarm.events[k], met.which[met.event == k]
             here = torch.from_numpy(mine).to(device)
             late = alarm.timed(event, x, pace.at, f)
-            shift = late.view(-1, *[1] * (x.ndim - 1))
+            shift = late.view(-1, *ones)
             there = x + f * shift
             rows = torch.from_numpy(self._rows[mine]).to(device)
             t = torch.from_numpy((pace.at * way)[mine]).to(device) + late[here].double()

@@ -98,8 +98,14 @@ class StableClassifier(nn.Module):
         if self.sde.kind == "gsde":
             z = nn.functional.softplus(z) + 1e-4  # 0 would stay 0
         driven = self.sde.along(times, knots)
-        how: dict[str, Any] = {"solver": "ito_euler", "grid": times.tolist(), "seeds": seeds, "trajectory": True,
-               "adjoint": "direct", "on_failure": "return"}  # fmt: skip
+        how: dict[str, Any] = {
+            "solver": "ito_euler",
+            "grid": times.tolist(),
+            "seeds": seeds,
+            "trajectory": True,
+            "adjoint": "direct",
+            "on_failure": "return",
+        }
         if self.sde.kind == "gsde" and self.sde.variant == "pure":
             return self._by_logarithm(driven, z, how)
         sde = SDE(driven.drift, driven.diffusion, noise="diagonal", sde_type="ito")
