@@ -16,7 +16,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import Status
 from pathline.fields import Prediction
-from pathline.paths import Time
+from pathline.paths import Time, bshape
 from pathline.solvers.adjoints.sources import transforms_are_active
 from pathline.solvers.dense import Dense
 from pathline.solvers.events import Alarm, Happened, Met
@@ -345,12 +345,11 @@ class Walk:
         if self._stepper.graph:
             f = self._slope(x, self._stepper.here(pace.at, x))
             self._nfe[self._rows[met.which]] += 1
-        ones = [1] * (self._now.ndim - 1)
         for k in np.unique(met.event):
             event, mine = alarm.events[k], met.which[met.event == k]
             here = torch.from_numpy(mine).to(device)
             late = alarm.timed(event, x, pace.at, f)
-            shift = late.view(-1, *ones)
+            shift = bshape(late, x)
             there = x + f * shift
             rows = torch.from_numpy(self._rows[mine]).to(device)
             t = torch.from_numpy((pace.at * way)[mine]).to(device) + late[here].double()
