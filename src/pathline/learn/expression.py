@@ -185,7 +185,8 @@ class Expression:
     def _check(self, node: ast.expr) -> None:
         """Refuse what is no arithmetic."""
         if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-            self._check(node.left), self._check(node.right)
+            self._check(node.left)
+            self._check(node.right)
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             self._check(node.operand)
         elif isinstance(node, ast.Call) and _name(node.func) in FUNCTIONS and len(node.args) == 1:

@@ -26,6 +26,7 @@ from pathline.fields.around import Around
 from pathline.fields.denoiser import denoiser_in, with_network
 from pathline.solvers.evaluate import Call, Evaluator, check_output
 from pathline.solvers.execute import Known, Sum, combined, complete, drawing
+from pathline.solvers.plan import Functional
 
 Loop = Callable[[], Tensor]
 
@@ -231,7 +232,8 @@ class _Capture:
         self._given = [x.detach().clone() for x in given]
         self._cond = {k: _buffer(v, given[0].device) for k, v in call.cond.items()}
         draws = {d for row in call.plan.rows for d in row.z}
-        self._noise = {d: torch.empty_like(given[0]) for d in draws}
+        noise = {d: torch.empty_like(given[0]) for d in draws}
+        self._noise: dict[int | Functional, Tensor] = {**noise}
         self._at = call.plan.instants.to(given[0].device)
         self._fill(call, given)
         self._run, self._out = _captured(self._loop, given[0].device)

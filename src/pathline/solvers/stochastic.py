@@ -2,9 +2,10 @@
 
     x_new = Σ a x + Σ b f(x_k, t_k) + Σ c g(x_k, t_k)·w
 
-The w are functionals of the Brownian motion over the step (`plan.Kind`). Derivatives of g are taken by stages, never asked for. Without noise, on a plain field, each rule is
-the ordinary method that it comes from; which noise a field has and which integral is meant, `tuned`
-looks up and refuses what the rule would get wrong.
+The w are functionals of the Brownian motion over the step (`plan.Kind`). Derivatives of g are taken
+by stages, never asked for. Without noise, on a plain field, each rule is the ordinary method that
+it comes from; `tuned` looks up which noise a field has and which integral is meant, and refuses
+what the rule would get wrong.
 
 Strong orders on the noise that each takes (drift alone: `order`):
 
