@@ -36,7 +36,8 @@ def taped(walk: Walk, name: str) -> Tensor:
         UsageError: a solver whose steps cannot be taken again alone.
     """
     solver = walk.course.solver
-    if not solver.is_adaptive or solver.view != "velocity" or walk.course.denoises:
+    alone = solver.is_adaptive and not solver.is_stochastic and solver.view == "velocity"
+    if not alone or walk.course.denoises:
         raise UsageError(
             f"adjoint={name!r} takes steps again, and {walk.solver} remembers more than its state: "
             "use adjoint='direct', or an adaptive solver in path time that ends with last='stop'."
