@@ -129,9 +129,9 @@ class _Path:
         each = torch.stack([what(u, "left") for u in t.flatten().unbind()], 1)
         return each.unflatten(1, t.shape).unflatten(0, self._lead)
 
-    def to(self, *args: Any) -> _Path:
+    def to(self, where: Any) -> _Path:
         """Return the path elsewhere."""
-        return type(self)._of(self.control.to(*args), self._lead)
+        return type(self)._of(self.control.to(where), self._lead)
 
     @classmethod
     def _of(cls, control: Control, lead: tuple[int, ...]) -> _Path:

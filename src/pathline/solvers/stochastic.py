@@ -305,7 +305,7 @@ class SRK(Stochastic):
             middle = to.write(s.t + 0.75 * h, {at: 1.0}, {at: 0.75 * h}, lands=False)
             return to.write(t.t, {at: 1.0}, {at: h / 3, middle: 2 * h / 3})
         end = to.write(t.t, {at: 1.0}, {}, lands=False)  # for its time: g does not see the state
-        g = {(end, "w"): 0.75, (end, "h"): 1.5}  # Z/h = ½W + H
+        g: dict[tuple[int, Kind], float] = {(end, "w"): 0.75, (end, "h"): 1.5}  # Z/h = ½W + H
         middle = to.write(
             s.t + 0.75 * h, {at: 1.0}, {at: 0.75 * h}, g=self.products(leg, g), lands=False
         )
