@@ -9,12 +9,13 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install -c constraint
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench systems systems-training lint format clean
+.PHONY: help demo test test-slow browser bench systems systems-training lint format clean
 
 help:
 	@echo "make demo       install what the demo needs and run it: out/demo/index.html"
 	@echo "make test       install what the tests need, lint, type-check, run the suite"
 	@echo "make test-slow  the tests that take long"
+	@echo "make browser    a Chromium for the studio's tests, where one can be had"
 	@echo "make systems    measure the claims of every system, and keep the values"
 	@echo "make systems-training  the claims that train models, into benchmarks/ too; resumable"
 	@echo "make bench      overhead beside diffusers, k-diffusion and azula; ODEs beside torchdiffeq and others"
@@ -31,6 +32,17 @@ test: lint
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# The studio's pages are tested in Chromium: one that is there, Debian's (as root), or Playwright's own.
+# Where none can be had, this says so and goes on, and those tests are skipped.
+browser: $(VENV)/.installed-test
+	@for name in chromium chromium-browser google-chrome chrome; do \
+	  if command -v $$name >/dev/null; then echo "browser: $$name"; exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { apt-get install -qq -y --no-install-recommends chromium || \
+	  { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; }; } >/dev/null 2>&1; \
+	then echo "browser: Debian's chromium"; \
+	elif timeout 300 $(BIN)/playwright install chromium >/dev/null 2>&1; then echo "browser: Playwright's chromium"; \
+	else echo "browser: none can be had here; the studio's browser tests will be skipped"; fi
 
 bench: $(VENV)/.installed-bench $(VENV)/.installed-peers
 	$(BIN)/pathline bench overhead

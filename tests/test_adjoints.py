@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import warnings
 import weakref
 
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 
 import pathline as pl
+from pathline.bench.memory import ADJOINTS, HELD, SIZE, kept
 from pathline.core import noise
 from pathline.fields import Dataset
 from pathline.nets import UNet
 from pathline.solvers import AdaptiveRK, Plan, Row, differentiate, solve, solvers
 from pathline.solvers.adjoints import Checkpoint, Continuous, adjoints, as_adjoint
 from pathline.solvers.adjoints.checkpoint import Kept, fewest
-from pathline.solvers.adjoints.meter import peak_bytes, saved
+from pathline.solvers.adjoints.meter import saved
 from pathline.solvers.adjoints.sources import asking, hidden, random_module
 from pathline.speed import SADA
 from pathline.steer import APG, CFG, Autoguidance, Clip, Loss
@@ -520,25 +522,24 @@ def test_saved_activations_of_direct_grow_with_the_steps():
     assert saved_peak("direct", 200) >= 8 * saved_peak("direct", 20)
 
 
-@pytest.mark.parametrize("adjoint", ["reversible", Continuous(probe=0)], ids=str)
-def test_all_memory_is_constant_in_the_number_of_steps(adjoint):
+@pytest.mark.parametrize("name", HELD)
+def test_all_memory_is_constant_in_the_number_of_steps(name):
     """Every tensor that is alive at one time, states included, from 10 to 200 steps: within 5 %."""
-
-    def all_bytes(n):
-        net, x = nn.Linear(64, 64).double(), noise.normal(range(64), (64,), dtype=torch.float64)
-        model = pl.Denoiser(lambda x, t: torch.tanh(net(x)), VP, "eps")
-        plan = (
-            midpoint_rule(n) if adjoint == "reversible" else pl.Heun().plan(VP, pl.grids.log_snr(n))
-        )
-
-        def run():
-            sol = solve(model, x.clone().requires_grad_(), solver=plan, adjoint=adjoint)
-            sol.x.square().sum().backward()
-
-        return peak_bytes(run)
-
-    few, many = all_bytes(10), all_bytes(200)
+    few, many = (kept(*ADJOINTS[name], n) for n in (10, 200))
     assert many == pytest.approx(few, rel=0.05)
+
+
+def test_what_checkpointing_keeps_is_what_it_says():
+    """Bytes of states: one a step, or as many as `memory=` has, whatever the number of steps;
+    everything else that is alive then is the same."""
+    state = 8 * SIZE * SIZE
+    every = [kept("heun", Checkpoint(), n) for n in (20, 60)]
+    assert every[1] - every[0] == pytest.approx(40 * state, rel=0.01)
+    few = [kept("heun", Checkpoint(memory=5), n) for n in (20, 60)]
+    assert few[1] == pytest.approx(few[0], rel=0.05)
+    assert every[1] - few[1] == pytest.approx((60 - 5) * state, rel=0.05)
+    direct = [kept("heun", "direct", n) for n in (20, 40)]
+    assert direct[1] > 1.8 * direct[0]
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -580,12 +581,14 @@ def test_names_and_values_are_checked_at_the_door():
         solve(lambda x, t: -x, x, solver="rk4", grid=[0.0, 1.0], adjoint=Continuous(form="eps"))
 
 
-def test_what_is_not_steady_is_named_and_direct_takes_it():
-    net = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(4)], ids=["drop", "norm"])
+def test_what_is_not_steady_is_named_and_direct_takes_it(layer):
+    net = nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 2)).double()
     model, x = pl.Denoiser(lambda x, t: net(x), VP, "eps"), starts()
-    assert random_module(model) == "1 (Dropout)"
-    for adjoint in ("checkpoint", "continuous"):
-        with pytest.raises(pl.UsageError, match=r"1 \(Dropout\) is in training mode"):
+    name = f"1 ({type(layer).__name__})"
+    assert random_module(model) == name
+    for adjoint in ("checkpoint", "continuous", "reversible"):
+        with pytest.raises(pl.UsageError, match=re.escape(f"{name} is in training mode")):
             solve(model, x, steps=3, adjoint=adjoint)
     sol = solve(model, x, steps=3)  # nobody has chosen: autograd through the loop
     assert type(sol.x.grad_fn).__name__ != "_ThroughBackward"

@@ -185,3 +185,74 @@ def test_guides_that_do_not_go_together_are_refused(here):
     twice = ["--guidance", 3, "--guide", "cfg:2"]
     assert_refused(here, ["sample", "tiny", "a cat", *twice, "-o", "a.png"], "leave one out")
     assert run("guides").exit_code == 0
+
+
+# --- particles ----------------------------------------------------------------------------------
+
+
+def test_particles_are_those_of_the_library_and_replay(here):
+    """Three runs of four, of which two fit into a batch: what came of each is in the receipt."""
+    spec = "pigdm:0.5,cubic=4,image=small.png"
+    how = ["--particles", 4, "--steps", 3, "-n", 3, "--batch", 8, "--scale", 1]
+    said = done("sample", "tiny", "--guide", spec, *how, "-o", "a.png")
+    guide = steer.PiGDM(operators.Cubic(4), picture("small.png"), 0.5)
+    found = [
+        steer.Particles(4).sample(
+            pl.load("tiny"), seeds=seeds, guide=guide, grid=pl.grids.log_snr(3),
+            dtype=torch.float32,
+        )
+        for seeds in ([0, 1], [2])
+    ]  # fmt: skip
+    x = torch.cat([each.x for each in found])
+    assert np.array_equal(read_pixels("a.png"), Layout(2, 1, 4).arrange(to_pixels(x)))
+    recipe = read_receipt("a.png").recipe
+    assert recipe["particles"] == steer.Particles(4).describe()
+    told = recipe["population"]
+    assert told["log_evidence"] == [v for each in found for v in each.log_evidence.tolist()]
+    assert told["origins"] == [row for each in found for row in each.origins.tolist()]
+    assert told["resampled"] == [n for each in found for n in each.resampled.tolist()]
+    together = torch.tensor(told["log_evidence"]).double().logsumexp(0) - np.log(3)
+    assert "of each of 4 particles" in said and f"log p(y) = {float(together):.2f}" in said
+    assert "identical" in done("replay", "a.png", "-o", "b.png")
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+
+
+def test_each_run_of_particles_has_a_file(here):
+    """Under guidance of a prompt, which belongs to the prior; each file knows its batch's runs."""
+    done("sample", "tiny", "a cat", "--guidance", 2, "--guide", "dps:1,luma,image=grey.png",
+         "--particles", 2, "--steps", 2, "-n", 2, "--batch", 2, "-o", "out/")  # fmt: skip
+    for name, seed in (("000000.png", 0), ("000001.png", 1)):
+        receipt = read_receipt(f"out/{name}")
+        assert receipt.seeds == (seed,) and receipt.recipe["cond"] == {"text": "a cat"}
+        assert len(receipt.recipe["population"]["log_evidence"]) == 1
+        assert "identical" in done("replay", f"out/{name}")
+
+
+NOT_WEIGHED = {
+    (): "no guide has one",
+    ("--guide", "projection:cubic=4,image=small.png"): "Projection has none",
+    ("--guide", "inpaint:image=cut.png"): "Inpaint has none",
+    ("--guide", "clip:-1", "--guide", "dps:1,cubic=4,image=small.png"): "has no likelihood",
+    ("--guide", "pigdm:0,cubic=4,image=small.png"): "has no likelihood",
+    ("--guide", "dps:1,luma,image=grey.png", "--solver", "ddim"): "a solver that draws noise",
+    ("--guide", "dps:1,luma,image=grey.png", "--solver", "dopri5"): "has no plan",
+    ("--guide", "dps:1,luma,image=grey.png", "--speed", "sada"): "leave one of both out",
+}
+
+
+@pytest.mark.parametrize("options", NOT_WEIGHED)
+def test_what_cannot_be_weighed_is_refused_with_the_reason(here, options):
+    words = ["sample", "tiny", *options, "--particles", 2, "-o", "a.png"]
+    assert_refused(here, words, NOT_WEIGHED[options])
+
+
+def test_particles_are_counted_from_one_and_a_damaged_receipt_says_so(here):
+    from dataclasses import replace
+
+    spec = ["--guide", "dps:1,luma,image=grey.png"]
+    assert_refused(here, ["sample", "tiny", *spec, "--particles", 0], "one particle or more")
+    done("sample", "tiny", *spec, "--particles", 2, "--steps", 2, "-n", 1, "-o", "a.png")
+    receipt = read_receipt("a.png")
+    receipt = replace(receipt, recipe={**receipt.recipe, "particles": {"k": 3}})
+    write_picture("a.png", read_pixels("a.png"), receipt)
+    assert_refused(here, ["replay", "a.png"], "its particles are")

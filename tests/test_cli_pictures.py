@@ -1,5 +1,6 @@
 """Commands that begin with pictures: what a mask hides, colours, what lies between, classes."""
 
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,8 @@ from tiny_model import tiny_model
 
 import pathline as pl
 from pathline.core.images import read_pixels, read_receipt, to_pixels
+from pathline.fields.trace import Hutchinson
+from pathline.learn.likelihood import bits_per_dim
 from pathline.learn.noisy_classes import (
     ClassLesson,
     Labelled,
@@ -124,6 +127,36 @@ def test_a_classifier_is_trained_from_the_command_line(here, monkeypatch):
     monkeypatch.setattr("pathline.learn.noisy_classes.train_noisy_classes", train)
     assert "--classifier" in done("classifier", "digits", "--seed", 3)
     assert asked == [("runs/classifier", "digits", 3)]
+
+
+def test_bits_of_pictures_are_those_of_the_library(here):
+    picture("a.png")
+    how = ("--probes", 1, "--draws", 2, "--tolerance", 0.05, "--seed", 3)
+    told = json.loads(done("likelihood", "tiny", "a.png", *how, "--json"))
+    pixels = torch.from_numpy(read_pixels("a.png")).permute(2, 0, 1)[None]
+    rule = pl.solvers.AdaptiveRK(rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        found = bits_per_dim(
+            pl.load("tiny"), pixels, draws=2, seeds=[3], solver=rule, trace=Hutchinson(1)
+        )
+    assert told["pictures"][0]["bits per dimension"] == found.bits.item()
+    assert told["mean"] == found.bits.item() and told["nfe"] == found.nfe
+
+
+def test_a_likelihood_that_cannot_be_measured_is_refused(here):
+    picture("a.png")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save("small.png")
+    for words, says in (
+        (["a.png", "--draws", 0], "at least 1"),
+        (["a.png", "--probes", -1], "at least 1 probe"),
+        (["a.png", "--tolerance", -1], "must not be negative"),
+        (["a.png", "--seed", -1], "seed -1 is not an integer"),
+        (["a.png", "--prompt", "a bag"], "takes no condition"),
+        (["small.png"], "scale it first"),
+        (["absent.png"], "cannot read a picture"),
+        (["-n", 0], "at least 1 picture"),
+    ):
+        assert_refused(here, ["likelihood", "tiny", *words], says)
 
 
 def test_pictures_that_cannot_be_used_are_refused(here):

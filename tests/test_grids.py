@@ -85,6 +85,8 @@ def test_your_own_times_are_a_grid_like_any_other():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (lambda: pl.grids.uniform(2.5), "a whole number of steps, and was asked for 2.5"),
+        (lambda: pl.grids.uniform("5"), "a whole number of steps, and was asked for '5'"),
         (lambda: pl.grids.uniform(0), "at least 1 step, and was asked for 0"),
         (lambda: pl.grids.uniform(3, last="zero"), "choose 'stop' or 'denoise'"),
         (lambda: pl.grids.times([0.5]), "at least two times"),

@@ -361,6 +361,46 @@ def test_a_shift_moves_the_noise_in_units_of_its_own():
     assert torch.equal(at_noise, flow(x, 1.0).raw)
 
 
+def test_every_pair_of_guides_works_or_is_refused_by_name():
+    """Refused are those that choose evaluations behind another, and projections that undo one
+    another; all other pairs, in both orders, guide together."""
+    field, x = model(), drawn(1, 2)
+    for first, (a, _) in SPECIMENS.items():
+        for second, (b, _) in SPECIMENS.items():
+            undoes = {first, second} == {"projection", "inpaint"}
+            try:
+                both = a & b
+                told_of = {} if "regions" in (first, second) else COND
+                made = both(field)(x, 0.4, **told_of).x0
+            except UsageError as error:
+                assert b.chooses_evaluations or undoes, (first, second)
+                last = b.members[0] if isinstance(b, steer.Chain) else b
+                before = a.members[-1] if isinstance(a, steer.Chain) else a
+                for each in (last, before):
+                    assert type(each).__name__ in str(error), (first, second)
+            else:
+                assert not b.chooses_evaluations and not undoes, (first, second)
+                assert bool(made.isfinite().all()), (first, second)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(16)], ids=str)
+def test_a_network_of_a_guide_that_is_in_training_is_named(layer):
+    """Found in closures, too; a network in evaluation guides."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), layer, torch.nn.Linear(16, 3)).double()
+    field, x = model(), drawn(1, 2)
+    guides_ = (
+        steer.Loss(lambda x0: net(x0).square().sum(1)),
+        steer.Classifier(lambda x, t: net(x), 0),
+        steer.LookAhead(lambda x0: net(x0)[:, 0], 1.0),
+    )
+    for guide in guides_:
+        with pytest.raises(UsageError, match=rf"1 \({type(layer).__name__}\) is in training mode"):
+            guide(field)
+    net.eval()
+    for guide in guides_:
+        assert guide(field)(x, 0.4, **COND).x0.isfinite().all()
+
+
 def test_bad_guides_are_refused_with_the_reason():
     field, x = model(), drawn(1)
     clip, other = steer.Clip(), pl.Denoiser(Network(), pl.CondOT(), "x0")

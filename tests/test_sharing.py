@@ -77,17 +77,25 @@ def test_two_processes_come_to_the_weights_of_one(tmp_path):
     assert pl.sample(pl.load(str(tmp_path / "two" / "model")), 2, steps=2).x.isfinite().all()
 
 
-SHARDED = """
+SHARED = """
 import sys
-from test_sharing import SHARDABLE
+from test_sharing import RECIPES
 from pathline.learn.trainer import train
 
-name, out = sys.argv[1:]
-for until in (3, 6):
-    train(SHARDABLE[name], out, until=until, devices=2, strategy="fsdp")
+name, strategy, out, *stops = sys.argv[1:]
+for until in stops:
+    train(RECIPES[name], out, until=int(until), devices=2, strategy=strategy)
 """
-SHARDABLE = {
+RECIPES = {
     "moons": replace(RECIPE, steps=9),
+    "rings": replace(
+        RECIPE,
+        steps=9,
+        data={"source": "rings", "n": 256},
+        network={"class": "Potential", "dim": 2, "width": 16, "depth": 2},
+        objective={"path": "ou", "view": "score", "label": 10.0, "time_power": 2.0},
+        regulariser={"kind": "fokker_planck", "weight": 0.1, "points": 16, "warmup": 3, "clip": 1},
+    ),
     "digits": replace(
         RECIPE,
         steps=9,
@@ -98,6 +106,30 @@ SHARDABLE = {
         rate=1e-4,
     ),
 }
+
+
+def train_in_two(tmp_path, name, strategy, *stops):
+    """Train a recipe in two processes, cut short at these steps, and return its folder."""
+    script, out = tmp_path / "shared.py", tmp_path / "two"
+    script.write_text(SHARED)
+    done = subprocess.run(
+        [sys.executable, str(script), name, strategy, str(out), *map(str, stops)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+def test_a_penalty_shared_by_two_processes_is_that_of_one(tmp_path):
+    """With clip = 1 no residual is cut, and the means of both shares make the whole's."""
+    two, one, none = train_in_two(tmp_path, "rings", "ddp", 9), tmp_path / "one", tmp_path / "none"
+    train(RECIPES["rings"], one)
+    train(replace(RECIPES["rings"], regulariser=None), none)
+    assert same(weights(two), weights(one), 2e-5)  # Adam divides tiny gradients
+    assert not same(weights(none), weights(one), 1e-3)
+    rows = [torch.load(f / "state.pt", weights_only=True)["journal"][-1] for f in (two, one)]
+    assert rows[0]["penalty"] == pytest.approx(rows[1]["penalty"], rel=1e-4)
 
 
 def moments(folder):
@@ -116,20 +148,13 @@ def test_shards_of_two_processes_come_to_the_weights_of_one(tmp_path, name, tole
     differently, and Adam makes a whole step of the sign of a gradient that is nearly nothing: its
     weights agree to a few of its 9 steps of 1e-4, its moments as those of others do.
     """
-    script, one, two = tmp_path / "sharded.py", tmp_path / "one", tmp_path / "two"
-    script.write_text(SHARDED)
-    done = subprocess.run(
-        [sys.executable, str(script), name, str(two)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = tmp_path / "one", train_in_two(tmp_path, name, "fsdp", 3, 6)
     for folder in (one, two):
-        train(SHARDABLE[name], folder)
+        train(RECIPES[name], folder)
     assert same(weights(two), weights(one), tolerance)
     assert same(moments(two), moments(one), 1e-5)
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
-    if SHARDABLE[name].averages:
+    if RECIPES[name].averages:
         kept = [read_tensors(each.file)[1] for each in snapshots(two / "averages")]
         assert len(kept) == 3 and all(t.isfinite().all() for t in kept[0].values())
 

@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -512,3 +513,20 @@ def test_plain_differential_equations_to_a_tolerance(name):
     x = 2 + 0.1 * starts()
     sol = pl.solve(lambda x, t: -(x**2) * torch.cos(t), x, solver=solver, grid=[0.0, 2.0])
     assert rmse(sol.x, 1 / (1 / x + math.sin(2.0))) < 1e-7
+
+
+@every
+@pytest.mark.parametrize("n", [2, 20])
+@pytest.mark.parametrize("times", [(1.0, 0.0), (0.0, 1.0)], ids=["down", "up"])
+def test_data_itself_is_met_or_refused_in_words(name, n, times):
+    """At t = 0 σ vanishes: λ is infinite and ε̂ unknown, and no library may say so for us."""
+    solver, x = SOLVERS[name], starts(2)
+    grid = pl.grids.uniform(n, *times)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            sol = pl.solve(problems.m4(VP), x, solver=made(name), grid=grid, seeds=[0, 1])
+        except pl.UsageError as error:
+            assert "t_min" in str(error) or "λ = inf" in str(error) or solver.is_stochastic
+        else:
+            assert bool(sol.x.isfinite().all())

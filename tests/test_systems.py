@@ -540,3 +540,24 @@ def test_dpm_solver_measurement_can_fail(monkeypatch):
 
 def test_measured_of_reads_the_experiment():
     assert Measured.of(claim(measure=lambda e: e["x"]), {"x": 0.5}).value == 0.5
+
+
+def test_diff_editor_holds_what_costs_little():
+    pytest.importorskip("sklearn", reason='it comes with the extra "pathline[data]"')
+    quick = ["inside", "separated", "differences", "falls", "pole", "held", "safe"]
+    assert [m for m in systems.run("diff-editor", only=quick).claims if not m.passed] == []
+
+
+@pytest.mark.slow
+def test_diff_editor_holds_what_its_specification_asks():
+    """Thresholds of the specification, claims 1 to 6."""
+    pytest.importorskip("sklearn", reason='it comes with the extra "pathline[data]"')
+    asked = {
+        "guided": 11.0, "copy": 10.0, "neither": 12.0, "energy": 10.0, "noise": 10.0,
+        "travel": 11.0, "outside": 0.0, "inside": 0.01, "separated": 0.0, "differences": 1e-5,
+        "falls": 0.0, "pole": 1e8, "held": 5.0, "safe": 1.0, "unchanged": 1e-6,
+        "unchanged-guided": 0.02,
+    }  # fmt: skip
+    report = systems.run("diff-editor")
+    assert {m.claim.id: m.claim.threshold for m in report.claims} == asked
+    assert [m for m in report.claims if not m.passed] == [] and report.passed

@@ -23,7 +23,7 @@ from pathline.core.errors import UsageError
 from pathline.solvers import Plan, Solver, Stepped
 from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Draw, Execution, combined
-from pathline.solvers.plan import Row, Terms
+from pathline.solvers.plan import Functional, Row, Terms
 
 
 class Driven(Execution):
@@ -88,10 +88,10 @@ class _Draws:
     def __init__(self, plan: Plan) -> None:
         counts = Counter(d for row in plan.rows for d in row.z)
         self.shared = {d for d, n in counts.items() if n > 1}
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[int | Functional, Tensor] = {}
         self.source: Draw | None = None
 
-    def __call__(self, d: int) -> Tensor:
+    def __call__(self, d: int | Functional) -> Tensor:
         if d in self.kept:
             return self.kept[d]
         assert self.source is not None

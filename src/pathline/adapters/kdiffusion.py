@@ -26,6 +26,7 @@ from pathline.core.progress import progress
 from pathline.paths import EDM
 from pathline.solvers import Plan, Solver, Stepped, grids, solvers
 from pathline.solvers.execute import Draw, drawing
+from pathline.solvers.plan import Functional
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -233,7 +234,7 @@ class _Course:
             raise UsageError(f"{len(seeds)} seeds were given for {len(x)} samples.")
         return drawing(self.plan, seeds, x)
 
-    def _around(self, d: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _around(self, d: int | Functional, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the levels of the step in which draw d falls."""
         step = 0
         for row in self.plan.rows:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pathline.bench.adjoint import adjoint
 from pathline.bench.guides import guides
+from pathline.bench.memory import memory
 from pathline.bench.ode import ode
 from pathline.bench.overhead import overhead
 from pathline.bench.paths import compare as compare_paths
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[..., Any]] = {
     "adjoint": adjoint,
     "ode": ode,
     "sde": sde,
+    "memory": memory,
 }
 """Every benchmark, by the name that `pathline bench` knows it by."""
 

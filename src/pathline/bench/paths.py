@@ -9,18 +9,14 @@ shows the path as it is; DPM-Solver++ 2M on a log-SNR grid sees only what the ne
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pathline.bench.report import Bar, Report, Row
+from pathline.bench.report import Bar, Report, Reports, Row
 from pathline.core.errors import UsageError
-from pathline.core.files import write_atomically
 from pathline.core.page import page, table
 from pathline.core.progress import track
 from pathline.data.fetch import cache_folder
@@ -51,48 +47,7 @@ SCALE = 1000.0
 """Distances are told in thousandths."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What was found: a report for each measure, and a picture."""
-
-    reports: Sequence[Report]
-    picture: bytes | None
-
-    @property
-    def passed(self) -> bool:
-        """Nothing is held to anything here: which path is best is for the reader to see."""
-        return all(report.passed for report in self.reports)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {"passed": self.passed, "reports": [r.to_dict() for r in self.reports]}
-
-    def table(self) -> str:
-        """Return the tables as text."""
-        return "\n\n".join(report.table() for report in self.reports)
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write JSON, Markdown, the page and the picture."""
-        home = Path(folder)
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        body = "\n\n".join(report.markdown() for report in self.reports)
-        rows = [
-            {"measure": r.name, "path": row.by, "with": row.method, "distance": f"{row.value:.1f}"}
-            for r in self.reports
-            for row in r.rows
-            if row.value is not None
-        ]
-        written = [
-            write_atomically(home / "paths.json", text),
-            write_atomically(home / "paths.md", f"![distance](paths.png)\n\n{body}"),
-            write_atomically(home / "paths.html", page("pathline bench paths", table(rows))),
-        ]
-        if self.picture is not None:
-            written.append(write_atomically(home / "paths.png", self.picture))
-        return written
-
-
-def compare(nfe: Sequence[int] | None = None, steps: int = STEPS) -> Comparison:
+def compare(nfe: Sequence[int] | None = None, steps: int = STEPS) -> Reports:
     """Train a network on every path, or take those that were trained before, and compare them.
 
     The networks are kept in the cache; a training that was cut short goes on.
@@ -132,7 +87,8 @@ def compare(nfe: Sequence[int] | None = None, steps: int = STEPS) -> Comparison:
     reports = [
         _report(measure, found[measure], floor[measure], counts, settings) for measure in found
     ]
-    return Comparison(reports, _picture(found["sliced"], floor["sliced"], counts))
+    picture = _picture(found["sliced"], floor["sliced"], counts)
+    return Reports("paths", "distance", reports, picture, _page(reports))
 
 
 def objectives(data: Points) -> Mapping[str, Mapping[str, Any]]:
@@ -213,6 +169,17 @@ def _report(
     ]
     notes = (f"Other data of the training set: {floor:.1f}.",)
     return Report(f"paths-{measure}", ABOUT[measure], rows, bars, settings, notes)
+
+
+def _page(reports: Sequence[Report]) -> str:
+    """Return all distances as one table of a web page."""
+    rows = [
+        {"measure": r.name, "path": row.by, "with": row.method, "distance": f"{row.value:.1f}"}
+        for r in reports
+        for row in r.rows
+        if row.value is not None
+    ]
+    return page("pathline bench paths", table(rows))
 
 
 def _picture(

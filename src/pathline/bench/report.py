@@ -141,12 +141,14 @@ class Reports:
         about: what the picture shows.
         reports: one for each measure or problem.
         picture: PNG; None where matplotlib is not installed.
+        page: HTML, where there is one.
     """
 
     name: str
     about: str
     reports: Sequence[Report]
     picture: bytes | None
+    page: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -162,7 +164,7 @@ class Reports:
         return "\n\n".join(report.table() for report in self.reports)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write NAME.json, NAME.md and the picture."""
+        """Write NAME.json, NAME.md, the page and the picture."""
         home = Path(folder)
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
         body = "\n\n".join(report.markdown() for report in self.reports)
@@ -171,6 +173,8 @@ class Reports:
             write_atomically(home / f"{self.name}.json", text),
             write_atomically(home / f"{self.name}.md", shown + body),
         ]
+        if self.page is not None:
+            written.append(write_atomically(home / f"{self.name}.html", self.page))
         if self.picture is not None:
             written.append(write_atomically(home / f"{self.name}.png", self.picture))
         return written

@@ -31,7 +31,7 @@ from pathline.edit import (
     encode,
 )
 from pathline.fields import Denoiser
-from pathline.solvers import BDIA, solvers
+from pathline.solvers import BDIA, Grid, grids, solvers
 from pathline.steer import CFG
 
 Files = Annotated[
@@ -90,7 +90,7 @@ def invert(  # noqa: PLR0913 - each is an option
         return
     pixels, names = pictures(denoiser, files) if files else held_out(denoiser, n or 8)
     x = pixels.to(chosen_device(device)).float() / 127.5 - 1
-    methods = {name: _method(name, gamma, rho) for name in solver.split(",")}
+    methods = {name: method_named(name, gamma, rho) for name in solver.split(",")}
     if output is not None:
         _check_file(output, methods)
     codes = {each: _coded(denoiser, x, m, steps, how) for each, m in methods.items()}
@@ -113,12 +113,14 @@ def invert(  # noqa: PLR0913 - each is an option
 
 
 def _coded(model: Denoiser, x: Tensor, method: Inverter, steps: int, how: dict[str, Any]) -> Code:
-    from pathline.solvers import grids
-
-    needs_signal = float(model.path.alpha(model.path.t_max)) == 0
-    grid = grids.log_snr(steps, start=END if needs_signal else None)
     with torch.no_grad():
-        return encode(model, x, solver=method, grid=grid, **how)
+        return encode(model, x, solver=method, grid=grid_of(model, steps), **how)
+
+
+def grid_of(model: Denoiser, steps: int) -> Grid:
+    """Return the grid of codes, even in λ from where the state still says something of the data."""
+    needs_signal = float(model.path.alpha(model.path.t_max)) == 0
+    return grids.log_snr(steps, start=END if needs_signal else None)
 
 
 def _told(name: str, code: Code) -> dict[str, Any]:
@@ -134,8 +136,8 @@ def _told(name: str, code: Code) -> dict[str, Any]:
     }
 
 
-def _method(name: str, gamma: float, rho: float) -> Inverter:
-    """Return the method of a name."""
+def method_named(name: str, gamma: float, rho: float) -> Inverter:
+    """Return the inverter of a name that a person types."""
     made = {
         "ddim-inversion": ddim_inversion,
         "fixed-point": FixedPoint,

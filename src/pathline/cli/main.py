@@ -9,10 +9,13 @@ from typer.core import TyperGroup
 
 from pathline.cli import (
     completing,
+    diff_editing,
+    editing,
     evaluating,
     inverting,
     likelihood,
     listing,
+    opening,
     replaying,
     sampling,
     tuning,
@@ -51,7 +54,7 @@ app = typer.Typer(
 PANELS = {
     "Make": [
         sampling.sample, replaying.replay, completing.complete, completing.interpolate, steer,
-        inverting.invert, demo,
+        inverting.invert, editing.edit, diff_editing.diff_edit, opening.studio, demo,
     ],
     "Look up": [
         listing.models, listing.solvers, listing.grids, listing.paths, listing.guides,

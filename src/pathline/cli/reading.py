@@ -74,6 +74,22 @@ def mask_of(model: Denoiser, file: str) -> Tensor:
     return (pixels == 255).float()
 
 
+def change_map(model: Denoiser, file: str) -> Tensor:
+    """Return a mask of what is edited: 1 where a picture is white, 0 where it is black.
+
+    Greys lie between. (1, 1, height, width).
+
+    Raises:
+        UsageError: the model makes no pictures; a picture of another size.
+    """
+    shape = model.shape
+    if shape is None or len(shape) != 3:
+        raise UsageError(f"{model.name} is not a model of pictures.")
+    pixels = read_picture(file, 1)
+    check_size(file, pixels, shape)
+    return pixels[None].float() / 255
+
+
 def _opened(name: str, mode: str) -> np.ndarray:
     try:
         with Image.open(name) as image:

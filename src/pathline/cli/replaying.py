@@ -12,7 +12,7 @@ import torch
 import typer
 
 from pathline.cli.output import Picture, check_writable, pictures_of, sheet_of
-from pathline.cli.request import Request, request_of
+from pathline.cli.request import Request, model_of, request_of
 from pathline.cli.sampling import watched
 from pathline.core.errors import ReceiptError
 from pathline.core.images import Layout, Pixels, read_pixels, read_receipt
@@ -34,7 +34,10 @@ def replay(file: File, output: Output = None, model: Model = None) -> None:
     if output is not None:
         check_writable(Path(output))
     with threads(receipt.threads):
-        picture = remade(receipt, request_of(receipt, model, load_model, Path(file).parent))
+        if "edit" in receipt.recipe:
+            picture = edited_again(receipt, model, Path(file).parent)
+        else:
+            picture = remade(receipt, request_of(receipt, model, load_model, Path(file).parent))
     if output is not None:
         picture.write(Path(output))
     typer.echo(f"{file}: {_compared(before, picture.pixels, receipt)}")
@@ -49,6 +52,17 @@ def remade(receipt: Receipt, request: Request) -> Picture:
     if index is None:
         return sheet_of(request, solutions, layout)
     return list(pictures_of(request, 0, solutions[0], layout))[index]
+
+
+def edited_again(receipt: Receipt, model: str | None, near: Path) -> Picture:
+    """Edit the pictures of a receipt again; they are looked for where they were, and near."""
+    from pathline.cli.edit_request import EditRequest
+    from pathline.cli.edit_request import receipt_of as receipt_of_edit
+
+    request = EditRequest.of(receipt, near)
+    denoiser, source = model_of(receipt, model)
+    made = request.run(denoiser)
+    return Picture("", request.arranged(made), receipt_of_edit(request, made, denoiser, source))
 
 
 def _place(receipt: Receipt) -> tuple[Layout, int | None]:

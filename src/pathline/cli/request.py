@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from pathline.cli.guiding import Spec, retyped
+from pathline.cli.weighing import OUTCOME, outcome_of, particles_of, weighed
 from pathline.core.errors import ReceiptError, UsageError
 from pathline.core.receipt import Receipt
 from pathline.core.solution import Solution
 from pathline.fields import Denoiser
-from pathline.solvers import Grid, Solver, Step, sample, solvers
+from pathline.solvers import Grid, Solver, sample, solvers
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import grids
 from pathline.solvers.solve import Keep
 from pathline.speed import speeds
-from pathline.steer import Classifier, Guide, guides
+from pathline.steer import Classifier, Guide, Particles, guides
 from pathline.steer.classifier import Logits
 
 BATCH = 64
@@ -47,6 +48,7 @@ class Request:
         speed: a policy that leaves evaluations out.
         keep: what is put back after every update; a receipt does not hold it.
         typed: the guides as they were typed, if they were, with the checksums of their files.
+        particles: each sample is one of so many that are weighed; None for samples alone.
     """
 
     model: Denoiser
@@ -61,6 +63,7 @@ class Request:
     speed: Speed | None = None
     keep: Keep | None = None
     typed: tuple[Spec, ...] = ()
+    particles: Particles | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -68,8 +71,8 @@ class Request:
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
-        """The seeds of each batch, in order."""
-        n = self.batch
+        """The seeds of each batch, in order; particles of a sample run together."""
+        n = self.batch if self.particles is None else max(1, self.batch // self.particles.n)
         return [self.seeds[i : i + n] for i in range(0, len(self.seeds), n)]
 
     @property
@@ -77,8 +80,11 @@ class Request:
         """Steps of all batches together."""
         return self.grid.n * len(self.batches)
 
-    def run(self, observe: Callable[[Step], None] | None = None) -> Iterator[Solution]:
+    def run(self, observe: Callable[[Any], None] | None = None) -> Iterator[Solution]:
         """Sample without gradients, and yield each batch's solution when it is done.
+
+        Args:
+            observe: called at every grid point: with the `Step`, or, of particles, its number.
 
         Raises:
             UsageError: the parts do not fit together.
@@ -87,6 +93,9 @@ class Request:
         how = {"solver": self.solver, "grid": self.grid, "guide": self.guide, "dtype": self.dtype}
         how |= {"speed": self.speed, "keep": self.keep}
         for seeds in self.batches:
+            if self.particles is not None:
+                yield weighed(self, seeds, observe)
+                continue
             with torch.no_grad():  # not around the yield, where it would leak to the caller
                 solution = sample(self.model, seeds=seeds, observe=observe, **how, **self.cond)
             yield solution
@@ -108,6 +117,8 @@ def receipt_of(request: Request, solutions: Sequence[Solution]) -> Receipt:
     recipe = {**parts[0].recipe, "model": model, "batch": request.batch}
     if request.typed:
         recipe["guides"] = [spec.to_dict() for spec in request.typed]
+    if OUTCOME in recipe:
+        recipe[OUTCOME] = outcome_of(parts)
     return replace(
         parts[0],
         recipe=recipe,
@@ -143,23 +154,44 @@ def request_of(
             "it was made around pixels that were given, which a receipt does not hold; make it "
             "again with pathline complete, with the same seed."
         )
-    made_with = _table(recipe, "model")
-    source = model or made_with.get("source") or made_with.get("name")
+    if "diff_edit" in recipe:
+        raise ReceiptError(
+            "it is an edit of pictures, which a receipt does not hold: give pathline diff-edit the "
+            "files that the receipt tells of, and its numbers and seed."
+        )
     dtype = getattr(torch, receipt.dtype, None)
-    if not isinstance(source, str) or not isinstance(dtype, torch.dtype):
-        raise ReceiptError("the receipt is damaged: it names no model, or an unknown dtype.")
+    if not isinstance(dtype, torch.dtype):
+        raise ReceiptError("the receipt is damaged: it has an unknown dtype.")
     speed = None if recipe.get("speed") is None else speeds.rebuild(_table(recipe, "speed"))
     solver = solvers.rebuild(_table(recipe, "solver"))
     grid = grids.rebuild(_table(recipe, "grid"))
     cond, batch = _conditions(_table(recipe, "cond")), recipe.get("batch", len(receipt.seeds))
     if not isinstance(batch, int):
         raise ReceiptError(f"the receipt is damaged: its batch is {batch!r}.")
-    denoiser = load(source).to(_device(receipt))
-    _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
+    denoiser, source = model_of(receipt, model, load)
     guide, specs = _guides(recipe, denoiser, near)
     seeds = receipt.seeds
     how = (solver, grid, guide, cond, seeds, batch, dtype, speed)
-    return Request(denoiser, source, *how, typed=specs)
+    return Request(denoiser, source, *how, typed=specs, particles=particles_of(recipe))
+
+
+def model_of(
+    receipt: Receipt, model: str | None, load: Callable[[str], Denoiser] | None = None
+) -> tuple[Denoiser, str]:
+    """Return the model of a receipt on its device, and where it is.
+
+    Raises:
+        ReceiptError: its weights are others, or the device is missing.
+    """
+    from pathline.learn.checkpoint import load_model
+
+    made_with = _table(receipt.recipe, "model")
+    source = model or made_with.get("source") or made_with.get("name")
+    if not isinstance(source, str):
+        raise ReceiptError("the receipt is damaged: it names no model.")
+    denoiser = (load or load_model)(source).to(_device(receipt))
+    _check_weights(denoiser, source, _table(made_with, "weights").get("sha256"))
+    return denoiser, source
 
 
 def _guides(

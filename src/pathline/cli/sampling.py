@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from pathline.cli import options
 from pathline.cli.guiding import Spec, typed
 from pathline.cli.output import destination, pictures_of, sheet_of
 from pathline.cli.request import BATCH, Request, classifier_of
+from pathline.cli.weighing import SOLVER, chosen_particles, outcome_of, summed_up
 from pathline.core.errors import UsageError
 from pathline.core.images import Layout
 from pathline.core.progress import progress
@@ -41,6 +43,10 @@ GuideSpecs = Annotated[
         metavar="SPEC",
         help="Steer: NAME:KEY=VALUE,… such as inpaint:mask=mask.png,image=photo.png; repeatable.",
     ),
+]
+ParticleCount = Annotated[
+    int | None,
+    typer.Option("--particles", help="Weigh so many for each sample, by the --guide's likelihood."),
 ]
 SpeedName = Annotated[
     str | None, typer.Option("--speed", help="Leave evaluations out: sada, or cadence.")
@@ -72,6 +78,7 @@ def sample(  # noqa: PLR0913 - each is an option
     last: Last = None,
     guidance: Guidance = None,
     guide: GuideSpecs = None,
+    particles: ParticleCount = None,
     speed: SpeedName = None,
     classifier: ClassifierFolder = None,
     n: Number = None,
@@ -88,6 +95,7 @@ def sample(  # noqa: PLR0913 - each is an option
 
     pathline sample emoji "a red apple" --solver dpmpp --order 3 --steps 10 -o apple.png
     pathline sample emoji "a cat" --guide inpaint:mask=mask.png,image=photo.png --last denoise
+    pathline sample emoji --guide pigdm:0.1,cubic=4,image=small.png --particles 8 -n 2
     """
     from pathline.learn.checkpoint import load_model
 
@@ -97,6 +105,8 @@ def sample(  # noqa: PLR0913 - each is an option
     denoiser = load_model(model).to(place)
     suited = "uniform" if speed == "sada" else None  # it extrapolates over even steps
     steering, specs, cond = _told(prompt, guidance, classifier, guide, denoiser)
+    weighing = chosen_particles(particles, steering, speed)
+    solver = SOLVER if solver is None and weighing is not None else solver
     request = Request(
         denoiser,
         model,
@@ -107,6 +117,7 @@ def sample(  # noqa: PLR0913 - each is an option
         batch,
         speed=options.chosen_speed(speed),
         typed=specs,
+        particles=weighing,
     )
     layout = _layout(request, where.each, columns, scale)
     begun = time.perf_counter()
@@ -154,23 +165,30 @@ def _sheet(request: Request, path: Path, layout: Layout) -> str:
     """Write one sheet, and say what was made and how to make it again."""
     solutions = list(watched(request, f"sampling {request.source}"))
     sheet_of(request, solutions, layout).write(path)
-    return _said(f"{path}: {len(request.seeds)} samples", solutions[0], path)
+    return _said(f"{path}: {len(request.seeds)} samples", request, solutions, path)
 
 
 def _each(request: Request, folder: Path, layout: Layout) -> str:
     """Write a file for each sample as soon as its batch is done, and say so."""
     written: list[Path] = []
-    first: Solution | None = None
+    told: list[Solution] = []
     for number, solution in enumerate(watched(request, f"sampling {request.source}")):
-        first = first or solution
+        told.append(replace(solution, x=solution.x[:0]))  # the samples are written, and let go
         for picture in pictures_of(request, number, solution, layout):
             written.append(picture.write(folder / picture.name))
-    assert first is not None  # a request has at least one seed
-    return _said(f"{folder}: {len(written)} files", first, written[0])
+    return _said(f"{folder}: {len(written)} files", request, told, written[0])
 
 
-def _said(made: str, solution: Solution, again: Path) -> str:
-    nfe, calls = solution.stats.nfe, solution.stats.network_calls
-    most = "at most " if solution.stats.per_sample else ""
-    cost = f"{most}{nfe} evaluations" + (f" ({calls} of the network)" if calls != nfe else "")
-    return f"{made}, {cost} each; again: pathline replay {again}"
+def _said(made: str, request: Request, solutions: Sequence[Solution], again: Path) -> str:
+    """Say what was made, what it cost, and how to make it again; a request has a seed or more."""
+    stats = solutions[0].stats
+    most = "at most " if stats.per_sample else ""
+    cost = f"{most}{stats.nfe} evaluations"
+    if stats.network_calls != stats.nfe:
+        cost += f" ({stats.network_calls} of the network)"
+    weighed = ""
+    if request.particles is not None:
+        cost += f" of each of {request.particles.n} particles"
+        outcome = outcome_of([made.receipt for made in solutions if made.receipt is not None])
+        weighed = f"\n{summed_up(outcome, request.particles.n)}"
+    return f"{made}, {cost} each; again: pathline replay {again}{weighed}"

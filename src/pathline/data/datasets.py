@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pathline.core.errors import unknown
-from pathline.data import emoji, fashion
+from pathline.data import emoji, fashion, timeseries
 from pathline.data.fetch import sha256_of
 
 __all__ = ["DATASETS", "Dataset", "DatasetInfo", "prepare"]
@@ -40,7 +40,7 @@ class DatasetInfo:
         name: of the data set.
         about: one line on what it is.
         path: its folder in the cache.
-        counts: images by split, and by whatever else tells them apart.
+        counts: images or series by split, and by whatever else tells them apart.
         checksum: sha256 of its files; the same whenever it is made from the same packages.
         licences: of what it is made of.
     """
@@ -67,6 +67,13 @@ DATASETS: Mapping[str, Dataset] = {
         fashion.build,
         fashion.FILES,
         fashion.describe,
+    ),
+    "timeseries": Dataset(
+        "timeseries",
+        "eight labelled sets of time series of the UCR and UEA archives",
+        timeseries.build,
+        timeseries.FILES,
+        timeseries.describe,
     ),
 }
 

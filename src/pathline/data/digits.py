@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def load() -> DigitsData:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtra("scikit-learn", "data", "for the digits") from error
-    pixels, classes = load_digits(return_X_y=True)
+    pixels, classes = cast(Any, load_digits(return_X_y=True))
     images, labels = pixels.astype(np.uint8).reshape(-1, 8, 8), classes.astype(np.uint8)
     return DigitsData(
         images[:-HELD_OUT], labels[:-HELD_OUT], images[-HELD_OUT:], labels[-HELD_OUT:]

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.edit.inverter import Inverted, Inverter, Regenerated, Way
+from pathline.edit.inverter import (
+    Inverted,
+    Inverter,
+    Regenerated,
+    Watch,
+    Way,
+    check_unwatched,
+    observing,
+)
 from pathline.paths import VPLinear
 from pathline.solvers import BDIA, Solver, grids, solve, solvers
 from pathline.solvers.plan import Plan
@@ -53,6 +61,9 @@ class BySolver(Inverter):
     def n_states(self) -> int:
         return max(_memory(self.rule), 1)
 
+    def places(self, way: Way) -> tuple[int, ...]:
+        return tuple(range(way.n, way.n - self.n_states, -1))
+
     def check(self, way: Way) -> None:
         if self.rule.is_stochastic:
             raise UsageError(
@@ -76,11 +87,14 @@ class BySolver(Inverter):
             return 1.0
         return _growth(after(self.plan(way), _memory(self.rule) - 1))
 
-    def invert(self, way: Way, x: Tensor) -> Inverted:
+    def invert(self, way: Way, x: Tensor, watch: Watch | None = None) -> Inverted:
         if not self.is_exact:
-            rising = grids.times(way.times)
-            solution = solve(way.field, x, solver=self.rule, grid=rising, **way.cond)
+            rising, seen_by = grids.times(way.times), observing(watch, 0, falls=False)
+            solution = solve(
+                way.field, x, solver=self.rule, grid=rising, observe=seen_by, **way.cond
+            )
             return Inverted((solution.x,), solution.stats.nfe)
+        check_unwatched(watch, type(self.rule).__name__)
         plan, n = self.plan(way), _memory(self.rule)
         made = self.rule.tuned(way.field, way.field.shape or ())
         rising = made.plan(way.path, grids.times(way.times)).folded(way.field.view)
@@ -94,13 +108,18 @@ class BySolver(Inverter):
         solution = solve(way.field, x, solver=up, observe=keep, **way.cond)
         return Inverted(tuple(reversed(seen)), solution.stats.nfe)
 
-    def regenerate(self, way: Way, states: tuple[Tensor, ...]) -> Regenerated:
+    def regenerate(
+        self, way: Way, states: tuple[Tensor, ...], watch: Watch | None = None
+    ) -> Regenerated:
+        seen_by = observing(watch, way.n - len(states) + 1, falls=True)
         if self.is_exact:
             down = after(self.plan(way), len(states) - 1)
-            solution = solve(way.field, states, solver=down, **way.cond)
+            solution = solve(way.field, states, solver=down, observe=seen_by, **way.cond)
         else:
             falling = grids.times(way.times[::-1])
-            solution = solve(way.field, states[0], solver=self.rule, grid=falling, **way.cond)
+            solution = solve(
+                way.field, states[0], solver=self.rule, grid=falling, observe=seen_by, **way.cond
+            )
         return Regenerated(solution.x, solution.stats.nfe)
 
     def describe(self) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.edit.inverter import Inverted, Inverter, Regenerated, Way
+from pathline.edit.inverter import (
+    Inverted,
+    Inverter,
+    Regenerated,
+    Watch,
+    Way,
+    check_unwatched,
+)
 
 __all__ = ["EDICT"]
 
@@ -54,7 +61,8 @@ class EDICT(Inverter):
     def growth(self, way: Way) -> float:
         return self.mixing ** (-2 * way.n)
 
-    def invert(self, way: Way, x: Tensor) -> Inverted:
+    def invert(self, way: Way, x: Tensor, watch: Watch | None = None) -> Inverted:
+        check_unwatched(watch, "EDICT")
         noise, p = way.noise(x), self.mixing
         first, second = x, x
         for i in range(1, way.n + 1):
@@ -69,7 +77,9 @@ class EDICT(Inverter):
                 first, second = second, first
         return Inverted((first, second), noise.n)
 
-    def regenerate(self, way: Way, states: tuple[Tensor, ...]) -> Regenerated:
+    def regenerate(
+        self, way: Way, states: tuple[Tensor, ...], watch: Watch | None = None
+    ) -> Regenerated:
         first, second = states
         noise, p = way.noise(first), self.mixing
         for i in range(way.n, 0, -1):
@@ -82,6 +92,8 @@ class EDICT(Inverter):
             second = p * second + (1 - p) * first
             if i % 2:
                 first, second = second, first
+            if watch is not None:
+                first, second = watch(i - 1, (first, second))
         return Regenerated(first, noise.n)
 
     def describe(self) -> dict[str, Any]:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pathline.core.errors import NonFiniteError, UsageError
 from pathline.core.files import write_atomically
 from pathline.core.receipt import Receipt
-from pathline.core.solution import Solution, Stats, finite_status, status_names
+from pathline.core.solution import Solution, Stats, finite_status
 from pathline.edit.by_solver import BySolver
 from pathline.edit.inverter import Inverted, Inverter, Way
+from pathline.edit.ways import (
+    STEPS,
+    check_function,
+    dtype_name,
+    fingerprint,
+    method_of,
+    receipt_of,
+    rising,
+    way_of,
+    working_dtype,
+)
 from pathline.fields import Field
-from pathline.fields.denoiser import denoiser_in, dtype_of
-from pathline.paths import paths
-from pathline.solvers import BDIA, Grid, Solver, solvers
+from pathline.solvers import Grid, Solver, solvers
 from pathline.solvers.solve import Guide, as_grid
 
 __all__ = ["Code", "decode", "encode"]
 
-STEPS = 50
-MOST_GROWTH = 1e-4
-"""How much of a number rounding errors may become before more digits are taken."""
 FORMAT = "pathline-code-1"
 
 
@@ -74,7 +79,7 @@ class Code:
         told: dict[str, Any] = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
-            "dtype": _name(self.dtype),
+            "dtype": dtype_name(self.dtype),
             "nfe": self.nfe,
             "receipt": None if self.receipt is None else self.receipt.to_json(),
         }
@@ -168,16 +173,16 @@ def encode(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> torch.allclose(decode(law, code).x, x, rtol=0, atol=1e-12)
         True
     """
-    method = _method(solver)
-    way = _way(model, guide, _rising(model, grid, steps, strength), cond)
-    _check_function(way.field)
+    method = method_of(solver)
+    way = way_of(model, guide, rising(model, grid, steps, strength), cond)
+    check_function(way.field)
     method.check(way)
-    at = x.to(_dtype(x, way.field, method.growth(way)))
+    at = x.to(working_dtype(x, way.field, method.growth(way)))
     inverted = _inverted(method, way, at)
-    fingerprint = _fingerprint(way, method, at.dtype)
-    receipt = _receipt(way, fingerprint, cond, inverted.states[0], inverted.nfe)
+    made_with = fingerprint(way, method, at.dtype)
+    receipt = receipt_of(way, made_with, cond, inverted.states[0], inverted.nfe)
     code = Code(
-        inverted.states, way.times, method, fingerprint, x.dtype, nfe=inverted.nfe,
+        inverted.states, way.times, method, made_with, x.dtype, nfe=inverted.nfe,
         report=inverted.report, receipt=receipt,
     )  # fmt: skip
     return _measured(code, way, at) if check else code
@@ -214,89 +219,17 @@ def decode(
             f"a code of this method is {code.method.n_states} states, and {len(code.states)} were "
             "given: pass on all that encode returned."
         )
-    way = _way(model, guide, code.times, cond)
+    way = way_of(model, guide, code.times, cond)
     _check_fingerprint(code, way, solver, grid)
     made = code.method.regenerate(way, code.states)
     x = made.x.to(code.dtype)
     status = finite_status(x.detach())
-    receipt = _receipt(way, code.fingerprint, cond, x, made.nfe)
+    receipt = receipt_of(way, code.fingerprint, cond, x, made.nfe)
     if code.error is not None:
         recipe = {**receipt.recipe, "round_trip_error": float(code.error.max())}
         receipt = replace(receipt, recipe=recipe)
     calls = made.nfe * way.field.calls
     return Solution(x, code.times[0], status, Stats(made.nfe, calls, way.n), receipt)
-
-
-def _method(solver: Inverter | Solver | str | None) -> Inverter:
-    if isinstance(solver, Inverter):
-        return solver
-    return BySolver(BDIA() if solver is None else solver)
-
-
-def _rising(
-    model: Field, grid: Grid | str | Sequence[float] | None, steps: int | None, strength: float
-) -> tuple[float, ...]:
-    """Return the times from data to where the strength ends."""
-    if not 0 < strength <= 1:
-        raise UsageError(
-            f"strength is the share of the steps to invert, in (0, 1], not {strength}."
-        )
-    if steps is not None and steps < 1:
-        raise UsageError(f"N = {steps}: at least one step leads from data to noise.")
-    made = as_grid(grid, steps, STEPS)
-    if made.last == "denoise":
-        raise UsageError(
-            "a last step to data itself has no way back: take last='stop', and start at t_min."
-        )
-    falling = made.times(model.path)
-    if falling[0] < falling[-1]:
-        raise UsageError("give the grid of generation, from noise to data: its times must fall.")
-    kept = int(made.n * strength)
-    if kept < 1:
-        raise UsageError(f"strength {strength} of {made.n} steps is less than one step.")
-    return falling[::-1][: kept + 1]
-
-
-def _way(
-    model: Field, guide: Guide | None, times: tuple[float, ...], cond: Mapping[str, Any]
-) -> Way:
-    way = Way(model if guide is None else guide(model), times, cond)
-    _ = way.path  # refuses a field without one
-    return way
-
-
-def _check_function(field: Field) -> None:
-    """Refuse a network that draws random numbers, or learns, while it is evaluated."""
-    network = getattr(denoiser_in(field), "network", None)
-    for name, part in network.named_modules() if isinstance(network, nn.Module) else ():
-        is_random = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0  # pyright: ignore[reportPrivateUsage]
-        if part.training and (is_random or isinstance(part, nn.modules.batchnorm._BatchNorm)):  # pyright: ignore[reportPrivateUsage]
-            raise UsageError(
-                f"the field is not a function of z: {name} ({type(part).__name__}) is in training "
-                "mode; call model.network.eval()."
-            )
-
-
-def _dtype(x: Tensor, field: Field, growth: float) -> torch.dtype:
-    """Return the dtype to work in, and warn if rounding will show in any.
-
-    A network of 16 bits sees its input rounded: a state that comes back with errors of float32 is
-    rounded to its neighbour once in 2^13 entries, and the network then says something else. In
-    float64 that is once in 2^42.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    network: Any = getattr(denoiser_in(field), "network", None)
-    if network is not None and torch.finfo(dtype_of(network, dtype)).bits == 16:
-        dtype = torch.float64
-    if growth * torch.finfo(dtype).eps > MOST_GROWTH:
-        dtype = torch.float64
-    if (error := growth * torch.finfo(dtype).eps) > MOST_GROWTH:
-        warnings.warn(
-            f"rounding errors grow by {growth:.3g} on the way to noise, to about {error:.1g}: "
-            "take a gamma nearer to 1, or fewer steps.",
-            stacklevel=3,
-        )
-    return dtype
 
 
 def _inverted(method: Inverter, way: Way, x: Tensor) -> Inverted:
@@ -328,21 +261,6 @@ def _check_repeats(way: Way, x: Tensor) -> None:
         )
 
 
-def _fingerprint(way: Way, method: Inverter, dtype: torch.dtype) -> dict[str, Any]:
-    path = way.path
-    told = paths.describe(path) if paths.has(path) else {"type": type(path).__name__}
-    return json.loads(
-        json.dumps(
-            {
-                "path": told,
-                "method": method.describe(),
-                "grid": list(way.times),
-                "dtype": _name(dtype),
-            }
-        )
-    )
-
-
 def _check_fingerprint(
     code: Code,
     way: Way,
@@ -354,8 +272,8 @@ def _check_fingerprint(
     Raises:
         UsageError: names the first entry that differs.
     """
-    method = code.method if solver is None else _method(solver)
-    found = _fingerprint(way, method, code.z.dtype)
+    method = code.method if solver is None else method_of(solver)
+    found = fingerprint(way, method, code.z.dtype)
     if grid is not None:
         found["grid"] = list(as_grid(grid, None, STEPS).times(way.path)[::-1])
     for name, value in code.fingerprint.items():
@@ -367,23 +285,3 @@ def _check_fingerprint(
             raise UsageError(
                 f"the code was made with another {name}: {value}, and now it is {found[name]}."
             )
-
-
-def _receipt(
-    way: Way, fingerprint: Mapping[str, Any], cond: Mapping[str, Any], z: Tensor, nfe: int
-) -> Receipt:
-    denoiser = denoiser_in(way.field)
-    model = {}
-    if denoiser is not None:
-        model = {"name": denoiser.name, "weights": denoiser.details.get("weights")}
-    told = {
-        k: v if isinstance(v, str | int | float | list) else type(v).__name__
-        for k, v in cond.items()
-    }
-    recipe = {"model": model, "code": dict(fingerprint), "cond": told}
-    status = status_names(finite_status(z.detach()))
-    return Receipt(recipe, (), way.times, nfe, status, z.device.type, _name(z.dtype))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.edit.inverter import Inverted, Inverter, Noise, Way
+from pathline.edit.inverter import Inverted, Inverter, Noise, Watch, Way
 from pathline.edit.reference import Reference
 from pathline.fields.denoiser import denoiser_in
 from pathline.paths import bshape
@@ -206,7 +206,7 @@ class FixedPoint(Inverter):
                 "(text=...)."
             )
 
-    def invert(self, way: Way, x: Tensor) -> Inverted:
+    def invert(self, way: Way, x: Tensor, watch: Watch | None = None) -> Inverted:
         plain = way.noise(x)
         drawn = plain
         if self.reference is not None:
@@ -215,6 +215,8 @@ class FixedPoint(Inverter):
         for i in range(1, way.n + 1):
             step = _Step(way, i, z)
             z, m, n = self._solved(step, step.towards(plain(i, z)), drawn)
+            if watch is not None:
+                (z,) = watch(i, (z,))
             left.append(m)
             rounds.append(n)
         residuals = torch.stack(left)

@@ -8,7 +8,7 @@ leads back exactly is a property of some methods, and is measured for all of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,9 +19,22 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields import Field, Prediction
 from pathline.paths import GaussianPath
-from pathline.solvers import DDIM, grids, solve
+from pathline.solvers import DDIM, Step, grids, solve
 
-__all__ = ["Inverted", "Inverter", "Levels", "Noise", "Regenerated", "Way"]
+__all__ = [
+    "Inverted",
+    "Inverter",
+    "Levels",
+    "Noise",
+    "Regenerated",
+    "Watch",
+    "Way",
+    "check_unwatched",
+    "observing",
+]
+
+Watch = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
+"""(grid point, the states there) → the states to go on from. Grid point 0 is data."""
 
 
 class Levels(NamedTuple):
@@ -117,6 +130,10 @@ class Inverter(ABC):
         """How many states a code has."""
         return 1
 
+    def places(self, way: Way) -> tuple[int, ...]:
+        """Return the grid points that the states of a code lie at, one a state."""
+        return (way.n,) * self.n_states
+
     def check(self, way: Way) -> None:
         """Refuse a way that the method cannot go.
 
@@ -131,16 +148,60 @@ class Inverter(ABC):
         return 1.0
 
     @abstractmethod
-    def invert(self, way: Way, x: Tensor) -> Inverted:
-        """Return the code of data x, (batch, *state)."""
+    def invert(self, way: Way, x: Tensor, watch: Watch | None = None) -> Inverted:
+        """Return the code of data x, (batch, *state).
 
-    def regenerate(self, way: Way, states: tuple[Tensor, ...]) -> Regenerated:
-        """Return the data of a code; the steps of DDIM unless the method has its own."""
+        Args:
+            way: from data to noise.
+            x: the data.
+            watch: sees, and may change, the state at every grid point after data.
+
+        Raises:
+            UsageError: states are watched that an exact code is made of.
+        """
+
+    def regenerate(
+        self, way: Way, states: tuple[Tensor, ...], watch: Watch | None = None
+    ) -> Regenerated:
+        """Return the data of a code; the steps of DDIM unless the method has its own.
+
+        Args:
+            way: from data to noise, gone back.
+            states: the code.
+            watch: sees, and may change, the states at every grid point behind those of the code.
+        """
         (z,) = states
-        grid = grids.times(way.times[::-1])
-        solution = solve(way.field, z, solver=DDIM(), grid=grid, **way.cond)
+        grid, seen = grids.times(way.times[::-1]), observing(watch, way.n, falls=True)
+        solution = solve(way.field, z, solver=DDIM(), grid=grid, observe=seen, **way.cond)
         return Regenerated(solution.x, solution.stats.nfe)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what the method is, as plain values."""
+
+
+def observing(watch: Watch | None, start: int, *, falls: bool) -> Callable[[Step], None] | None:
+    """Return what shows the steps of a solve to a watch.
+
+    Args:
+        watch: it.
+        start: the grid point that the solve begins at.
+        falls: whether it goes to data.
+    """
+    if watch is None:
+        return None
+
+    def observe(step: Step) -> None:
+        made = step.index + 1
+        (step.x,) = watch(start - made if falls else start + made, (step.x,))
+
+    return observe
+
+
+def check_unwatched(watch: Watch | None, name: str) -> None:
+    """Refuse to change states that an exact code is made of."""
+    if watch is not None:
+        raise UsageError(
+            f"the way up is changed here (clipped, say), and the code of {name} is exact only if "
+            "it is not: take solver='ddim', or another solver that goes up as it goes down."
+        )

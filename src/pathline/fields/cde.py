@@ -9,7 +9,7 @@ Paper: Kidger et al. 2020 (arXiv:2005.08926), Sec. 3; Morrill et al. 2021 (arXiv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,13 @@ class CDE(Field):
         return lambda k, z: self._along(
             z, instants[k], control.derivative(instants[k], sides[k]), cond
         )
+
+    def bind_some(
+        self, times: Tensor, numbers: Sequence[int], x: Tensor, cond: Condition
+    ) -> Evaluate:
+        """Return f(i, z) at some of the times, each from the side that it has among all."""
+        evaluate = self.bind(times, x, cond)
+        return lambda i, z: evaluate(numbers[i], z)
 
     def condition(self, cond: Condition, batch: int) -> Condition:
         """Pass the condition on as it is.
@@ -156,6 +163,13 @@ class LogODE(Field):
         sides = ["left" if a == b else "right" for a, b in zip(told, told[1:], strict=False)]
         sides.append("right")
         return lambda k, z: self._along(z, control.derivative(instants[k], sides[k]), cond)
+
+    def bind_some(
+        self, times: Tensor, numbers: Sequence[int], x: Tensor, cond: Condition
+    ) -> Evaluate:
+        """Return f(i, z) at some of the times, each from the side that it has among all."""
+        evaluate = self.bind(times, x, cond)
+        return lambda i, z: evaluate(numbers[i], z)
 
     def condition(self, cond: Condition, batch: int) -> Condition:
         """Pass the condition on as it is."""

@@ -7,7 +7,7 @@ dx/dt of any differential equation, or, on a path, one of the five views of a de
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -106,6 +106,14 @@ class Field(ABC):
         """
         return self.calls * len(times)
 
+    def piece(self, times: Tensor) -> Tensor:
+        """Return a number for each time, of its shape: another one where the field has jumped.
+
+        Guidance that is switched on in an interval makes two fields of one; a solver that remembers
+        evaluations must not take both for values of the same.
+        """
+        return torch.zeros_like(times, dtype=torch.int64)
+
     @property
     def vjps(self) -> int:
         """Vector-Jacobian products through the network that one evaluation costs."""
@@ -166,6 +174,16 @@ class Field(ABC):
         del x
         instants = times.unbind()
         return lambda k, state: self.evaluate(state, instants[k], cond)
+
+    def bind_some(
+        self, times: Tensor, numbers: Sequence[int], x: Tensor, cond: Condition
+    ) -> Evaluate:
+        """Return f(i, x), the field at times[numbers[i]]: for a part of a solve, taken again.
+
+        A field that looks at the times beside its own (`CDE` at knots) is asked for some of them
+        here, where all are known.
+        """
+        return self.bind(times[list(numbers)], x, cond)
 
     def __call__(self, x: Tensor, t: Time, **cond: Any) -> Prediction:
         """Evaluate once, and return every view.

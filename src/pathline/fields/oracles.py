@@ -210,10 +210,26 @@ class Mixture(Oracle):
         return self.weights.to(residual).log() - quadratic / 2
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        alpha, residual, variance = self._parts(x, t)
-        posterior = self._log_joint(residual, variance).softmax(1)[..., None]
-        gain = alpha * self.stds.to(x) ** 2 / variance
-        return (posterior * (self.means.to(x) + gain * residual)).sum(1)
+        return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
+
+    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
+        """Work out all that depends on times alone once, for all of them together."""
+        alpha, sigma = (
+            c(times).to(x).reshape(len(times), -1, 1, 1) for c in (self.path.alpha, self.path.sigma)
+        )
+        squared, means = self.stds.to(x) ** 2, self.means.to(x)
+        variance = alpha**2 * squared + sigma**2
+        constant = self.weights.to(x).log() - variance.log().sum(-1) / 2
+        known = (alpha, 0.5 / variance, constant, alpha * squared / variance)
+        steps = list(zip(*(each.unbind() for each in known), strict=True))
+
+        def evaluate(k: int, state: Tensor) -> Tensor:
+            a, precision, offset, gain = steps[k]
+            residual = state[:, None] - a * means
+            shares = (offset - (residual.square() * precision).sum(-1)).softmax(1)
+            return (shares[..., None] * torch.addcmul(means, gain, residual)).sum(1)
+
+        return evaluate
 
     def draw(self, seeds: Sequence[int]) -> Tensor:
         """Return data, (batch, dim) float64; each is a function of its seed."""

@@ -72,6 +72,9 @@ class Carried(Field):
     def calls_at(self, times: Tensor) -> int:
         return self.inner.calls_at(self.there(times)[0])
 
+    def piece(self, times: Tensor) -> Tensor:
+        return self.inner.piece(self.there(times)[0])
+
     @property
     def vjps(self) -> int:
         return self.inner.vjps

@@ -238,7 +238,7 @@ def _update(
     weight = next(p for p in network.parameters() if p.requires_grad)
     shape, device = (lesson.batch, *(model.shape or ())), weight.device
 
-    def draw(_: int) -> Tensor:
+    def draw(_: object) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=weight.dtype).to(device)
 
     assert model.path is not None

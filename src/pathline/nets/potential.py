@@ -92,6 +92,9 @@ class Potential(nn.Module):
         super().__init__()
         self.baseline = Baseline(**(baseline or {}))
         self.rest = MLP(dim, width, depth, outputs=1, sharpness=sharpness)
+        # φ + c has the same score and residual: nothing teaches c, and processes that share the
+        # work would wait for its gradient
+        self.rest.layers[-1].bias.requires_grad_(False)
 
     def potential(self, x: Tensor, t: Tensor) -> Tensor:
         """Return φ, (batch,).

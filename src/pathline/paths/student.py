@@ -53,8 +53,8 @@ class StudentT:
     dof: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.dof > 0:
-            raise UsageError(f"D must be a positive number or inf, and is {self.dof}.")
+        if isinstance(self.dof, str) or not self.dof > 0:
+            raise UsageError(f"D must be a positive number or inf, and is {self.dof!r}.")
 
     @property
     def is_gaussian(self) -> bool:

@@ -15,6 +15,7 @@ Paper: Bashforth & Adams 1883; Zhao et al. 2023 (arXiv:2302.04867) for a correct
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -126,6 +127,11 @@ def _write(
     x, f = {state: scale / _scale(s)}, dict[int, float]()
     weights = adams_weights([k.clock for k in used], _clock(s), _clock(t))
     for slope, weight in zip(used, weights, strict=True):
+        if not math.isfinite(slope.p):
+            raise UsageError(
+                f"the path has no finite slope at t = {s.t:.6g}, where Adams' method would start: "
+                "start at the path's t_min."
+            )
         if slope.p:
             x[slope.number] = x.get(slope.number, 0.0) + scale * weight * slope.p
         f[slope.number] = scale * weight * slope.q

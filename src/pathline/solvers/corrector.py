@@ -143,7 +143,7 @@ class PredictorCorrector(Stepped):
         return _without_last_noise(self._predictor.plan(path, grid))
 
     def march(self, problem: Problem) -> Iterator[Step]:
-        course, field, x, cond, seeds, tally, keep = problem
+        course, field, x, cond, seeds, tally, keep = problem[:7]
         if seeds is None:
             raise UsageError("a stochastic solver needs seeds, one a sample.")
         plan = self._plan(course.path, course.ends).folded(field.view)
@@ -171,6 +171,18 @@ class PredictorCorrector(Stepped):
             yield step
             execution.replace(row, step.x)
         correct.warn()
+
+
+def langevin(x: Tensor, score: Tensor, size: Tensor, z: Tensor) -> Tensor:
+    """Return x + e g + √(2e) z, a step of unadjusted Langevin dynamics.
+
+    Args:
+        x: (batch, *state).
+        score: g, (batch, *state).
+        size: e, (batch,).
+        z: standard normal, (batch, *state).
+    """
+    return x + bshape(size, x) * score + bshape((2 * size).sqrt(), x) * z
 
 
 class _Correct:
@@ -210,7 +222,7 @@ class _Correct:
                 self.seeds, x.shape[1:], stream="corrector", index=k, dtype=x.dtype, device=x.device
             )
             size = self._size(index, score, z)
-            x = x + bshape(size, x) * score + bshape((2 * size).sqrt(), x) * z
+            x = langevin(x, score, size, z)
             if self.keep is not None:
                 x = self.keep(x, self.times[index])
         return x

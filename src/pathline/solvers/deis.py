@@ -22,7 +22,7 @@ import torch
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
-from pathline.solvers.exponential import check_start, linear_part
+from pathline.solvers.exponential import check_start, linear_part, span
 from pathline.solvers.solver import Level, Solver, Writer, solvers
 
 Variable = Literal["t", "rho", "lambda"]
@@ -49,8 +49,12 @@ def coefficients(
         t: where it ends.
         known: the levels at which ε̂ is known, s first.
         variable: u, in which the Lagrange basis ℓ_j is a polynomial.
+
+    Raises:
+        UsageError: one end is data itself.
     """
-    middle, half = (s.log_snr + t.log_snr) / 2, (t.log_snr - s.log_snr) / 2
+    half = span(s, t) / 2
+    middle = s.log_snr + half
     log_snr = middle + half * _NODES
     d_rho = -np.exp(-log_snr) * half * _WEIGHTS  # dρ = −e^−λ dλ
     u, at = _values(path, log_snr, variable), [_value(p, variable) for p in known]

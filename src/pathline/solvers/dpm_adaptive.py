@@ -21,6 +21,7 @@ from pathline.solvers.exponential import (
     check_start,
     linear_part,
     scale_and_argument,
+    span,
 )
 from pathline.solvers.grids import Grid
 from pathline.solvers.legs import Evaluate, Leg, OnPath, Pairing, combined
@@ -82,7 +83,10 @@ class AdaptiveDPM(Adaptive):
 
     def check(self, path: GaussianPath | None, grid: Grid) -> None:
         to = Writer(path, grid.times(path), grid.last == "denoise")
-        check_start(self.view, list(to.intervals()))
+        steps = list(to.intervals())
+        check_start(self.view, steps)
+        for s, t in steps:
+            span(s, t)
 
     def stepper(self, course: Course, slope: Slope) -> Stepper:
         made = OnPath(self, course, slope, self.order - 1)

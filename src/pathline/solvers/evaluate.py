@@ -16,6 +16,8 @@ from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
 from pathline.core.solution import finite_status
 from pathline.fields import Condition, Evaluate, Field
+from pathline.fields.around import Around
+from pathline.solvers.history import warn_of_jumps
 from pathline.solvers.plan import Plan
 
 
@@ -43,6 +45,7 @@ class Evaluator:
     __slots__ = ("_bound", "n")
 
     def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
+        warn_of_jumps(field, plan)
         self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
@@ -100,23 +103,12 @@ class Speed(ABC):
         """Return what rebuilds the policy, as plain values."""
 
 
-class Watched(Field):
+class Watched(Around):
     """A field that looks at every state and output, and says what was first not finite."""
 
     def __init__(self, inner: Field) -> None:
-        self.inner, self.path, self.view = inner, inner.path, inner.view
+        self.inner = inner
         self.trouble: str | None = None
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
 
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         return self.inner.part(cond, rows)

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import Condition, Denoiser, Field, VectorField
+from pathline.fields.around import Around
 from pathline.fields.denoiser import denoiser_in, with_network
-from pathline.fields.views import View
-from pathline.paths import GaussianPath
 from pathline.solvers.evaluate import Call, Evaluator, check_output
 from pathline.solvers.execute import Known, Sum, combined, complete, drawing
+from pathline.solvers.plan import Functional
 
 Loop = Callable[[], Tensor]
 
@@ -175,43 +175,11 @@ class _CompiledNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class _CompiledField(Field):
+class _CompiledField(Around):
     """A field whose evaluation is compiled."""
 
     inner: Field
     call: Callable[..., Tensor]
-
-    @property
-    def path(self) -> GaussianPath | None:  # type: ignore[override]
-        """The path of the inner field."""
-        return self.inner.path
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """The view of the inner field."""
-        return self.inner.view
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.inner.shape
-
-    @property
-    def device(self) -> torch.device | None:
-        return self.inner.device
-
-    def condition(self, cond: Condition, batch: int) -> Condition:
-        return self.inner.condition(cond, batch)
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.call(x, t, cond)
@@ -264,7 +232,8 @@ class _Capture:
         self._given = [x.detach().clone() for x in given]
         self._cond = {k: _buffer(v, given[0].device) for k, v in call.cond.items()}
         draws = {d for row in call.plan.rows for d in row.z}
-        self._noise = {d: torch.empty_like(given[0]) for d in draws}
+        noise = {d: torch.empty_like(given[0]) for d in draws}
+        self._noise: dict[int | Functional, Tensor] = {**noise}
         self._at = call.plan.instants.to(given[0].device)
         self._fill(call, given)
         self._run, self._out = _captured(self._loop, given[0].device)

@@ -70,6 +70,23 @@ def decay(s: Level, t: Level) -> float:
     return t.sigma * s.alpha / (t.alpha * s.sigma) if t.alpha else math.inf
 
 
+def span(s: Level, t: Level) -> float:
+    """Return h = λ_t − λ_s.
+
+    Raises:
+        UsageError: one end is data itself, where λ is infinite and nothing can be taken over it.
+    """
+    h = t.log_snr - s.log_snr
+    if not math.isfinite(h):
+        end = s if math.isinf(s.log_snr) else t
+        raise UsageError(
+            f"the step from t = {s.t:.6g} to t = {t.t:.6g} is infinite in log-SNR: σ is 0 at "
+            f"t = {end.t:.6g}. Let the grid stop short of data, at the path's t_min, and give it "
+            "last='denoise' to go on to data."
+        )
+    return h
+
+
 def check_eta(eta: float) -> None:
     """Refuse an amount of noise that is none."""
     if not 0 <= eta <= 1:
@@ -144,8 +161,9 @@ def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
     """
     linear, first = linear_part(view, s, t, eta)
     weights = [first, *[0.0] * len(others)]
-    h = t.log_snr - s.log_snr
-    c, z = scale_and_argument(view, s, t, eta)
+    if not others:
+        return linear, weights
+    h, (c, z) = span(s, t), scale_and_argument(view, s, t, eta)
     offsets = [(level.log_snr - s.log_snr) / h for level in others]
     for k, count in enumerate(counts, 1):
         factor = slope if k == 1 and slope is not None else c * h * phi(k + 1, z)
@@ -227,8 +245,8 @@ class DDIM(Solver):
         for i, (s, t) in enumerate(steps):
             noise = self.eta * t.sigma * math.sqrt(1 - decay(s, t) ** 2) if self.eta else 0.0
             ratio = math.sqrt(t.sigma**2 - noise**2) / s.sigma
-            added = noise if self.spread == "posterior" else noise * s.sigma / t.sigma
-            z = {i: added} if noise else {}
+            larger = s.sigma / t.sigma if noise and self.spread == "forward" else 1.0
+            z = {i: noise * larger} if noise else {}
             to.write(t.t, {i: ratio}, {i: t.alpha - ratio * s.alpha}, z)
 
 

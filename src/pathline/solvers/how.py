@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -42,8 +42,17 @@ def as_field(field: AnyField) -> Field:
 
 
 def as_solver(solver: Solver | str) -> Solver:
-    """Return the solver of a name, or the solver itself."""
-    return solvers.build(solver) if isinstance(solver, str) else solver
+    """Return the solver of a name, or the solver itself.
+
+    Raises:
+        UsageError: nobody knows the name, or it is no solver.
+    """
+    made = solvers.build(solver) if isinstance(solver, str) else solver
+    if not isinstance(made, Solver):  # pyright: ignore[reportUnnecessaryIsInstance]
+        name = getattr(made, "__name__", repr(made))
+        hint = f"{name}()" if isinstance(made, type) else "DPMpp(order=3) or 'dpmpp_3m'"
+        raise UsageError(f"{name} is no solver: give one, {hint}.")
+    return made
 
 
 def default_steps(solver: Solver) -> int:
@@ -61,6 +70,9 @@ def as_grid(
     """
     if grid is None or isinstance(grid, str):
         return grids.build(grid or DEFAULT_GRID, n=default if n is None else n)
+    if not isinstance(grid, Grid | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        name = getattr(grid, "__name__", repr(grid))
+        raise UsageError(f"{name} is no grid: give its times, its name, or one, grids.log_snr(10).")
     made = grid if isinstance(grid, Grid) else Times(tuple(grid))
     if n is not None and n != made.n:
         raise UsageError(f"steps={n} and a grid of {made.n} steps were given; leave one out.")

@@ -21,7 +21,7 @@ from pathline.solvers.evaluate import Call, Evaluator, Speed
 from pathline.solvers.execute import Step, execute
 from pathline.solvers.executors import Executor, as_executor
 from pathline.solvers.how import How
-from pathline.solvers.plan import Plan
+from pathline.solvers.plan import Plan, told_time
 from pathline.solvers.solver import check_gaussian
 from pathline.solvers.stepped import Course, Keep, Keeping, Problem, Tally
 from pathline.solvers.wanted import Found, Wanted, points_of
@@ -219,9 +219,21 @@ def sampling(
     device = begin.device or model.device or "cpu"
 
     def noise_at(plan: Plan | Course) -> Tensor:
+        _check_falls(plan)
         return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
 
     return job_of(model, how, noise_at, shape, seeds, cond)
+
+
+def _check_falls(plan: Plan | Course) -> None:
+    """Refuse to draw noise and to carry it to more noise."""
+    first, last = plan.grid[0], plan.grid[-1]
+    if bool(torch.as_tensor(last > first).any()):
+        raise UsageError(
+            f"the grid rises from t = {told_time(first)} to t = {told_time(last)}, and samples are "
+            "drawn from noise to data, from a larger t to a smaller one. Turn the grid round; to "
+            "carry data of your own to noise take encode(model, x), or solve(model, x, grid=...)."
+        )
 
 
 def told(cond: Mapping[str, Any]) -> dict[str, Any]:

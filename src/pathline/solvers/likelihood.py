@@ -203,6 +203,9 @@ class Flow(Field):
     def calls_at(self, times: Tensor) -> int:
         return self.inner.calls_at(times)
 
+    def piece(self, times: Tensor) -> Tensor:
+        return self.inner.piece(times)
+
     @property
     def vjps(self) -> int:
         return self.inner.vjps

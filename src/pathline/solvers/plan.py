@@ -339,11 +339,21 @@ def _folded(plan: Plan, view: View) -> Plan:
         if not all(math.isfinite(c) for pair in pairs for c in pair):
             raise UsageError(
                 f"a network that predicts {view} does not tell {plan.view} at "
-                f"t = {told_time(plan.times[k])}; start the grid at a smaller t."
+                f"t = {told_time(plan.times[k])}; {_instead(plan.path, plan.times[k])}."
             )
         p, q = torch.tensor(pairs, dtype=torch.float64).unbind(1)
         changes[k] = pairs[0] if plan.batch is None else (p, q)
     return replace(plan, view=view, rows=tuple(_fold(row, changes) for row in plan.rows))
+
+
+def _instead(path: GaussianPath, t: Time) -> str:
+    """Say where a grid should be that stands where α or σ vanishes."""
+    if (torch.as_tensor(t) < path.t_min).any():
+        return (
+            f"let the grid stop short of data, at t_min = {path.t_min:.6g}, and give it "
+            "last='denoise' to go on to data"
+        )
+    return "start the grid at a smaller t"
 
 
 @lru_cache(maxsize=1024)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
-from pathline.solvers.exponential import Expansion, check_start, polynomial_weights
+from pathline.solvers.exponential import Expansion, check_start, polynomial_weights, span
 from pathline.solvers.solver import Level, Solver, Writer, solvers
 
 Schedule = Literal["fixed", "fast"]
@@ -62,6 +62,8 @@ class DPM(Solver):
             raise UsageError(f"view={self.view!r}: DPM-Solver predicts 'eps' or 'x0'.")
         if self.schedule not in ("fixed", "fast"):
             raise UsageError(f"schedule={self.schedule!r}: choose 'fixed' or 'fast'.")
+        if self.expansion not in get_args(Expansion):
+            raise UsageError(f"expansion={self.expansion!r}: choose 'midpoint' or 'taylor'.")
 
     @property
     def nfe_per_step(self) -> int:
@@ -103,6 +105,7 @@ def _joined(to: Writer, points: Sequence[Level], orders: Sequence[int]) -> list[
     On a grid even in λ they are even in λ again; on another one they are those of its points that
     have spent as many evaluations.
     """
+    span(points[0], points[-1])  # which refuses an end on data
     log_snr = torch.tensor([p.log_snr for p in points], dtype=torch.float64)
     even = torch.linspace(float(log_snr[0]), float(log_snr[-1]), len(points), dtype=torch.float64)
     spread = abs(float(even[-1] - even[0]))
@@ -119,7 +122,7 @@ def _stages(to: Writer, s: Level, t: Level, order: int) -> Iterator[Level]:
     if order == 1:
         return
     assert to.path is not None
-    h = t.log_snr - s.log_snr
+    h = span(s, t)
     inside = [s.log_snr + h * k / order for k in range(1, order)]
     yield from to.at([float(to.path.time_of_log_snr(level)) for level in inside])
 

@@ -43,7 +43,7 @@ from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shap
 from pathline.solvers.plan import told_time
 from pathline.solvers.stepped import Keep, Tally
 from pathline.solvers.wanted import Save, Wanted
-from pathline.solvers.watching import OnStep
+from pathline.solvers.watching import OnStep, Watcher
 
 __all__ = [
     "DEFAULT_GRID",
@@ -88,7 +88,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     save: Save | None = None,
     dense: bool = False,
     events: Event | Sequence[Event] = (),
-    on_step: OnStep | None = None,
+    on_step: OnStep | Watcher | None = None,
     on_failure: OnFailure = "raise",
     **cond: Any,
 ) -> Solution:
@@ -121,7 +121,8 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         dense: keep what `Solution.at` needs, the solution as a function of time.
         events: what may stop a sample or change its state (`solvers.events.Event`).
         on_step: called with the record of every attempt of an adaptive solver, whose error and
-            stiffness estimates can be differentiated (`solvers.watching.StepRecord`).
+            stiffness estimates can be differentiated (`solvers.watching.StepRecord`); or a
+            `Watcher` (the same place), which may look inside steps.
         on_failure: "raise" a `NonFiniteError`, or "return" and leave the status to the caller.
         cond: the condition, in the user's words.
 
@@ -254,7 +255,8 @@ def _watched(job: Job) -> Iterator[Step]:
 
 def _finish(job: Job, trajectory: bool, observe: Observe | None, on_failure: OnFailure) -> Solution:
     numbers = job.shows(trajectory) if observe is None else ()
-    watched = observe is not None or job.keep is not None or trajectory or job.wanted is not None
+    looks = job.wanted is not None and job.wanted.needs_graph
+    watched = observe is not None or job.keep is not None or trajectory or looks
     job.check_watched(watched and not numbers)
     record, kept = job.record(), [job.given[-1]]
     if numbers:

@@ -91,8 +91,10 @@ class Walk:
             return
         found = self._problem.tally.found
         if wanted.on_step is not None:
-            self._watchers.append(Telling(wanted.on_step))
-            self._stepper.wants_stiffness = True
+            told = wanted.on_step
+            watches = isinstance(told, Watcher)
+            self._watchers.append(told if watches else Telling(told))
+            self._stepper.wants_stiffness = not watches
         if wanted.save is not None:
             clocks = clocks_of(wanted.save, batch, way, self._all.at, end)
             found.saving = Saving(clocks)

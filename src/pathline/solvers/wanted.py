@@ -14,7 +14,7 @@ from pathline.core.errors import UsageError
 from pathline.solvers.events import Event
 from pathline.solvers.pace import Numbers
 from pathline.solvers.plan import Plan
-from pathline.solvers.watching import OnStep
+from pathline.solvers.watching import OnStep, Watcher
 
 Save = Tensor | Sequence[float] | Sequence[Sequence[float]] | Sequence[Tensor]
 
@@ -28,18 +28,25 @@ class Wanted:
             each sample, of any lengths.
         dense: whether the solution can be asked for at any time afterwards.
         events: what may happen to a sample.
-        on_step: called with the record of every attempt.
+        on_step: called with the record of every attempt; or a watcher.
     """
 
     save: Save | None = None
     dense: bool = False
     events: tuple[Event, ...] = ()
-    on_step: OnStep | None = None
+    on_step: OnStep | Watcher | None = None
 
     @property
     def is_any(self) -> bool:
         """Whether anything is."""
         return self.save is not None or self.dense or bool(self.events) or self.on_step is not None
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether what is found shall be differentiated."""
+        step = self.on_step
+        unseen = step is None or (isinstance(step, Watcher) and not step.needs_graph)
+        return self.save is not None or self.dense or bool(self.events) or not unseen
 
     @property
     def is_save_alone(self) -> bool:

@@ -84,6 +84,8 @@ class Watcher(ABC):
 
     needs_inside = False
     """Whether it asks for states inside steps."""
+    needs_graph = True
+    """Whether what it sees shall be differentiated: then steps are, by the direct adjoint."""
 
     def begin(self, rows: Rows, clocks: Numbers, x: Tensor) -> None:
         """See the states at the start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pathline.core.errors import UsageError
+from pathline.core.errors import PathlineError, UsageError
 from pathline.core.files import write_atomically
-from pathline.speed.diagnostics import effective_sample_size
+from pathline.core.solution import finite_status, name_samples
+from pathline.speed.diagnostics import drift, effective_sample_size
 
 FORMAT = "pathline-chain-1"
+
+RISING = 6.0
+"""Standard errors by which a rising σ trace is told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,3 +209,48 @@ def _read(path: str | Path, device: torch.device | str) -> tuple[dict[str, Tenso
     if told.get("format") != FORMAT:
         raise UsageError(f"{path} holds no chains of format {FORMAT}.")
     return tensors, told
+
+
+def check_finite(chain: Chain) -> None:
+    """Refuse to go on with chains that have left the finite numbers.
+
+    Raises:
+        PathlineError: names the chains and the sweep.
+    """
+    status = finite_status(chain.x)
+    if bool(status.any()):
+        who = name_samples(status.nonzero()[:, 0].tolist(), chain.seeds)
+        raise PathlineError(
+            f"{who.replace('sample', 'chain')} not finite after sweep {chain.sweeps}: take smaller "
+            "steps (eta), or look at the network at small noise."
+        )
+
+
+def warn_if_rising(rounds: Sequence[Round]) -> None:
+    """Warn where the σ traces of the chains rise together."""
+    trace = torch.cat([r.trace for r in rounds]).log()
+    if len(trace) >= 40 and drift(trace) > RISING:
+        warnings.warn(
+            "the noise levels of the chains are rising: unadjusted Langevin steps push them up; "
+            "take smaller or constant steps, the most likely level, or MALA.",
+            stacklevel=3,
+        )
+
+
+def round_file(folder: str | Path, number: int) -> Path:
+    """Return where a round lies in a folder."""
+    return Path(folder) / f"round-{number:05d}.safetensors"
+
+
+def resumed(
+    folder: str | Path | None, chain: Chain | None, n_rounds: int
+) -> tuple[list[Round], Chain | None]:
+    """Return the rounds that lie in a folder, as many as are wanted, and their last chains."""
+    if folder is None:
+        return [], chain
+    if chain is not None and round_file(folder, 0).exists():
+        raise UsageError(f"{folder} has chains of its own; leave chain out, or save elsewhere.")
+    files: list[Path] = []
+    while len(files) < n_rounds and round_file(folder, len(files)).exists():
+        files.append(round_file(folder, len(files)))
+    return [Round.load(file) for file in files], Chain.load(files[-1]) if files else chain

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,18 +24,26 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
-from pathline.core.errors import PathlineError, UsageError
+from pathline.core.errors import UsageError
 from pathline.core.progress import track
-from pathline.core.solution import finite_status, name_samples
-from pathline.fields import Condition, Evaluate, Field, Unscaled
-from pathline.paths import GaussianPath, bshape
+from pathline.fields import Field, Unscaled
+from pathline.paths import bshape
 from pathline.solvers import EDMSampler, Heun, grids, solve
 from pathline.solvers.solve import AnyGrid, AnySolver, Guide, as_grid
-from pathline.solvers.solver import check_gaussian
-from pathline.speed.chain import Chain, Chains, Round, Walk, joined
-from pathline.speed.diagnostics import drift
+from pathline.speed.chain import (
+    Chain,
+    Chains,
+    Round,
+    Walk,
+    check_finite,
+    joined,
+    resumed,
+    round_file,
+    warn_if_rising,
+)
+from pathline.speed.chain_field import Conditioned
 from pathline.speed.kernels import Kernel, Langevin, Target
-from pathline.speed.levels import ExactLevels, NoiseLevels
+from pathline.speed.levels import ExactLevels, NoiseLevels, check_levels, check_scale
 
 Choice = Literal["most_likely", "drawn"]
 
@@ -44,9 +52,6 @@ PATIENCE = 50
 
 MANY_OUTPUTS = 50
 """Outputs of one chain above which a set of samples says more of few chains than of the data."""
-
-RISING = 6.0
-"""Standard errors by which a rising σ trace is told."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class DMCMC:
             raise UsageError(f"choice={self.choice!r}: choose 'most_likely' or 'drawn'.")
         if self.closing is not None and self.closing < 0:
             raise UsageError(f"closing must not be negative, and is {self.closing:g}.")
-        _check_levels(self._field().path, self.levels)
+        check_levels(self._field().path, self.levels)
 
     def sample(
         self,
@@ -157,7 +162,7 @@ class DMCMC:
                 "raise n_chains, and see Chains.effective_samples.",
                 stacklevel=2,
             )
-        rounds, chain = _resumed(save, chain, n_rounds)
+        rounds, chain = resumed(save, chain, n_rounds)
         if chain is None:
             chain = self.begin(seed=seed, shape=shape, dtype=dtype, **cond)
         field = self._conditioned(chain, cond)
@@ -165,8 +170,8 @@ class DMCMC:
             chain, made = self._round(field, chain)
             rounds.append(made)
             if save is not None:
-                made.save(_file(save, number), chain)
-        _warn_if_rising(rounds)
+                made.save(round_file(save, number), chain)
+        warn_if_rising(rounds)
         closing = int(self.closing != 0)
         return joined(rounds, chain, n, self.n_skip * self._kernel.nfe, closing)
 
@@ -197,7 +202,7 @@ class DMCMC:
         chain = Chain(x, zero, zero, seeds, about=self._about(cond))
         field = self._conditioned(chain, cond)
         x, nfe = self._generated(field, seeds, x, 0)
-        _check_scale(self.levels, x)
+        check_scale(self.levels, x)
         x = x + self.beginning.kick * noise.normal(
             seeds, x.shape[1:], stream="forward", dtype=x.dtype, device=x.device
         )
@@ -228,10 +233,10 @@ class DMCMC:
             cond: the condition of the chains.
         """
         walked = self._walked(self._conditioned(chain, cond), chain, sweeps, self._kernel)
-        _check_finite(walked.chain)
+        check_finite(walked.chain)
         return walked
 
-    def _walked(self, field: _Conditioned, chain: Chain, sweeps: int, kernel: Kernel) -> Walk:
+    def _walked(self, field: Conditioned, chain: Chain, sweeps: int, kernel: Kernel) -> Walk:
         levels, accepted = [chain.level], [torch.ones_like(chain.level)]
         for _ in track(range(sweeps), "sweeps", sweeps):
             chain, moved = self._sweep(field, chain, kernel)
@@ -252,7 +257,7 @@ class DMCMC:
         ends = [float(sigmas[0]), float(sigmas[-1]), len(sigmas)]
         return {"levels": ends, "cond": repr(sorted(cond.items()))}
 
-    def _conditioned(self, chain: Chain, cond: Mapping[str, Any]) -> _Conditioned:
+    def _conditioned(self, chain: Chain, cond: Mapping[str, Any]) -> Conditioned:
         """Return the field of these chains, having checked that they are this sampler's."""
         for name, value in self._about(cond).items():
             if chain.about.get(name) != value:
@@ -263,9 +268,9 @@ class DMCMC:
         if len(chain.seeds) != self.n_chains:
             raise UsageError(f"there are {len(chain.seeds)} chains, not {self.n_chains}.")
         field = self._field()
-        return _Conditioned(field, dict(field.condition(cond, self.n_chains)))
+        return Conditioned(field, dict(field.condition(cond, self.n_chains)))
 
-    def _round(self, field: _Conditioned, chain: Chain) -> tuple[Chain, Round]:
+    def _round(self, field: Conditioned, chain: Chain) -> tuple[Chain, Round]:
         """Walk n_skip sweeps, and denoise the state with the smallest σ on the way."""
         chain = self._restarted(field, chain)
         x, level, trace, accepted = chain.x, chain.level, [], []
@@ -276,7 +281,7 @@ class DMCMC:
             level = torch.where(lower, chain.level, level)
             trace.append(chain.level)
             accepted.append(moved)
-        _check_finite(chain)
+        check_finite(chain)
         sigmas = self.levels.sigmas.to(x.device)
         sigma = sigmas[level]
         seeds = noise.derived_seeds(chain.seeds, chain.sweeps)
@@ -285,7 +290,7 @@ class DMCMC:
         made = Round(denoised, sigma, sigmas[torch.stack(trace)], share, cost)
         return replace(chain, rounds=chain.rounds + 1), made
 
-    def _sweep(self, field: _Conditioned, chain: Chain, kernel: Kernel) -> tuple[Chain, Tensor]:
+    def _sweep(self, field: Conditioned, chain: Chain, kernel: Kernel) -> tuple[Chain, Tensor]:
         """Move x at its level, then read the level anew; return who moved too."""
         x, device = chain.x, chain.x.device
         sigma = self.levels.sigmas.to(x.device)[chain.level]
@@ -306,7 +311,7 @@ class DMCMC:
         chain = replace(chain, x=x, level=level, stuck=stuck, sweeps=chain.sweeps + 1)
         return chain, moved.accepted
 
-    def _target(self, field: _Conditioned, sigma: Tensor) -> Target:
+    def _target(self, field: Conditioned, sigma: Tensor) -> Target:
         t = field.path.time_of_log_snr(-sigma.log())
 
         def score(x: Tensor) -> Tensor:
@@ -318,7 +323,7 @@ class DMCMC:
         return Target(sigma, score, lambda x: levels.log_prob(x, sigma))
 
     def _denoised(
-        self, field: _Conditioned, x: Tensor, sigma: Tensor, seeds: Sequence[int]
+        self, field: Conditioned, x: Tensor, sigma: Tensor, seeds: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Carry each state from its own level to data; return it and what that has cost."""
         path = field.path
@@ -344,7 +349,7 @@ class DMCMC:
         return field.evaluate(x, end, {}), cost
 
     def _generated(
-        self, field: _Conditioned, seeds: Sequence[int], like: Tensor, index: int
+        self, field: Conditioned, seeds: Sequence[int], like: Tensor, index: int
     ) -> tuple[Tensor, int]:
         """Generate data from noise at the largest level; return them and the evaluations."""
         largest = self.levels.sigmas[0]
@@ -367,7 +372,7 @@ class DMCMC:
         )
         return solution.x, solution.stats.nfe
 
-    def _restarted(self, field: _Conditioned, chain: Chain) -> Chain:
+    def _restarted(self, field: Conditioned, chain: Chain) -> Chain:
         """Begin those chains anew that have been at the largest level for too long."""
         lost = (chain.stuck > PATIENCE).nonzero()[:, 0]
         if not len(lost):
@@ -377,104 +382,3 @@ class DMCMC:
         x = chain.x.index_copy(0, lost, x)
         level = chain.level.index_copy(0, lost, self.levels.most_likely(x)[lost])
         return replace(chain, x=x, level=level, stuck=chain.stuck.index_fill(0, lost, 0))
-
-
-@dataclass(frozen=True)
-class _Conditioned(Field):
-    """A field with the condition of each chain, already in the network's words."""
-
-    inner: Unscaled
-    told: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> GaussianPath:  # type: ignore[override]
-        return self.inner.path
-
-    @property
-    def view(self) -> Literal["x0"]:  # type: ignore[override]
-        return "x0"
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
-
-    def of(self, chains: Tensor) -> _Conditioned:
-        """Return the field of these chains alone."""
-        picked = {k: v[chains] if _is_batched(v) else v for k, v in self.told.items()}
-        return _Conditioned(self.inner, picked)
-
-    def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.inner.evaluate(x, t, self.told)
-
-    def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
-        return self.inner.bind(times, x, self.told)
-
-
-def _is_batched(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _check_levels(path: GaussianPath, levels: NoiseLevels) -> None:
-    check_gaussian(path)
-    sigmas = levels.sigmas
-    low, high = float(path.sigma(path.t_min)), float(path.sigma(path.t_max))
-    if not (float(sigmas[-1]) > low * 0.999 and float(sigmas[0]) < high * 1.001):
-        raise UsageError(
-            f"the level table runs from σ = {float(sigmas[-1]):.4g} to {float(sigmas[0]):.4g}, and "
-            f"the model knows σ/α from {low:.4g} to {high:.4g}: use levels made for this model."
-        )
-
-
-def _check_scale(levels: NoiseLevels, x: Tensor) -> None:
-    """Compare the size of generated data with that of the data the levels were learned from."""
-    known, rms = levels.data_rms, float(x.detach().double().square().mean().sqrt())
-    if known is not None and not known / 1.5 < rms < known * 1.5:
-        raise UsageError(
-            f"the model's data have a root mean square of {rms:.3g}, and those that the noise "
-            f"levels were learned from {known:.3g}: is one scaled to [0, 1], the other to [−1, 1]?"
-        )
-
-
-def _check_finite(chain: Chain) -> None:
-    status = finite_status(chain.x)
-    if bool(status.any()):
-        who = name_samples(status.nonzero()[:, 0].tolist(), chain.seeds)
-        raise PathlineError(
-            f"{who.replace('sample', 'chain')} not finite after sweep {chain.sweeps}: take smaller "
-            "steps (eta), or look at the network at small noise."
-        )
-
-
-def _warn_if_rising(rounds: Sequence[Round]) -> None:
-    trace = torch.cat([r.trace for r in rounds]).log()
-    if len(trace) >= 40 and drift(trace) > RISING:
-        warnings.warn(
-            "the noise levels of the chains are rising: unadjusted Langevin steps push them up; "
-            "take smaller or constant steps, the most likely level, or MALA.",
-            stacklevel=3,
-        )
-
-
-def _file(folder: str | Path, number: int) -> Path:
-    return Path(folder) / f"round-{number:05d}.safetensors"
-
-
-def _resumed(
-    folder: str | Path | None, chain: Chain | None, n_rounds: int
-) -> tuple[list[Round], Chain | None]:
-    """Return the rounds that lie in a folder, as many as are wanted, and their last chains."""
-    if folder is None:
-        return [], chain
-    if chain is not None and _file(folder, 0).exists():
-        raise UsageError(f"{folder} has chains of its own; leave chain out, or save elsewhere.")
-    files: list[Path] = []
-    while len(files) < n_rounds and _file(folder, len(files)).exists():
-        files.append(_file(folder, len(files)))
-    return [Round.load(file) for file in files], Chain.load(files[-1]) if files else chain

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields import Dataset, Gaussian, Mixture
+from pathline.paths import GaussianPath
+from pathline.solvers.solver import check_gaussian
 
 Law = Gaussian | Mixture | Dataset
 
@@ -118,3 +120,25 @@ class ExactLevels(NoiseLevels):
         alpha = path.alpha(t)
         scaled = x * alpha.to(x).reshape(-1, *[1] * (x.ndim - 1))
         return self.law.log_prob(scaled, t) + x[0].numel() * alpha.log().to(x)
+
+
+def check_levels(path: GaussianPath, levels: NoiseLevels) -> None:
+    """Refuse levels outside of those that a path has."""
+    check_gaussian(path)
+    sigmas = levels.sigmas
+    low, high = float(path.sigma(path.t_min)), float(path.sigma(path.t_max))
+    if not (float(sigmas[-1]) > low * 0.999 and float(sigmas[0]) < high * 1.001):
+        raise UsageError(
+            f"the level table runs from σ = {float(sigmas[-1]):.4g} to {float(sigmas[0]):.4g}, and "
+            f"the model knows σ/α from {low:.4g} to {high:.4g}: use levels made for this model."
+        )
+
+
+def check_scale(levels: NoiseLevels, x: Tensor) -> None:
+    """Compare the size of generated data with that of the data the levels were learned from."""
+    known, rms = levels.data_rms, float(x.detach().double().square().mean().sqrt())
+    if known is not None and not known / 1.5 < rms < known * 1.5:
+        raise UsageError(
+            f"the model's data have a root mean square of {rms:.3g}, and those that the noise "
+            f"levels were learned from {known:.3g}: is one scaled to [0, 1], the other to [−1, 1]?"
+        )

@@ -49,16 +49,20 @@ class DynamicThreshold(Correction):
 
         x̃_0 = clip(x̂_0, −s, s) · limit/s,   s = max(limit, quantile of |x̂_0|)
 
+    or `most`, if that is less.
+
     Saturated pixels move inwards and detail returns, which clipping alone does not do. Each sample
     has an s of its own.
 
     Args:
         quantile: 1 takes the largest element.
         limit: the range of data is [−limit, limit]; ∞ is none.
+        most: the most that s may be; ∞ for no bound.
     """
 
     quantile: float = 0.995
     limit: float = 1.0
+    most: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile <= 1 or not self.limit > 0:
@@ -66,6 +70,8 @@ class DynamicThreshold(Correction):
                 f"DynamicThreshold({self.quantile}, {self.limit}): a quantile is from 0 to 1, and "
                 "the limit above 0."
             )
+        if not self.most >= self.limit:
+            raise UsageError(f"most={self.most}: s is at least the limit, {self.limit}.")
 
     @property
     def is_none(self) -> bool:
@@ -73,6 +79,6 @@ class DynamicThreshold(Correction):
 
     def corrected(self, now: Estimate) -> Tensor:
         size = now.x0.abs().flatten(1)
-        found = torch.quantile(size.float(), self.quantile, 1).to(size).clamp(min=self.limit)
+        found = torch.quantile(size.float(), self.quantile, 1).to(size).clamp(self.limit, self.most)
         bound = found.reshape(-1, *[1] * (now.x0.ndim - 1))
         return torch.clamp(now.x0, -bound, bound) * (self.limit / bound)

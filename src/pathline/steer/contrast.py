@@ -98,6 +98,9 @@ class Contrasted(Guided):
         n = int(applied.sum())
         return n * self.calls + (len(times) - n) * self.inner.calls
 
+    def piece(self, times: Tensor) -> Tensor:
+        return 2 * self.inner.piece(times) + self.guide.applies(self.path, times).long()
+
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
 

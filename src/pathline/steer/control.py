@@ -22,8 +22,9 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Denoiser, Evaluate, Field, change
+from pathline.fields.around import Around
 from pathline.fields.denoiser import denoiser_in
-from pathline.paths import GaussianPath, bshape
+from pathline.paths import bshape
 from pathline.steer.contrast import repeated, said_in
 from pathline.steer.guide import Guide, Guided, guides, named
 
@@ -128,6 +129,10 @@ class Controlled(Guided):
     def calls_at(self, times: Tensor) -> int:
         return sum(each.calls_at(times) for each in self.evaluated)
 
+    def piece(self, times: Tensor) -> Tensor:
+        free, controlled = self.inner.piece(times), self.better.piece(times)
+        return free * (int(controlled.max()) + 1) + controlled
+
     def condition(self, cond: Condition, batch: int) -> Condition:
         free, controlled = (f.condition(cond, batch) for f in (self.inner, self.better))
         return {"free": free, "controlled": controlled}
@@ -162,7 +167,7 @@ class Controlled(Guided):
 
 
 @dataclass(frozen=True)
-class Told(Field):
+class Told(Around):
     """A model that is always told something besides its condition; its null condition knows it too.
 
     Args:
@@ -174,35 +179,9 @@ class Told(Field):
     told: Mapping[str, Any]
 
     @property
-    def path(self) -> GaussianPath | None:  # type: ignore[override]
-        """The model's."""
-        return self.inner.path
-
-    @property
-    def view(self) -> Any:  # type: ignore[override]
-        """The model's."""
-        return self.inner.view
-
-    @property
     def null(self) -> Mapping[str, Any] | None:
         """The model's, to which what it is told is added as to every condition."""
         return getattr(self.inner, "null", None)
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.inner.shape
-
-    @property
-    def device(self) -> torch.device | None:
-        return self.inner.device
 
     def condition(self, cond: Condition, batch: int) -> Condition:
         if known := [name for name in self.told if name in cond]:
@@ -288,9 +267,6 @@ class Shifted(Guided):
     """A field whose ε̂ is moved by a small network."""
 
     guide: Shift
-
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
 
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         alone = all(not _is_each(value) for value in self.guide.told.values())

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field, change
 from pathline.paths import GaussianPath, bshape
-from pathline.steer.guide import Guide, Guided, named
+from pathline.steer.guide import Guide, Guided, check_steady, named
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class Steering(Guide):
             )
         if self.is_none:
             return field
+        check_steady(self)
         if self.is_score and not field.path.kernel.is_gaussian:
             raise UsageError(
                 f"{named(self)} adds to the score, and −ε̂/σ is the gradient of log p_t for D=inf "
@@ -143,6 +144,11 @@ class Steering(Guide):
     def shares(self) -> bool:
         """Whether the last product of a pull can be that of others too: Jᵀ(u + v)."""
         return True
+
+    @property
+    def acts(self) -> tuple[float, float]:
+        """The times between which it does anything, (low, high)."""
+        return (0.0, 1.0)
 
     def check_times(self, times: Tensor) -> None:
         """Refuse the times of a grid, (n,) or (n, batch), if the guide would do nothing at any."""
@@ -252,8 +258,12 @@ class Steered(Guided):
         each = sum(guide.vjps for guide in self.guides)
         return self.inner.vjps + each - max(shared - 1, 0)
 
-    def calls_at(self, times: Tensor) -> int:
-        return self.inner.calls_at(times)
+    def piece(self, times: Tensor) -> Tensor:
+        piece = self.inner.piece(times)
+        for guide in self.guides:
+            low, high = guide.acts
+            piece = 2 * piece + ((times >= low) & (times <= high)).long()
+        return piece
 
     def part(self, cond: Condition, rows: Tensor) -> Condition | None:
         return None  # what guides know belongs to the whole batch

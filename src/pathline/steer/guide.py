@@ -24,12 +24,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
-from pathline.fields import Condition, Field, View
-from pathline.paths import GaussianPath
+from pathline.fields import Field
+from pathline.fields.around import Around
+from pathline.solvers.adjoints.sources import random_module
 
 guides: Registry[Guide] = Registry("guide")
 """Every guide, by name."""
@@ -130,42 +129,27 @@ class Chain(Guide):
         return {"name": "chain", "guides": [guide.describe() for guide in self.members]}
 
 
+def check_steady(guide: Guide) -> None:
+    """Refuse a guide whose own network would answer otherwise from call to call.
+
+    Raises:
+        UsageError: a dropout or batch norm in it is in training mode; the message names it.
+    """
+    name = random_module(guide)
+    if name is not None:
+        raise UsageError(
+            f"{named(guide)} asks a network of which {name} is in training mode: its answers, and "
+            "its gradients, would change from call to call. Call network.eval()."
+        )
+
+
 def named(guide: Guide) -> str:
     """Return what messages call a guide: the name of its class."""
     return type(guide).__name__
 
 
 @dataclass(frozen=True)
-class Guided(Field):
+class Guided(Around):
     """A field made from another one, whose path, view and conditions it keeps."""
 
     inner: Field
-
-    @property
-    def path(self) -> GaussianPath | None:  # type: ignore[override]
-        """The path of the inner field."""
-        return self.inner.path
-
-    @property
-    def view(self) -> View:  # type: ignore[override]
-        """The view of the inner field."""
-        return self.inner.view
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
-
-    @property
-    def vjps(self) -> int:
-        return self.inner.vjps
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.inner.shape
-
-    @property
-    def device(self) -> torch.device | None:
-        return self.inner.device
-
-    def condition(self, cond: Condition, batch: int) -> Condition:
-        return self.inner.condition(cond, batch)

@@ -85,6 +85,10 @@ class Loss(Steering):
     def shares(self) -> bool:
         return self.normalise == "none"
 
+    @property
+    def acts(self) -> tuple[float, float]:
+        return self.window
+
     def check_times(self, times: Tensor) -> None:
         low, high = self.window
         if not bool(((times >= low) & (times <= high)).any()):

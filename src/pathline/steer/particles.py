@@ -116,6 +116,7 @@ class Particles:
         shape: Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        watch: Callable[[int], None] | None = None,
         **cond: Any,
     ) -> Population:
         """Sample the posterior in several runs, each of which depends on its own seed alone.
@@ -130,6 +131,7 @@ class Particles:
             grid, steps, shape, dtype, device, cond: as `pathline.sample`; a list in a condition has
                 one entry a run.
             seed, seeds: of the runs.
+            watch: called with the number of each grid point that is reached.
 
         Raises:
             UsageError: a guide without a likelihood; a solver without noise; as `pathline.sample`.
@@ -153,7 +155,7 @@ class Particles:
         x = start(prior.path, plan.start[-1], slots, shape, dtype, place)
         told = {name: _repeated(value, len(drawn), self.n) for name, value in cond.items()}
         run = _Run(self, plan, twists, drawn, slots, x)
-        run.carry(_looking(prior, twists, plan, x, told))
+        run.carry(_looking(prior, twists, plan, x, told), watch)
         recipe = {"guide": guide.describe(), "particles": self.describe(), **plan.recipe}
         return run.population(recipe, prior.calls, _steered(prior, twists).vjps)
 
@@ -265,8 +267,11 @@ class _Run:
         self.ess: list[Tensor] = []
         self.ancestors: list[Tensor] = []
 
-    def carry(self, look: Callable[[int, Tensor], Look]) -> None:
+    def carry(
+        self, look: Callable[[int, Tensor], Look], watch: Callable[[int], None] | None = None
+    ) -> None:
         """Take every row of the plan."""
+        landed = 0
         last_use = {k: i for i, row in enumerate(self.plan.rows) for k in (*row.x, *row.f)}
         for i, row in enumerate(self.plan.rows):
             for k in sorted(set(row.f) - set(self.f)):
@@ -275,6 +280,9 @@ class _Run:
             for k in [k for k, end in last_use.items() if end == i]:
                 for known in (self.x, self.f, self.score):
                     known.pop(k, None)
+            landed += row.lands
+            if row.lands and watch is not None:
+                watch(landed)
         assert self.plan.path is not None
         x, path = self.x[len(self.plan.rows)], self.plan.path
         self._weigh(sum((t.log_likelihood(x, path).double() for t in self.twists), self.twist * 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,15 @@ class Population:
         for parents in self.ancestors.flip(0):
             made = parents.gather(1, made)
         return made
+
+    def told(self) -> dict[str, Any]:
+        """Return what a receipt tells of it, one entry a run: plain values, without the states."""
+        return {
+            "log_evidence": self.log_evidence.tolist(),
+            "resampled": self.resampled.tolist(),
+            "least_share": self.ess.amin(0).tolist() if len(self.ess) else [1.0] * len(self.x),
+            "origins": self.origins.tolist(),
+        }
 
     @property
     def resampled(self) -> Tensor:

@@ -91,7 +91,15 @@ class _Regional(Guided):
 
     @property
     def calls(self) -> int:
-        return (len(self.guide.conditions) + (self.guide.weight != 1)) * self.inner.calls
+        return self._asked * self.inner.calls
+
+    def calls_at(self, times: Tensor) -> int:
+        return self._asked * self.inner.calls_at(times)
+
+    @property
+    def _asked(self) -> int:
+        """How often an evaluation asks the model."""
+        return len(self.guide.conditions) + (self.guide.weight != 1)
 
     def condition(self, cond: Condition, batch: int) -> Condition:
         if cond:

@@ -103,7 +103,7 @@ class Repeat(Solver):
         if inner.times != to.times:
             to.move(inner.times[:-1] if to.denoises else inner.times)
         steps, copy, repeated = list(to.intervals()), _Copy(to), 0
-        for (s, t), rows in zip(steps, _groups(inner.rows), strict=True):
+        for (s, t), rows in zip(steps, groups(inner.rows), strict=True):
             visits = self._visits(s)
             repeated += visits > 1
             copy.write(rows, s, t, visits)
@@ -117,7 +117,7 @@ class Repeat(Solver):
         return self.times if self.window[0] <= s.t <= self.window[1] else 1
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows of each step: up to one that lands."""
     made: list[list[Row]] = [[]]
     for row in rows:

@@ -71,7 +71,7 @@ def markdown(report: Report) -> str:
         f"# {system.title}: what was trained\n\n{system.summary} {system.paper}.\n\n"
         + "\n".join(rows)
         + f"\n\nMeasured on {platform.machine()} with {made}, in {report.seconds:.0f} s (less what "
-        "was trained before). Again: "
+        "was trained before, which may have been elsewhere). Again: "
         f"`pathline run {system.slug} --train`; networks are kept in the cache, and a training "
         "that is cut short goes on.\n"
     )

@@ -10,6 +10,10 @@ from pathline.solvers.adjoints.checkpoint import Retaken
 from pathline.solvers.adjoints.segments import Found, Loop, Record
 from pathline.solvers.evaluate import Call, Evaluator
 
+KEPT = 16
+"""States of these samples that are kept at a time: a probe of more steps takes some of them again,
+and what it keeps does not grow with their number."""
+
 
 def cosine(found: Found, cotangent: Tensor, gradient: Tensor, n: int) -> float:
     """Return the least cosine of a few samples' gradients and those of the solver itself.
@@ -34,7 +38,7 @@ def cosine(found: Found, cotangent: Tensor, gradient: Tensor, n: int) -> float:
         evaluator = Evaluator(call.field, call.plan, part, cond)
         few = Loop(Call(call.field, call.plan, part, cond), (part,), evaluator,
                    loop.executor, Record())  # fmt: skip
-        taken = Retaken(Found(few, (), found.keeps_graph, is_all=False), None)
+        taken = Retaken(Found(few, (), found.keeps_graph, is_all=False), KEPT)
         result = taken.forward()
         (own,), _ = taken.backward(cotangent[at], result)
     own = torch.zeros_like(part) if own is None else own

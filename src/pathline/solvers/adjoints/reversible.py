@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -121,11 +122,13 @@ def _remembered(plan: Plan, steps: Sequence[tuple[Instruction, ...]]) -> int:
         for row in (plan.rows[row.number - given] for row in rows):
             last_use |= dict.fromkeys(row.states, i)
     born = dict.fromkeys(range(given), -1) | {rows[-1].number: i for i, rows in enumerate(steps)}
-    each = (
-        sum(begin < i <= last_use.get(k, -1) for k, begin in born.items())
-        for i in range(len(steps))
-    )
-    return max(each)
+    change = [0] * (len(steps) + 1)
+    for k, begin in born.items():
+        last = last_use.get(k, -1)
+        if last > begin:  # it is there for the steps begin + 1 … last
+            change[begin + 1] += 1
+            change[last + 1] -= 1
+    return max(accumulate(change[:-1]))
 
 
 def _is_nonzero(c: Coefficient) -> bool:

@@ -116,8 +116,8 @@ class Loop(NamedTuple):
     def bound(self, numbers: Sequence[int]) -> Evaluate:
         """Return f(k, x) at these states' times alone, bound anew: with a graph of its own."""
         index = {k: i for i, k in enumerate(numbers)}
-        times = self.plan.instants[list(numbers)].to(self.given[0].device)
-        evaluate = self.call.field.bind(times, self.given[0].detach(), self.call.cond)
+        times, x = self.plan.instants.to(self.given[0].device), self.given[0].detach()
+        evaluate = self.call.field.bind_some(times, numbers, x, self.call.cond)
         return lambda k, x: evaluate(index[k] if k >= 0 else ~index[~k], x)
 
 

@@ -1,0 +1,1 @@
+"""Domains: the library's parts put together for a field of application."""

@@ -1,0 +1,187 @@
+"""Training of classifiers of series: the weights that are best on the part that chooses are kept.
+
+All that is random in a step is a function of its number, so a training that is cut short goes on
+from its file as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathline.core.errors import UsageError
+from pathline.core.files import write_atomically
+from pathline.core.progress import track
+from pathline.domains.series.series import Series
+from pathline.learn.run import step_generator
+
+__all__ = ["Fit", "accuracy", "fit", "predict"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a classifier is trained.
+
+    Args:
+        iterations: steps of Adam, at most.
+        batch: series in a step.
+        rate: of Adam.
+        decay: of weights, times the rate.
+        penalty: of Σ‖θ‖ over the vector field's parameters.
+        every: steps between looks at the part that chooses; after each, the rate is halved where
+            nothing was better for `patience` looks, and after twice as many the training ends.
+        patience: of these looks.
+        seed: of all that is random.
+    """
+
+    iterations: int = 1200
+    batch: int = 64
+    rate: float = 3e-3
+    decay: float = 0.01
+    penalty: float = 0.0
+    every: int = 50
+    patience: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.batch, self.every, self.patience) < 1 or not self.rate > 0:
+            raise UsageError("iterations, batch, every and patience are 1 or more, rate above 0.")
+
+
+def fit(
+    model: nn.Module, train: Series, valid: Series, how: Fit | None = None, *,
+    state: Path | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train a classifier, in place; it ends with the weights that were best on `valid`.
+
+    Args:
+        model: called with (series, seeds); its `penalised` are the vector field's parameters.
+        train, valid: what is learned from, and what chooses.
+        how: steps, rates, seeds.
+        state: a file from which a training that was cut short goes on; None keeps nothing.
+    """
+    run = _Running(model, train, valid, how or Fit())
+    if state is not None and state.is_file():
+        run.restore(state)
+    for _ in track(range(run.step, run.how.iterations), "training"):
+        if run.is_over:
+            break
+        run.advance()
+        if run.step % run.how.every == 0 or run.step == run.how.iterations:
+            run.look()
+            if state is not None:
+                run.save(state)
+    model.load_state_dict(run.best)
+    return model
+
+
+class _Running:
+    """A training on its way."""
+
+    def __init__(self, model: nn.Module, train: Series, valid: Series, how: Fit) -> None:
+        self.model, self.train, self.valid, self.how = model, train, valid, how
+        _ = train.knots, valid.knots  # made once
+        self.optimiser = torch.optim.Adam(
+            model.parameters(), how.rate, weight_decay=how.decay * how.rate
+        )
+        self.step, self.waited, self.least = 0, 0, float("inf")
+        self.best = _copied(model.state_dict())
+
+    @property
+    def is_over(self) -> bool:
+        return self.waited >= 2 * self.how.patience
+
+    def advance(self) -> None:
+        """Make one step."""
+        how, n = self.how, len(self.train)
+        generator = step_generator(how.seed, self.step)
+        rows = torch.randperm(n, generator=generator)[: how.batch]
+        torch.manual_seed(how.seed * 1_000_003 + self.step)  # dropout's
+        batch = self.train[rows]
+        self.model.train()
+        logits = self.model(batch, _seeds(how.seed, self.step, len(batch)))
+        loss = nn.functional.cross_entropy(logits, batch.labels)
+        if how.penalty:
+            norms = [p.norm() for p in getattr(self.model, "penalised", ())]
+            loss = loss + how.penalty * sum(norms)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
+        self.optimiser.step()
+        self.step += 1
+
+    def look(self) -> None:
+        """Measure the loss on the part that chooses."""
+        said = predict(self.model, self.valid, passes=1, seed=self.how.seed + 1)
+        loss = float(nn.functional.nll_loss(said.clamp_min(1e-12).log(), self.valid.labels))
+        if loss < self.least:
+            self.least, self.waited, self.best = loss, 0, _copied(self.model.state_dict())
+            return
+        self.waited += 1
+        if self.waited % self.how.patience == 0:
+            for group in self.optimiser.param_groups:
+                group["lr"] /= 2
+
+    def save(self, path: Path) -> None:
+        content: dict[str, Any] = {
+            "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "best": self.best, "step": self.step, "waited": self.waited, "least": self.least,
+        }  # fmt: skip
+        memory = io.BytesIO()
+        torch.save(content, memory)
+        write_atomically(path, memory.getvalue())
+
+    def restore(self, path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        self.model.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.best, self.step = content["best"], content["step"]
+        self.waited, self.least = content["waited"], content["least"]
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _seeds(seed: int, step: int, n: int) -> Sequence[int]:
+    """Return seeds of Brownian paths that no other step has."""
+    first = (seed << 44) + (step << 16)
+    return range(first, first + n)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, series: Series, *, passes: int = 5, seed: int = 0, batch: int = 512
+) -> Tensor:
+    """Return the probabilities of the classes, (n, classes): the mean over passes of fresh noise.
+
+    Args:
+        model: a classifier; it is put into evaluation mode.
+        series: what is classified.
+        passes: how many.
+        seed: of the noise; none of it is that of a training of another seed.
+        batch: series at a time.
+    """
+    model.eval()
+    _ = series.knots
+    made = list[Tensor]()
+    for first in range(0, len(series), batch):
+        part = series[slice(first, first + batch)]
+        each = [
+            model(part, _seeds(seed, 2**24 + k, 2**16)[first % 2**15 :][: len(part)]).softmax(1)
+            for k in range(passes)
+        ]
+        made.append(torch.stack(each).mean(0))
+    return torch.cat(made)
+
+
+def accuracy(model: nn.Module, series: Series, *, passes: int = 5, seed: int = 0) -> float:
+    """Return the share of series whose likeliest class is theirs."""
+    said = predict(model, series, passes=passes, seed=seed).argmax(1)
+    return float((said == series.labels).double().mean())

@@ -1,0 +1,1 @@
+"""What each tab does, without the page: values in, numbers and HTML out."""
