@@ -27,9 +27,11 @@ from pathline.solvers.adjoints.segments import (
     Shape,
     Stretcher,
     Totals,
+    Walk,
     grouped,
     stretches,
 )
+from pathline.solvers.adjoints.taped import taped
 from pathline.solvers.execute import instructions
 from pathline.solvers.plan import Plan
 
@@ -215,6 +217,9 @@ class Checkpoint(Adjoint):
             kept.at(i)
         again = sum(steps.evaluations[i] for i in taken.steps)
         return Cost(again + plan.nfe, plan.nfe, states, max(steps.evaluations))
+
+    def walked(self, walk: Walk) -> Tensor:
+        return taped(walk, self.name)
 
     def prepared(self, found: Found) -> Pass:
         return Retaken(found, self.memory, self.together)
