@@ -88,7 +88,7 @@ def test_every_wrapping_of_a_model_tells_of_its_jumps():
         {"solver": "deis", "guide": pl.CFG(1.0, interval=(0.2, 0.7))},
         {"solver": "deis", "steps": 1, "guide": JUMPS["cfg"]},
     ],
-    ids=str,
+    ids=("singlestep", "stages", "constant", "whole", "weightless", "one step"),
 )
 def test_nothing_is_said_where_nothing_is_mixed(how):
     assert said(**how) == []

@@ -509,10 +509,11 @@ def test_a_stepped_solver_has_no_plan_and_says_so(name):
 
 @pytest.mark.parametrize("name", [n for n, s in ADAPTIVE.items() if not s.needs_path])
 def test_plain_differential_equations_to_a_tolerance(name):
-    solver = dataclasses.replace(ADAPTIVE[name], rtol=1e-8, atol=1e-8)
+    tolerance = 1e-8 if ADAPTIVE[name].order > 2 else 1e-6  # order two would take 10⁴ steps
+    solver = dataclasses.replace(ADAPTIVE[name], rtol=tolerance, atol=tolerance)
     x = 2 + 0.1 * starts()
     sol = pl.solve(lambda x, t: -(x**2) * torch.cos(t), x, solver=solver, grid=[0.0, 2.0])
-    assert rmse(sol.x, 1 / (1 / x + math.sin(2.0))) < 1e-7
+    assert rmse(sol.x, 1 / (1 / x + math.sin(2.0))) < 10 * tolerance
 
 
 @every

@@ -104,6 +104,7 @@ class EulerHeunStep(Stepper):
         )
         field = slope.problem.field
         self._sde = field if isinstance(field, SDE) else None
+        self.evaluations = 1 if self._sde is None else 2
         self._path = None if self._sde is None else self._sde.brownian
 
     def narrow(self, rows: Tensor | None) -> None:
