@@ -1,6 +1,8 @@
 """DiffEditor: geometry, tasks, windows and the driver, held to what they must be exactly."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -461,3 +463,20 @@ def test_an_edit_works_in_inference_mode_and_keeps_no_graph():
         made = diff_edit(base, PICTURE, Move(OBJECT, dx=1), editor=EXACT)
     assert not made.x.requires_grad
     assert torch.equal(made.x, diff_edit(law(), PICTURE, Move(OBJECT, dx=1), editor=EXACT).x)
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_run():
+    page = (Path(__file__).resolve().parents[1] / "docs/diff-editor.md").read_text(encoding="utf-8")
+    model = replace(tiny_model(), encode=lambda text: TOLD)
+    names = {
+        "pl": pl, "model": model, "picture": drawn(1, 3, 8, 8).float().clamp(-1, 1),
+        "warm": lambda x: x.flatten(1).square().sum(1),
+        "cold": lambda x: x.flatten(1).abs().sum(1),
+    }  # fmt: skip
+    names["mask"] = block((2, 6), (4, 12), (16, 32))  # of another size than the state
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        if "pl.sample" in code:
+            names["mask"] = HERE
+        exec(compile(code, "docs/diff-editor.md", "exec"), names)
+    assert names["edited"].regions["vacated"].any()

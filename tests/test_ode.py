@@ -291,8 +291,14 @@ class TestEvents:
 
         ground = Event(lambda x, t: x[:, 0], direction="down", reset=reset)
         x = torch.tensor([[10.0, 0.0], [2.0, 0.0]], dtype=F, requires_grad=True)
+        wide = pl.solve(fall, x, solver="tsit5", grid=[0.0, 5.0], events=ground)  # a step a bounce
         sol = pl.solve(fall, x, solver=TIGHT, grid=[0.0, 5.0], events=ground)
-        mine = [float(e.t) for e in sol.events if e.samples.tolist() == [0]]
+        counts = [sum(len(e.samples) for e in s.events) for s in (wide, sol)]
+        assert counts[0] == counts[1] > 6
+        told = [
+            pair for e in sol.events for pair in zip(e.samples.tolist(), e.t.tolist(), strict=True)
+        ]
+        mine = [t for sample, t in told if not sample]
         first = math.sqrt(2.5)
         assert mine == pytest.approx([first, first + 1.6 * first], abs=1e-8)
         t, v = 5.0 - 2.6 * first, 0.64 * 8 * first
@@ -387,3 +393,37 @@ class TestRecords:
         (slope,) = torch.autograd.grad(sol.x.sum(), x)
         root = torch.sqrt(x.detach() + 0.05)  # √(x+a) falls by t/2
         torch.testing.assert_close(slope, (root - 0.2) / root, rtol=1e-4, atol=0)
+
+
+class TestGradients:
+    @pytest.mark.parametrize(
+        "solver",
+        [AdaptiveRK(1e-6, 1e-6, method="tsit5", jumps=(0.5,)), Rodas(1e-6, 1e-6)],
+        ids=["tsit5", "rodas5p"],
+    )
+    def test_checkpoint_is_direct_and_continuous_comes_near(self, solver):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+        net.double()
+        x = torch.randn(3, 2, dtype=F, requires_grad=True)
+
+        def gradient(adjoint):
+            sol = pl.solve(lambda x, t: net(x) * torch.cos(3 * t), x, solver=solver,
+                           grid=[0.0, 1.0, 2.0], adjoint=adjoint)  # fmt: skip
+            found = torch.autograd.grad((sol.x**2).sum(), [x, *net.parameters()])
+            return torch.cat([g.flatten() for g in found])
+
+        direct = gradient("direct")
+        torch.testing.assert_close(gradient("checkpoint"), direct, rtol=1e-12, atol=1e-14)
+        if isinstance(solver, AdaptiveRK):
+            torch.testing.assert_close(gradient("continuous"), direct, rtol=1e-3, atol=1e-5)
+
+    def test_a_compiled_solve_is_as_exact(self):
+        """`backend="eager"` traces the fused attempt, and generates no code."""
+        from pathline.solvers.executors import Compiled
+
+        executor = Compiled(backend="eager")
+        sol = pl.solve(rational, starts(), solver=TIGHT, grid=[0.0, 2.0], save=[1.0],
+                       executor=executor)  # fmt: skip
+        torch.testing.assert_close(sol.x, solution(starts(), 2.0), rtol=1e-9, atol=0)
+        torch.testing.assert_close(sol.trajectory[0], solution(starts(), 1.0), rtol=1e-7, atol=0)

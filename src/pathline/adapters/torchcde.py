@@ -131,7 +131,10 @@ class _Path:
 
     def to(self, *args: Any) -> _Path:
         """Return the path elsewhere."""
-        return type(self)._of(self.control.to(*args), self._lead)
+        control = self.control
+        for where in args:
+            control = control.to(where)
+        return type(self)._of(control, self._lead)
 
     @classmethod
     def _of(cls, control: Control, lead: tuple[int, ...]) -> _Path:

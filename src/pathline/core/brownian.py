@@ -366,7 +366,7 @@ def _put(found: Piece, where: np.ndarray, piece: Piece, index: np.ndarray) -> No
     if len(where):
         at = torch.from_numpy(where).to(found.w.device)
         for into, value in zip(found, _picked(piece, index), strict=True):
-            if into is not None:
+            if into is not None and value is not None:
                 into[at] = value
 
 

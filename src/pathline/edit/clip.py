@@ -23,6 +23,9 @@ from pathline.paths import GaussianPath, Time, as_time, bshape
 
 __all__ = ["Confidence"]
 
+ROUNDING = 1e-5
+"""By how much of the bound an entry must be outside to be counted."""
+
 
 @dataclass(frozen=True)
 class Confidence:
@@ -82,5 +85,6 @@ class Confidence:
             t: () or (batch,).
         """
         bound = bshape(self.bound(path, t), x)
-        outside = (x.abs() > bound).flatten(1).to(torch.float64).mean(1)
+        least = bound * (1 + ROUNDING)  # what was clipped before may stay on the bound
+        outside = (x.abs() > least).flatten(1).to(torch.float64).mean(1)
         return torch.minimum(torch.maximum(x, -bound), bound), outside

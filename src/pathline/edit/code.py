@@ -50,6 +50,7 @@ CAP = 0.05
 """The most that ε may be, in σ² of its level."""
 BEYOND = 1.5
 """How far outside of the data's range a damaged picture may lie."""
+JITTER = 0.01
 STEPS = 200
 
 Over = Literal["depth", "sigma", "flat"]
@@ -158,7 +159,7 @@ def code(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     eta: float | None = 1.7,
     data_range: tuple[float, float] | None = (-1.0, 1.0),
     threshold: DynamicThreshold | None = THRESHOLD,
-    jitter: float = 0.01,
+    jitter: float | None = None,
     blocks: AnnealedBlocks | None = None,
     solver: Inverter | Solver | str = "ddim",
     grid: Grid | str | Sequence[float] | None = None,
@@ -187,7 +188,8 @@ def code(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         eta: η of the clipping; None for none.
         data_range: the least and the most that entries of data can be.
         threshold: of x̂_0, on both ways; None for none. Its limit follows `data_range`.
-        jitter: the deviation of noise that is added first, in the data's units.
+        jitter: the deviation of noise that is added first, in the data's units; None for 0.01, or σ
+            of the first grid point if that is less: the network takes more for damage.
         blocks: the Langevin blocks, instead of n steps in four.
         solver, grid, steps, guide: as for `latent_edit`; 200 DDIM steps even in t.
         samples, seed, seeds: answers to each picture. They share the way up.
@@ -228,8 +230,9 @@ def code(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         return Acted(ran.x, told)
 
     firsts = seeds_of(len(y), samples, seed, seeds)[::samples]
+    begun = _jittered(y, _deviation(jitter, model, times[0]), firsts)
     made = latent_edit(
-        model, _jittered(y, jitter, firsts), corrected if walk.n else _alone, solver=method,
+        model, begun, corrected if walk.n else _alone, solver=method,
         depth=chosen[0] if clip is None and walk.n else depth,
         at=chosen if walk.n else (), rise=None if clip is None else clipped, grid=times[::-1],
         guide=whole, samples=samples, seed=seed, seeds=seeds, check=check, keep=keep, **cond,
@@ -245,6 +248,12 @@ def _log(log: EditLog) -> CodeLog:
     rise = [log.rise[i] for i in sorted(log.rise)]
     depths = tuple(log.acts[i] for i in sorted(log.acts, reverse=True))
     return CodeLog(torch.stack(rise) if rise else None, depths)
+
+
+def _deviation(jitter: float | None, model: Field, t: float) -> float:
+    """Return the deviation of the noise that is added first."""
+    assert model.path is not None
+    return min(JITTER, float(model.path.sigma(t))) if jitter is None else jitter
 
 
 def _jittered(y: Tensor, jitter: float, seeds: tuple[int, ...]) -> Tensor:

@@ -231,7 +231,7 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Any) -> Any:
+    def backward(ctx: Any, *cotangents: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return solve_adjoint(ctx.pull, cotangents[0], ctx.how), None, None
 
 

@@ -79,9 +79,9 @@ class Control:
         """Return the control of some samples."""
         return Control(self.times, self.coefficients[rows])
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Control:
+    def to(self, where: torch.device | torch.dtype | str) -> Control:
         """Return the control on another device or in another precision (times stay float64)."""
-        made = self.coefficients.to(*args)
+        made = self.coefficients.to(where)  # pyright: ignore[reportCallIssue, reportArgumentType]
         return Control(self.times.to(made.device), made)
 
     def value(self, t: Tensor | float, side: str = "right") -> Tensor:

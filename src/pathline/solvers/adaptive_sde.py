@@ -154,7 +154,9 @@ class EulerHeunStep(Stepper):
         times = np.stack((reach.start, reach.end)) * self.slope.way
         return path.each(times, self._rows).w[0].to(x)
 
-    def between(self, *_: object) -> NoReturn:
+    def between(
+        self, theta: Tensor, x: Tensor, x1: Tensor, trial: Trial, rows: Tensor, reach: Reach
+    ) -> NoReturn:
         raise UsageError(
             "inside a step of a stochastic solve there is no state to be had; put save times on "
             "the grid, and take trajectory=True."

@@ -30,6 +30,9 @@ from pathline.solvers.watching import Taken
 Direction = Literal["both", "up", "down"]
 Reset = Callable[[Tensor, Tensor], Tensor]
 
+BEHIND = 1e-3
+"""Which part of a step is just behind its start."""
+
 HALVINGS = 60
 """Bisections of a step at most: float64 has no more digits."""
 
@@ -154,7 +157,7 @@ class Alarm:
 
     def look(self, step: Taken) -> Met | None:
         """Return who met an event in this step; None if nobody did."""
-        before = self._signs[:, step.rows]
+        before = self._departed(step)
         after = self._signs_at(step.trial.x, step.reach.end, step.trial.last)
         ups, downs = ([[e.direction != no] for e in self.events] for no in ("down", "up"))
         crossed = (before < 0) & (after >= 0) & np.array(ups)
@@ -172,6 +175,20 @@ class Alarm:
         first = clocks[:, which].argmin(0)
         self._signs[first, step.rows[which]] = 0.0
         return Met(which, first, clocks[first, which])
+
+    @torch.no_grad()
+    def _departed(self, step: Taken) -> Numbers:
+        """Return the signs at the start; of what is 0 there, the sign that it takes just behind."""
+        signs = self._signs[:, step.rows].copy()
+        unsure = (signs == 0) & ~self._is_state & step.taken
+        which = np.flatnonzero(unsure.any(0))
+        if not len(which):
+            return signs
+        clocks = step.reach.start.copy()
+        clocks[which] += BEHIND * step.reach.size[which]
+        at = torch.from_numpy(which).to(step.x.device)
+        x = step.x.index_put((at,), step.inside(which, clocks[which]))
+        return np.where(unsure, self._signs_at(x, clocks, step.trial.last), signs)
 
     @torch.no_grad()
     def _root(self, event: Event, step: Taken, which: Rows, before: Numbers) -> Numbers:
@@ -199,11 +216,7 @@ class Alarm:
             return torch.zeros(len(x), dtype=x.dtype, device=x.device)
         with torch.enable_grad():
             point = x.detach().requires_grad_(), t.detach().requires_grad_()
-            bent = torch.autograd.grad(event.of(*point, f).sum(), point, allow_unused=True)
-        speed = torch.zeros_like(g)
-        if bent[0] is not None:
-            speed = speed + (bent[0] * f.detach()).flatten(1).sum(1)
-        if bent[1] is not None:
-            speed = speed + bent[1].flatten(1).sum(1)
+            bent = torch.autograd.grad(event.of(*point, f).sum(), point, materialize_grads=True)
+        speed = (bent[0] * f.detach()).flatten(1).sum(1) + bent[1].flatten(1).sum(1)
         flat = speed == 0
         return torch.where(flat, 0.0, -(g - g.detach()) / torch.where(flat, 1.0, speed).detach())

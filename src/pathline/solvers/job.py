@@ -109,7 +109,7 @@ class Job:
         if isinstance(self.plan, Course) and self.adjoint is not None:
             assert isinstance(record, Tally)
             walk = Walk(self.field, self.plan, self.given[0], self.cond, self.backward,
-                        lambda: self._last(record))  # fmt: skip
+                        lambda: self._last(record), record)  # fmt: skip
             return self.adjoint.walked(walk)
         return self._last(record)
 

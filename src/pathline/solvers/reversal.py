@@ -176,7 +176,7 @@ def remembered(plan: Plan) -> int:
     """
     for n in range(len(plan.start), min(MOST_STATES, plan.steps) + 1):
         try:
-            inverse(after(plan, n - 1))
+            _step_by_step(after(plan, n - 1))
         except UsageError:
             continue
         return n

@@ -30,7 +30,8 @@ class Slope:
     """
 
     def __init__(self, problem: Problem, view: View, way: Numbers) -> None:
-        self._problem, self._view, self.all_ways, self.way = problem, view, way, way
+        self._problem, self.all_ways, self.way = problem, way, way
+        self._view: View = view
         self.inner = inner_of(problem.field)
         self._is_plain = self.inner is not None and view == "velocity"
         self._changes = problem.field.view != view
@@ -119,10 +120,11 @@ class Slope:
     def _change(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (p, q) with the solver's view = p x + q F, each (n,)."""
         source, path = self._problem.field.view, self._problem.course.path
+        goal = self._view
         assert path is not None
 
         def part(k: int) -> Callable[[Tensor], Tensor]:
-            return lambda s: change(path, source, self._view, s)[k]
+            return lambda s: change(path, source, goal, s)[k]
 
         p, q = steady(part(0), t), steady(part(1), t)
         known = (p + q).isfinite()

@@ -107,7 +107,9 @@ class Tally:
         self.t = torch.full((batch,), float("nan"), dtype=torch.float64)
         """How far each sample has come, where it failed."""
         self.found = found
-        """What an adaptive solve has found of what was wanted (`wanted.Found`)."""
+        self.tape: list[Any] | None = None
+        """What an adaptive solve has found of what was wanted (`wanted.Found`), and the steps that
+        it took, where somebody will take them again (`replay.Took`)."""
 
     def fail(self, rows: Tensor, status: Status, t: Tensor) -> None:
         """Set down that some samples stop here."""

@@ -72,7 +72,7 @@ class Rodas(Adaptive):
 
     @property
     def nfe_per_step(self) -> int:
-        return len(self.table.c)
+        return len(self.table.c) + 1  # the Jacobian takes one
 
     @property
     def error_order(self) -> int:

@@ -2,9 +2,10 @@
 
     x_new = Σ a x + Σ b f(x_k, t_k) + Σ c g(x_k, t_k)·w
 
-The w are functionals of the Brownian motion over the step (`plan.Kind`). Derivatives of g are taken by stages, never asked for. Without noise, on a plain field, each rule is
-the ordinary method that it comes from; which noise a field has and which integral is meant, `tuned`
-looks up and refuses what the rule would get wrong.
+The w are functionals of the Brownian motion over the step (`plan.Kind`). Derivatives of g are taken
+by stages, never asked for. Without noise, on a plain field, each rule is the ordinary method that
+it comes from; `tuned` looks up which noise a field has and which integral is meant, and refuses
+what the rule would get wrong.
 
 Strong orders on the noise that each takes (drift alone: `order`):
 
@@ -304,7 +305,7 @@ class SRK(Stochastic):
             middle = to.write(s.t + 0.75 * h, {at: 1.0}, {at: 0.75 * h}, lands=False)
             return to.write(t.t, {at: 1.0}, {at: h / 3, middle: 2 * h / 3})
         end = to.write(t.t, {at: 1.0}, {}, lands=False)  # for its time: g does not see the state
-        g = {(end, "w"): 0.75, (end, "h"): 1.5}  # Z/h = ½W + H
+        g: dict[tuple[int, Kind], float] = {(end, "w"): 0.75, (end, "h"): 1.5}  # Z/h = ½W + H
         middle = to.write(
             s.t + 0.75 * h, {at: 1.0}, {at: 0.75 * h}, g=self.products(leg, g), lands=False
         )

@@ -16,11 +16,12 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.core.solution import Status
 from pathline.fields import Prediction
-from pathline.paths import Time
+from pathline.paths import Time, bshape
 from pathline.solvers.adjoints.sources import transforms_are_active
 from pathline.solvers.dense import Dense
 from pathline.solvers.events import Alarm, Happened, Met
 from pathline.solvers.pace import Flags, Numbers, Pace, Reach
+from pathline.solvers.replay import Took
 from pathline.solvers.slope import Slope
 from pathline.solvers.stepped import Problem
 from pathline.solvers.trial import Rows, Trial, chosen
@@ -255,6 +256,12 @@ class Walk:
             size = np.where(np.isfinite(error), tried.size, 0.0)  # no NaN may be behind a gradient
             trial = stepper.attempt(self._now, self._f, tried._replace(size=size))
         x = self._now
+        if self._tally.tape is not None and taken.any():
+            begin = reach.start
+            if self._solver.jumps:
+                begin = _beyond(begin, x, np.inf)
+            way = self._slope.all_ways
+            self._tally.tape.append(Took(self._rows, x.detach().clone(), begin, tried, taken, way))
         self._commit(trial, error, taken)
         if self._watchers or self._alarm is not None:
             self._show(Taken(self._rows, reach, taken, x, trial, stepper, self._slope.way))
@@ -342,7 +349,7 @@ class Walk:
             event, mine = alarm.events[k], met.which[met.event == k]
             here = torch.from_numpy(mine).to(device)
             late = alarm.timed(event, x, pace.at, f)
-            shift = late.view(-1, *[1] * (x.ndim - 1))
+            shift = bshape(late, x)
             there = x + f * shift
             rows = torch.from_numpy(self._rows[mine]).to(device)
             t = torch.from_numpy((pace.at * way)[mine]).to(device) + late[here].double()

@@ -68,7 +68,7 @@ class TokenChoice:
             )
         _check_grid(grid, call.x)
         cache = TokenCache(network, len(call.x))
-        seeds = range(len(call.x)) if call.seeds is None else call.seeds
+        seeds = call.seeds if isinstance(call.seeds, tuple) else range(len(call.x))
         return cls(settings, with_network(call.field, cache), cache, grid, seeds)
 
     def aim(self, rows: list[int], keep: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pathline.bench.editing.contest import Contest, Row
 from pathline.core.images import Layout, encode_png, to_pixels
 from pathline.core.page import image, page, table
-from pathline.edit import Edited, dci, text_edit
+from pathline.edit import Edited, text_edit
 from pathline.solvers import grids
 from pathline.steer import CFG
 
@@ -24,7 +24,7 @@ TEXTS = (
     ("yellow circle", "purple circle"),
 )
 GUIDANCE = 3.0
-EDIT_STEPS = 20
+EDIT_STEPS = 16
 
 
 def worded(contest: Contest) -> tuple[Tensor, dict[str, Edited]]:
@@ -38,9 +38,6 @@ def worded(contest: Contest) -> tuple[Tensor, dict[str, Edited]]:
         how: dict[str, Any] = {"grid": grid, "guide": CFG(GUIDANCE)}
         made = {
             "BDIA, exact": text_edit(model, x, sources, targets, **how),
-            "DCI": text_edit(
-                model, x, sources, targets, solver=dci(0.02, rounds=2, tolerance=0.0), **how
-            ),
             "DDIM, turned round": text_edit(model, x, sources, targets, solver="ddim", **how),
         }
     return x, made

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +98,20 @@ class StableClassifier(nn.Module):
         if self.sde.kind == "gsde":
             z = nn.functional.softplus(z) + 1e-4  # 0 would stay 0
         driven = self.sde.along(times, knots)
-        how = {"solver": "ito_euler", "grid": times.tolist(), "seeds": seeds, "trajectory": True,
-               "adjoint": "direct", "on_failure": "return"}  # fmt: skip
+        how: dict[str, Any] = {
+            "solver": "ito_euler",
+            "grid": times.tolist(),
+            "seeds": seeds,
+            "trajectory": True,
+            "adjoint": "direct",
+            "on_failure": "return",
+        }
         if self.sde.kind == "gsde" and self.sde.variant == "pure":
             return self._by_logarithm(driven, z, how)
         sde = SDE(driven.drift, driven.diffusion, noise="diagonal", sde_type="ito")
         return _states(solve(sde, z, **how).trajectory)
 
-    def _by_logarithm(self, driven: Driven, z: Tensor, how: dict[str, object]) -> Tensor:
+    def _by_logarithm(self, driven: Driven, z: Tensor, how: dict[str, Any]) -> Tensor:
         y, sign = logarithm(z)
         sde = SDE(
             lambda y, t: driven.log_drift(y, sign, t), driven.log_diffusion, noise="additive"

@@ -29,9 +29,11 @@ from pathline.solvers.adjoints.segments import (
     Stretcher,
     Tape,
     Totals,
+    Walk,
     grouped,
     stretches,
 )
+from pathline.solvers.adjoints.taped import taped
 from pathline.solvers.execute import instructions
 from pathline.solvers.plan import Plan
 
@@ -244,6 +246,9 @@ class Checkpoint(Adjoint):
         again = sum(steps.evaluations[i] for i in taken.steps)
         once = steps.evaluations[-1] - (n == 1) if self.last == "kept" else 0
         return Cost(again + plan.nfe - once, plan.nfe, states, max(steps.evaluations))
+
+    def walked(self, walk: Walk) -> Tensor:
+        return taped(walk, self.name)
 
     def prepared(self, found: Found) -> Pass:
         return Retaken(found, self.memory, self.together, self.last)

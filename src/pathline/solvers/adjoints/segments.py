@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,6 +131,7 @@ class Walk(NamedTuple):
         cond: as the field's `condition` returned it.
         record: of the backward pass.
         run: runs it in the caller's gradient mode, and returns the final state.
+        tally: what it sets down as it runs.
     """
 
     field: Field
@@ -139,6 +140,7 @@ class Walk(NamedTuple):
     cond: Condition
     record: Record
     run: Callable[[], Tensor]
+    tally: Any = None
 
     @property
     def solver(self) -> str:

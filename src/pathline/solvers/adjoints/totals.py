@@ -1,4 +1,4 @@
-"""What passes back share: sums of gradients, the autocast mode, a check of what is made anew."""
+"""What passes back share: sums of gradients, autocast, and a check of what is made anew."""
 
 from __future__ import annotations
 
