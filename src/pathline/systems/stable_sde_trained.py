@@ -65,18 +65,23 @@ class Task(NamedTuple):
             return GRUClassifier(channels, classes)
         return StableClassifier(self.model, channels, classes)  # type: ignore[arg-type]
 
+    @property
+    def kept(self) -> Path:
+        """The file of its outcome."""
+        home = cache_folder() / "stable-neural-sde" / f"{VERSION}-{HOW.iterations}"
+        return home / f"{self.model}-{self.data}-{self.missing:g}.json"
+
     def outcome(self) -> float:
         """Return the test accuracy, from the cache if it is there."""
-        home = cache_folder() / "stable-neural-sde" / f"{VERSION}-{HOW.iterations}"
-        name = f"{self.model}-{self.data}-{self.missing:g}"
-        kept = home / f"{name}.json"
+        kept = self.kept
+        state = kept.with_suffix(".pt")
         if not kept.is_file():
             parts = self.parts
             model = self.network(parts)
-            fit(model, parts.train, parts.valid, HOW, state=home / f"{name}.pt")
+            fit(model, parts.train, parts.valid, HOW, state=state)
             found = {"accuracy": accuracy(model, parts.test), "how": asdict(HOW)}
             write_atomically(kept, json.dumps(found) + "\n")
-            (home / f"{name}.pt").unlink(missing_ok=True)
+            state.unlink(missing_ok=True)
         return json.loads(kept.read_text("utf-8"))["accuracy"]
 
 
@@ -87,6 +92,13 @@ class Trained:
     def frequencies(self, model: str, missing: float) -> float:
         """Return a model's test accuracy on three frequencies."""
         return Task(model, "frequencies", missing).outcome()
+
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
+        """Return accuracies over the share that was observed; empty if one was not trained yet."""
+        tasks = {m: [Task(m, "frequencies", r) for r in RATES] for m in STABLE}
+        if not all(task.kept.is_file() for each in tasks.values() for task in each):
+            return {}
+        return {m: [(1 - t.missing, t.outcome()) for t in each] for m, each in tasks.items()}
 
     def loss_of_the_best(self) -> float:
         """Return by how much the mean accuracy of the best class falls from 0 to 70 % missing.
