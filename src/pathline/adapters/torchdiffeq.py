@@ -294,7 +294,7 @@ def solver_of(
     ends = [*torch.as_tensor(told.get("jump_t", ())).tolist()]
     ends += torch.as_tensor(told.get("step_t", ())).tolist()
     first = told.get("first_step")
-    how = {
+    how: dict[str, Any] = {
         "rtol": float(rtol),
         "atol": float(atol),
         "first": None if first is None else float(first),

@@ -216,7 +216,9 @@ class Alarm:
             return torch.zeros(len(x), dtype=x.dtype, device=x.device)
         with torch.enable_grad():
             point = x.detach().requires_grad_(), t.detach().requires_grad_()
-            bent = torch.autograd.grad(event.of(*point, f).sum(), point, allow_unused=True)
+            bent: tuple[Tensor | None, ...] = torch.autograd.grad(
+                event.of(*point, f).sum(), point, allow_unused=True
+            )
         speed = torch.zeros_like(g)
         if bent[0] is not None:
             speed = speed + (bent[0] * f.detach()).flatten(1).sum(1)

@@ -62,8 +62,15 @@ class Leg(NamedTuple):
 class Rule(Protocol):
     """What an adaptive solver on the clock of a path knows."""
 
-    rtol: float
-    atol: float
+    @property
+    def rtol(self) -> float:
+        """Relative tolerance."""
+        ...
+
+    @property
+    def atol(self) -> float:
+        """Absolute tolerance."""
+        ...
 
     def clock(self, levels: Levels) -> Tensor:
         """Return what the steps are measured in: λ, σ/α …, (batch,)."""
