@@ -200,7 +200,8 @@ def ode(rounds: int = 5, compiled: bool = True) -> Report:
         torch.set_num_threads(threads)
     settings = {"error": TARGET, "dtype": "float64", "threads": 1, "rounds": rounds,
                 "van der Pol": "256 samples, μ = 5, t ≤ 10",
-                "neural ODE": "128 samples, 32-64-32 tanh, t ≤ 5", "peers": _versions()}  # fmt: skip
+                "neural ODE": "128 samples, 32-64-32 tanh, t ≤ 5",
+                "peers": _versions()}  # fmt: skip
     return Report("ode", ABOUT, rows, bars, settings, NOTES)
 
 
