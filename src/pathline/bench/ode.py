@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from importlib import metadata
+from importlib.util import find_spec
 from statistics import median
 from time import process_time
 from typing import Any, NamedTuple
@@ -198,8 +200,16 @@ def ode(rounds: int = 5, compiled: bool = True) -> Report:
         torch.set_num_threads(threads)
     settings = {"error": TARGET, "dtype": "float64", "threads": 1, "rounds": rounds,
                 "van der Pol": "256 samples, μ = 5, t ≤ 10",
-                "neural ODE": "128 samples, 32-64-32 tanh, t ≤ 5"}  # fmt: skip
+                "neural ODE": "128 samples, 32-64-32 tanh, t ≤ 5",
+                "peers": _versions()}  # fmt: skip
     return Report("ode", ABOUT, rows, bars, settings, NOTES)
+
+
+def _versions() -> str:
+    """Return which peers are installed, with their versions."""
+    names = "torchdiffeq", "torchode", "diffrax", "jax"
+    known = {name: find_spec(name) for name in names}
+    return ", ".join(f"{name} {metadata.version(name)}" for name, spec in known.items() if spec)
 
 
 def _measured(problem: Problem, rounds: int, compiled: bool, rows: list[Row]) -> dict[str, float]:

@@ -224,7 +224,7 @@ class Walk:
         clocks = self._pace.at
         if self._solver.jumps:
             clocks = _beyond(clocks, self._now, np.inf)
-        f = self._slope(self._now, self._stepper.here(clocks, self._now))
+        f = self._fresh_field(fresh, self._stepper.here(clocks, self._now))
         self._stepper.graph = transforms_are_active() or (
             torch.is_grad_enabled() and (f.requires_grad or self._now.requires_grad)
         )
@@ -234,6 +234,17 @@ class Walk:
         lost = ~np.isfinite(self._stepper.own(f * 0)) & fresh
         if lost.any():
             self._give_up(lost, Status.NON_FINITE)
+
+    def _fresh_field(self, fresh: Flags, t: Tensor) -> Tensor:
+        """Return the field; of the fresh ones alone, and zeros, where it can be asked for them."""
+        if fresh.all() or not self._slope.splits:
+            return self._slope(self._now, t)
+        at = torch.from_numpy(np.flatnonzero(fresh))
+        here = at.to(self._now.device)
+        self._slope.narrow(torch.from_numpy(self._rows[fresh]))
+        part = self._slope(self._now[here], t[here])
+        self._slope.narrow(None if self._whole else torch.from_numpy(self._rows))
+        return torch.zeros_like(self._now).index_put((here,), part)
 
     def _give_up(self, who: Flags, status: Status) -> None:
         self._fail(self._rows[who], status)
@@ -345,7 +356,7 @@ class Walk:
         if self._stepper.graph:
             f = self._slope(x, self._stepper.here(pace.at, x))
             self._nfe[self._rows[met.which]] += 1
-        for k in np.unique(met.event):
+        for k in sorted({int(k) for k in met.event}):
             event, mine = alarm.events[k], met.which[met.event == k]
             here = torch.from_numpy(mine).to(device)
             late = alarm.timed(event, x, pace.at, f)
@@ -353,7 +364,7 @@ class Walk:
             there = x + f * shift
             rows = torch.from_numpy(self._rows[mine]).to(device)
             t = torch.from_numpy((pace.at * way)[mine]).to(device) + late[here].double()
-            alarm.happened.append(Happened(int(k), event.name, rows, t, there[here]))
+            alarm.happened.append(Happened(k, event.name, rows, t, there[here]))
             if event.reset is None:
                 self._end_at(mine, rows, t)
             else:
