@@ -216,18 +216,7 @@ class Alarm:
             return torch.zeros(len(x), dtype=x.dtype, device=x.device)
         with torch.enable_grad():
             point = x.detach().requires_grad_(), t.detach().requires_grad_()
-<<<<<<< HEAD
             bent = torch.autograd.grad(event.of(*point, f).sum(), point, materialize_grads=True)
         speed = (bent[0] * f.detach()).flatten(1).sum(1) + bent[1].flatten(1).sum(1)
-=======
-            bent: tuple[Tensor | None, ...] = torch.autograd.grad(
-                event.of(*point, f).sum(), point, allow_unused=True
-            )
-        speed = torch.zeros_like(g)
-        if bent[0] is not None:
-            speed = speed + (bent[0] * f.detach()).flatten(1).sum(1)
-        if bent[1] is not None:
-            speed = speed + bent[1].flatten(1).sum(1)
->>>>>>> ode
         flat = speed == 0
         return torch.where(flat, 0.0, -(g - g.detach()) / torch.where(flat, 1.0, speed).detach())

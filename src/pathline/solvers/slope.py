@@ -30,14 +30,9 @@ class Slope:
     """
 
     def __init__(self, problem: Problem, view: View, way: Numbers) -> None:
-<<<<<<< HEAD
-        self._problem, self.all_ways, self.way = problem, way, way
-        self._view: View = view
-=======
         self._problem: Problem = problem
         self._view: View = view
         self.all_ways, self.way = way, way
->>>>>>> ode
         self.inner = inner_of(problem.field)
         self._is_plain = self.inner is not None and view == "velocity"
         self._changes = problem.field.view != view
