@@ -163,8 +163,8 @@ def choose(front: Sequence[Candidate], slack: float = math.inf) -> Candidate:
 
     Args:
         front: from `search`.
-        slack: how many times the least loss a formula may have. Where values come of a network, long
-            formulas also fit its errors, and a small slack would leave them alone to choose from.
+        slack: how many times the least loss a formula may have. Where values come of a network,
+            long formulas also fit its errors, and a small slack would leave none but these.
     """
     if not front:
         raise UsageError("there is no formula to choose from.")
