@@ -106,7 +106,7 @@ CLAIMS = (
     Claim("ude-interaction", "what a network adds to Lotka-Volterra is off the true interaction, "
           "on the box that was visited, by", lambda e: e.trained.predators["interaction"], 0.1,
           needs="training"),
-    Claim("ude-visited", "and on the states that were visited, of which the box has corners beyond, "
+    Claim("ude-visited", "and on the states that were visited (the box has corners beyond), "
           "by", lambda e: e.trained.predators["visited"], 0.1, needs="training"),
     Claim("ude-terms", "of {1, x, y, x², xy, y²} regression chooses xy and so many others",
           lambda e: e.trained.predators["others"], 0.0, "equal", needs="training"),
