@@ -158,12 +158,13 @@ def _front(losses: Sequence[tuple[Expression, float]], floor: float) -> tuple[Ca
     return tuple(front)
 
 
-def choose(front: Sequence[Candidate], slack: float = 2.0) -> Candidate:
-    """Return the formula of the best score among those that are nearly as good as the best.
+def choose(front: Sequence[Candidate], slack: float = math.inf) -> Candidate:
+    """Return the formula of the best score: the steepest fall of log loss for each added node.
 
     Args:
         front: from `search`.
-        slack: how many times the least loss is nearly as good.
+        slack: how many times the least loss a formula may have. Where values come of a network,
+            long formulas also fit its errors, and a small slack would leave none but these.
     """
     if not front:
         raise UsageError("there is no formula to choose from.")

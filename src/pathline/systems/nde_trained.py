@@ -118,7 +118,7 @@ def predators() -> Mapping[str, Any]:
     data = truth[:, seen]
     torch.manual_seed(0)
     hybrid = Hybrid(growth_and_decay, 2).double()
-    fit_trajectories(hybrid, times[seen], data, Shooting())
+    fit_trajectories(hybrid, times[seen], data, Shooting(rate=1e-2))
     plain = ODENet(2).double()
     fit_trajectories(plain, times[seen], data, Shooting())
     visited = data.flatten(0, 1)
@@ -127,18 +127,24 @@ def predators() -> Mapping[str, Any]:
     box = low + (high - low) * torch.cartesian_prod(line, line)
     with torch.no_grad():
         added, learned = hybrid.rest(box), hybrid.rest(visited)
-    product = box.prod(1)
-    exact = torch.stack((-RATES[1] * product, RATES[2] * product), 1)
+    exact, there = interaction(box), interaction(visited)
     found = sparse_regression(candidates(visited), learned)
     chosen = found != 0
     tuned = tuned_formulas(found, times[seen], data)
     return {
         "interaction": float((added - exact).norm() / exact.norm()),
+        "visited": float((learned - there).norm() / there.norm()),
         "others": float(chosen.sum() - chosen[4].sum()) + float(2 - chosen[4].sum()),
         "extrapolation": off(trajectories(tuned, starts, times), truth, ~seen),
         "plain": off(trajectories(plain, starts, times), truth, ~seen),
         "found": [str(each) for each in tuned.read()],
     }
+
+
+def interaction(x: Tensor) -> Tensor:
+    """Return what is missing, −b x y and c x y."""
+    product = x.prod(1)
+    return torch.stack((-RATES[1] * product, RATES[2] * product), 1)
 
 
 def candidates(x: Tensor) -> Tensor:

@@ -106,6 +106,8 @@ CLAIMS = (
     Claim("ude-interaction", "what a network adds to Lotka-Volterra is off the true interaction, "
           "on the box that was visited, by", lambda e: e.trained.predators["interaction"], 0.1,
           needs="training"),
+    Claim("ude-visited", "and on the states that were visited (the box has corners beyond), "
+          "by", lambda e: e.trained.predators["visited"], 0.1, needs="training"),
     Claim("ude-terms", "of {1, x, y, x², xy, y²} regression chooses xy and so many others",
           lambda e: e.trained.predators["others"], 0.0, "equal", needs="training"),
     Claim("ude-extrapolation", "tuned through the solver on t ≤ 3: error from 3 to 9",
