@@ -64,7 +64,9 @@ def test_every_adaptive_method_solves_tuples_of_any_shape(method):
     t = torch.tensor([0.0, 0.7, 1.0], dtype=F)
     a, b = ours.odeint(lambda t, y: (-y[0], 2 * t * y[1]), y0, t, method=method,
                        rtol=tolerance, atol=tolerance)  # fmt: skip
-    far = 100 * tolerance  # errors of steps add up, most for methods that take many
+    # errors of steps add up; fehlberg2's estimate is a 512th of a change of slope (torchdiffeq, at
+    # this tolerance: 1.3e-2)
+    far = (200 if method == "fehlberg2" else 100) * tolerance
     torch.testing.assert_close(a, torch.exp(-t), rtol=far, atol=0)
     torch.testing.assert_close(b[:, 1, 0], torch.exp(t * t), rtol=far, atol=0)
 

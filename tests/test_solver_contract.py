@@ -320,7 +320,7 @@ def test_the_result_is_differentiable_in_start_and_field(name):
 @every_fixed
 def test_per_sample_results_do_not_depend_on_a_failing_neighbour(name):
     def network(x, t):
-        return torch.where(x[:, :1] > 50, x / 0, x)
+        return torch.where(x[:, :1] > 50, float("inf"), x)  # x / 0 would have a NaN for a slope
 
     model = pl.Denoiser(network, VP, view="v")
     x = starts(3)
@@ -486,7 +486,7 @@ def test_the_way_back_leads_back_within_the_tolerance(name):
 @every_stepped
 def test_a_failing_neighbour_changes_nothing(name):
     def network(x, t):
-        return torch.where(x[:, :1] > 50, x / 0, x)
+        return torch.where(x[:, :1] > 50, float("inf"), x)  # x / 0 would have a NaN for a slope
 
     model = pl.Denoiser(network, VP, view="v")
     bad = torch.cat((starts(3), torch.full((1, 3), 99.0, dtype=torch.float64)))

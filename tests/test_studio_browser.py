@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,17 @@ def browser():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tiny_model(tmp_path_factory.mktemp("browser") / "tiny", conditional=False)
-    with opened(folder) as (_, at):
-        yield at
+    with opened(folder) as (studio, at):
+        yield studio, at
+
+
+@pytest.fixture
+def slow(address):
+    """Let each call of the network take long, so that a job is still there when it is stopped."""
+    network = address[0].shelf.model("tiny").network
+    hook = network.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    yield
+    hook.remove()
 
 
 @pytest.fixture
@@ -49,10 +59,10 @@ def page(browser, address):
     """A page that must ask nobody else for anything, and meet no error."""
     made, trouble = browser.new_page(viewport={"width": 1180, "height": 900}), []
     made.set_default_timeout(PATIENCE)
-    made.on("request", lambda r: trouble.append(r.url) if not _is_ours(r.url, address) else None)
+    made.on("request", lambda r: trouble.append(r.url) if not _is_ours(r.url, address[1]) else None)
     made.on("response", lambda r: trouble.append((r.status, r.url)) if r.status >= 400 else None)
     made.on("pageerror", lambda error: trouble.append(str(error)))
-    made.goto(address)
+    made.goto(address[1])
     yield made
     assert trouble == []
     made.close()
@@ -153,7 +163,7 @@ def test_trajectories_show_a_strip_an_animation_and_ways_in_the_plane(page):
     assert "the exact flow is known to" in shown(page, "plane-result")
 
 
-def test_stop_stops(page):
+def test_stop_stops(page, slow):
     page.get_by_label("Samples").first.fill("64")
     page.get_by_label("Steps").first.fill("200")
     page.click("#sample-run")

@@ -210,26 +210,42 @@ class Mixture(Oracle):
         return self.weights.to(residual).log() - quadratic / 2
 
     def evaluate(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
+        return self._bound(t.reshape(1, *t.shape), x)(0, x)
 
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
-        """Work out all that depends on times alone once, for all of them together."""
-        alpha, sigma = (
-            c(times).to(x).reshape(len(times), -1, 1, 1) for c in (self.path.alpha, self.path.sigma)
-        )
-        squared, means = self.stds.to(x) ** 2, self.means.to(x)
-        variance = alpha**2 * squared + sigma**2
-        constant = self.weights.to(x).log() - variance.log().sum(-1) / 2
-        known = (alpha, 0.5 / variance, constant, alpha * squared / variance)
-        steps = list(zip(*(each.unbind() for each in known), strict=True))
+        if type(self).evaluate is not Mixture.evaluate:  # somebody evaluates otherwise
+            return super().bind(times, x, cond)
+        return self._bound(times, x)
+
+    def _bound(self, times: Tensor, x: Tensor) -> Evaluate:
+        """Work out all that depends on times alone once, for all of them together.
+
+        Not where that has a gradient, which would keep it alive for every step of a solve.
+        """
+        learns = self.stds.requires_grad or self.weights.requires_grad
+        steps = None if learns and torch.is_grad_enabled() else self._at(times, x)
+        means = self.means.to(x)
 
         def evaluate(k: int, state: Tensor) -> Tensor:
-            a, precision, offset, gain = steps[k]
+            made = self._at(times[k : k + 1], x)[0] if steps is None else steps[k]
+            a, precision, offset, gain = made
             residual = state[:, None] - a * means
             shares = (offset - (residual.square() * precision).sum(-1)).softmax(1)
             return (shares[..., None] * torch.addcmul(means, gain, residual)).sum(1)
 
         return evaluate
+
+    def _at(self, times: Tensor, like: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return α, 1/2v, log w − ½ Σ log v and the gain α s²/v at each time, v = α² s² + σ²."""
+        alpha, sigma = (
+            c(times).to(like).reshape(len(times), -1, 1, 1)
+            for c in (self.path.alpha, self.path.sigma)
+        )
+        squared = self.stds.to(like) ** 2
+        variance = alpha**2 * squared + sigma**2
+        constant = self.weights.to(like).log() - variance.log().sum(-1) / 2
+        known = (alpha, 0.5 / variance, constant, alpha * squared / variance)
+        return list(zip(*(each.unbind() for each in known), strict=True))
 
     def draw(self, seeds: Sequence[int]) -> Tensor:
         """Return data, (batch, dim) float64; each is a function of its seed."""

@@ -134,6 +134,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
 
     Example: the oscillator, once around.
         >>> import torch
+        >>> from pathline.solvers import grids
         >>> turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
         >>> x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
         >>> once = grids.build("uniform", n=100, start=0.0, end=2 * torch.pi)

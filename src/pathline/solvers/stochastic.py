@@ -185,7 +185,7 @@ class Milstein(Stochastic):
         return to.write(t, {at: 1.0}, {at: h}, g=g)
 
 
-@solvers.register("euler_heun", paper="Kloeden & Platen 1992, Sec. 11.1; Roberts 2012")
+@solvers.register("euler_heun", paper="Kloeden & Platen 1992, 11.1")
 @dataclass(frozen=True)
 class EulerHeun(Stochastic):
     """Euler in the drift and Heun in the noise: one evaluation of the drift a step, two of g."""
