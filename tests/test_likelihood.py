@@ -111,6 +111,7 @@ def test_bits_per_dim_of_a_uniform_density_are_eight():
         assert (still.bits_per_dim(low, high) - 8).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_more_dequantisations_bound_the_probability_of_pixels_more_tightly():
     """Pixels of a Gaussian ten levels wide: the probability of a cell is a difference of erfs."""
     path, wide = VPLinear(), 10 / 128
