@@ -311,6 +311,8 @@ def _check_told(model: Field, cond: Any) -> None:
     denoiser = denoiser_in(model)
     if denoiser is None or cond or denoiser.encode is None or denoiser.is_conditional:
         return
+    if denoiser.details.get("condition", "unknown") is None:  # its folder says so: it takes none
+        return
     raise UsageError(
         "this model was trained with a condition only, and there is none: say what the picture "
         "shows (text=...)."
