@@ -137,7 +137,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         >>> from pathline.solvers import grids
         >>> turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
         >>> x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-        >>> once = grids.build("uniform", n=100, start=0.0, end=2 * torch.pi)
+        >>> once = grids.uniform(100, 0.0, 2 * torch.pi)
         >>> sol = solve(lambda x, t: x @ turn, x, solver="rk4", grid=once)
         >>> bool((sol.x - x).abs().max() < 1e-6), sol.stats.nfe
         (True, 400)
