@@ -22,6 +22,8 @@ from pathline.steer import LookAhead
 from pathline.systems.diffusion_overview_rates import noisy_rows
 
 WHOLE, DIM = 32, 4
+STEPS = 9000
+"""Of training: a direction that begins across the data is found late, after 3000."""
 LABEL_NOISE = 0.1
 NU = 0.1
 COUNTS = (50, 200, 1000)
@@ -149,11 +151,13 @@ class Learned:
     @cached_property
     def model(self) -> Directed:
         """The trained conditional model; one that was trained before is taken up."""
-        told = repr((self.rows, self.labelled, self.ridge.theta.tolist()))
+        told = repr((self.rows, self.labelled, self.ridge.theta.tolist(), STEPS))
         name = hashlib.sha256(told.encode()).hexdigest()[:16]
         folder: Path = cache_folder() / "diffusion-overview" / name
         known = Labels.of(*self.labels(self.labelled, 0))
-        return train_directed(self.points, self.ridge, known, folder, noise=NU, dim=DIM)
+        return train_directed(
+            self.points, self.ridge, known, folder, noise=NU, dim=DIM, steps=STEPS
+        )
 
     def gap(self) -> float:
         """Return ‖V Vᵀ − A Aᵀ‖ of the network's subspace."""
