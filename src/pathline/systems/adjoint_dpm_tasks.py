@@ -89,7 +89,7 @@ def inversion(iterations: int = 50) -> float:
         picture = solve(model, x, grid=GRID, guide=guide, text="a red apple").x
     found = descend(
         model, x, lambda x: (x - picture).square().mean(), wrt="condition",
-        iterations=iterations, update=Adam(0.05), grid=GRID, guide=guide, text="a picture",
+        iterations=iterations, update=Adam(0.1), grid=GRID, guide=guide, text="a picture",
     )  # fmt: skip
     return found.losses[0] / min(found.losses)
 
