@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import sha256
 from importlib import resources
@@ -77,13 +77,16 @@ class Recipe:
         accumulate: parts of a device's batch that go through the network one after the other, to
             save memory; the update is that of the whole.
         seed: of the weights, the data's order, the noise and the times.
-        rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero.
+        rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero, or by `drops`.
         warmup: steps until the peak.
         cooldown: steps at the end in which the rate falls as a line, after it stood at the peak:
             until they begin, `steps` decides nothing. None is a cosine over all that remains.
+        drops: instead of either, pairs of a share of `steps` and the factor that the rate is
+            multiplied with from there on, such as [[0.5, 0.3], [0.9, 0.3]].
+        betas: what a step keeps of AdamW's two moments; None is (0.9, 0.99).
         decay: weight decay of the matrices.
-        clip: the largest norm of the gradient.
-        ema: what a step keeps of the averaged weights.
+        clip: the largest norm of the gradient; inf clips nothing.
+        ema: what a step keeps of the averaged weights; 0 makes the model of the last weights.
         averages: widths σ_rel of further averages, such as [0.05, 0.1]: written down every
             `snapshot` steps, they make the average of any width after training.
         snapshot: steps between two snapshots of these; 0 takes one at the end.
@@ -106,6 +109,8 @@ class Recipe:
     rate: float = 1e-3
     warmup: int = 300
     cooldown: int | None = None
+    drops: tuple[tuple[float, float], ...] | None = None
+    betas: tuple[float, float] | None = None
     decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
@@ -125,9 +130,36 @@ class Recipe:
                 f"accumulate = {self.accumulate} parts of one size do not make a batch of "
                 f"{self.batch}."
             )
+        if not (self.clip > 0 and 0 <= self.ema < 1):
+            raise UsageError(
+                f"training needs clip > 0 and 0 ≤ ema < 1; they are {self.clip}, {self.ema}."
+            )
         object.__setattr__(self, "averages", tuple(self.averages))
         for width in self.averages:
             exponent(width)  # refuses what is no width
+        if self.drops is not None:
+            pairs = (d if isinstance(d, Sequence) else (d,) for d in self.drops)
+            object.__setattr__(self, "drops", tuple(map(tuple, pairs)))
+            self._check_drops(self.drops)
+        if self.betas is not None:
+            object.__setattr__(self, "betas", tuple(self.betas))
+            if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+                raise UsageError(f"betas are two numbers in [0, 1), not {self.betas}.")
+
+    def _check_drops(self, drops: Sequence[Sequence[float]]) -> None:
+        """Refuse drops that cannot be made, or a second rule beside them."""
+        if not all(len(drop) == 2 and 0 < drop[0] < 1 and 0 < drop[1] < 1 for drop in drops):
+            raise UsageError(
+                "drops are pairs of a share of the steps and a factor of the rate, both between 0 "
+                f"and 1, such as [[0.5, 0.3]]; they are {list(drops)}."
+            )
+        shares = [drop[0] for drop in drops]
+        if shares != sorted(set(shares)):
+            raise UsageError(f"drops come one after the other, and their shares are {shares}.")
+        if self.cooldown is not None:
+            raise UsageError(
+                f"drops and cooldown = {self.cooldown} are two rules for one rate: leave one out."
+            )
 
     @property
     def fingerprint(self) -> str:
