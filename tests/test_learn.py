@@ -304,6 +304,7 @@ def test_what_a_recipe_leaves_out_does_not_change_its_fingerprint():
         ({"drops": [[0.5, 3.0]]}, "share of the steps"),
         ({"drops": [[0.5]]}, "share of the steps"),
         ({"drops": [0.5, 0.3]}, "share of the steps"),
+        ({"drops": [["half", 0.3]]}, "share of the steps"),
         ({"betas": [0.9]}, "betas are two numbers"),
         ({"betas": [0.9, 1.0]}, "betas are two numbers"),
         ({"ema": 1.0}, "ema < 1"),
@@ -314,6 +315,28 @@ def test_what_a_recipe_leaves_out_does_not_change_its_fingerprint():
 def test_a_rule_of_the_rate_that_cannot_work_is_refused(wrong, said):
     with pytest.raises(UsageError, match=said):
         replace(RECIPE, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("drops = 0.5", "drops in .* is a list, not 0.5"),
+        ('rate = "fast"', "rate in .* is a number, not 'fast'"),
+        ("batch = 1.5", "batch in .* is a whole number"),
+        ("ema = true", "ema in .* is a number, not True"),
+        ("compiled = 1", "compiled in .* is true or false"),
+        ('coupling = "gibbs"', "coupling in .* is a table"),
+        ("watch = 3", "watch in .* is a table"),
+        ("watch = { every = [] }", "every in .* is a number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(tmp_path, line, said):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f'name = "n"\nsteps = 3\ndata = {{}}\nnetwork = {{}}\nobjective = {{}}\n{line}\n'
+    )
+    with pytest.raises(UsageError, match=said):
+        read_recipe(file)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

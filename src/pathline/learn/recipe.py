@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -143,12 +144,12 @@ class Recipe:
             self._check_drops(self.drops)
         if self.betas is not None:
             object.__setattr__(self, "betas", tuple(self.betas))
-            if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
                 raise UsageError(f"betas are two numbers in [0, 1), not {self.betas}.")
 
     def _check_drops(self, drops: Sequence[Sequence[float]]) -> None:
         """Refuse drops that cannot be made, or a second rule beside them."""
-        if not all(len(drop) == 2 and 0 < drop[0] < 1 and 0 < drop[1] < 1 for drop in drops):
+        if not all(len(d) == 2 and all(_is_number(v) and 0 < v < 1 for v in d) for d in drops):
             raise UsageError(
                 "drops are pairs of a share of the steps and a factor of the rate, both between 0 "
                 f"and 1, such as [[0.5, 0.3]]; they are {list(drops)}."
@@ -267,11 +268,39 @@ def read_recipe(config: str | Path) -> Recipe:
         table = tomllib.loads(_text_of(config))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{config} is not a TOML file: {error}.") from error
+    _check_types(config, table, Recipe)
     watch = table.pop("watch", {})
     _check_keys(config, watch, Watch)
+    _check_types(config, watch, Watch)
     _check_keys(config, table, Recipe)
     watch["prompts"] = tuple(watch.get("prompts", ()))
     return Recipe(**table, watch=Watch(**watch))
+
+
+_TYPES: Mapping[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a text"),
+    "bool": (bool, "true or false"),
+    "tuple": (list, "a list"),
+    "Mapping": (dict, "a table"),
+    "Watch": (dict, "a table"),
+}
+"""What TOML must have given for a field, by the first word of its type."""
+
+
+def _check_types(config: str | Path, table: Mapping[str, Any], kind: type[Any]) -> None:
+    for f in fields(kind):
+        if f.name not in table:
+            continue
+        value, name = table[f.name], re.split(r"\W", str(f.type))[0]
+        wanted, said = _TYPES[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and name != "bool"):
+            raise UsageError(f"{f.name} in {config} is {said}, not {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _times(table: Mapping[str, Any], path: GaussianPath) -> Times:
