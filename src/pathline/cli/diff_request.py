@@ -91,9 +91,10 @@ class DiffRequest:
         task = self.made()
         if self.task == "drag" and "mask" not in self.files:  # points are pixels of the picture
             task = replace(task, size=tuple(image.shape[2:]))  # type: ignore[call-arg]
+        told: dict[str, Any] = {**chosen_condition(self.prompt, model)}
         return diff_edit(
             model, image, task, reference=reference, editor=editor, seed=self.seed,
-            observe=observe, **chosen_condition(self.prompt, model),
+            observe=observe, **told,
         )  # fmt: skip
 
     def _source(self, role: str) -> Source:

@@ -70,7 +70,7 @@ def _body(contest: Contest) -> Iterator[str]:
     )
     for damage, y in contest.damaged.items():
         yield f"<h3>{damage}</h3>"
-        parts = [contest.made[name][1][damage] for name in names]
+        parts = [contest.repaired(name, damage) for name in names]
         yield _strip([contest.shown[0], y, *parts], f"{damage}, repaired")
         yield from table([_cells(r) for r in contest.untouched if r.damage == damage]
                          + [_cells(r) for r in contest.rows if r.damage == damage])  # fmt: skip
