@@ -13,7 +13,7 @@ from pathline.bench.editing.contest import Contest, Row
 from pathline.core.images import Layout, encode_png, to_pixels
 from pathline.core.page import image, page, table
 from pathline.edit import Edited, text_edit
-from pathline.solvers import grids
+from pathline.solvers import BDIA, grids
 from pathline.steer import CFG
 
 SCALE = 2
@@ -37,7 +37,8 @@ def worded(contest: Contest) -> tuple[Tensor, dict[str, Edited]]:
         x = sample(model, len(TEXTS), guide=CFG(GUIDANCE), text=sources).x.clamp(-1, 1)
         how: dict[str, Any] = {"grid": grid, "guide": CFG(GUIDANCE)}
         made = {
-            "BDIA, exact": text_edit(model, x, sources, targets, **how),
+            "BDIA, γ = 0.96, exact": text_edit(model, x, sources, targets, **how),
+            "BDIA, γ = 1, exact": text_edit(model, x, sources, targets, solver=BDIA(), **how),
             "DDIM, turned round": text_edit(model, x, sources, targets, solver="ddim", **how),
         }
     return x, made

@@ -23,6 +23,7 @@ from pathline.core.errors import UsageError, unknown
 from pathline.core.images import encode_png, to_pixels
 from pathline.core.receipt import Receipt
 from pathline.edit import Inverter, decode, encode
+from pathline.edit.text_edit import DAMPED
 from pathline.fields import Denoiser
 from pathline.studio import jobs
 from pathline.studio.limits import Limits
@@ -168,7 +169,7 @@ def by_text(  # noqa: PLR0913 - what the page has
     request = EditRequest(
         "text", (PICTURE,), text(target, of.limits), text(source, of.limits) or "",
         solver=inverter, steps=n, guidance=_guidance(of.model, guidance), strength=share,
-        **_files(of),
+        knobs={"gamma": DAMPED}, **_files(of),
     )  # fmt: skip
     told = {"inverter": inverter, "steps": n, "strength": share}
     calls = of.limits.count("this", n * (PASSES[inverter] + 3))
