@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathline.bench.editing.contest import Contest, Row
+from pathline.bench.editing.contest import RATE, STEPS, WALK, Contest, Row
 from pathline.core.images import Layout, encode_png, to_pixels
 from pathline.core.page import image, page, table
 from pathline.edit import Edited, text_edit
@@ -62,7 +62,13 @@ def _body(contest: Contest) -> Iterator[str]:
         {"way": name, "round trip off by": f"{float(e.error.max()):.2g}" if e.error is not None
          else "–", "evaluations": str(e.nfe)} for name, e in made.items()
     ])  # fmt: skip
-    names = ["SDEdit 0.32", "SDEdit 0.64", "CODE L = 12, clipping alone", "CODE L = 16, e = 0.01"]
+    names = [
+        "SDEdit 0.32",
+        "SDEdit 0.64",
+        "CODE L = 12, clipping alone",
+        "CODE L = 8",
+        "CODE L = 16",
+    ]
     yield (
         "<h2>What the model has never seen</h2><p>Held-out emoji, damaged in a way that nobody "
         "tells the model of. Rows: the picture, its damage, "
@@ -103,10 +109,11 @@ def markdown(contest: Contest) -> str:
     return (
         "# Editing emoji out of distribution\n\n"
         f"{contest.n} held-out emoji, damaged in four ways, repaired by the shipped model without "
-        "a word. `python -m pathline.bench.editing` writes this page, its numbers and the gallery "
-        "beside it.\n\nNearest real: mean distance, on the sphere of EfficientNet-Lite0 features, "
-        "to the nearest real emoji; lower is more real. From input: root mean square. From clean: "
-        "perceptual distance to the picture before its damage.\n\n"
+        f"a word, on {STEPS} steps; CODE walks {WALK} steps of {RATE:g} σ² at its depth. `python -m "
+        "pathline.bench.editing` writes this page, its numbers and the gallery beside it.\n\n"
+        "Nearest real: mean distance, on the sphere of EfficientNet-Lite0 features, to the nearest "
+        "real emoji; lower is more real. From input: root mean square. From clean: perceptual "
+        "distance to the picture before its damage.\n\n"
         f"{_table(rows)}\n\n## At equal realism\n\nCODE's distance over that of SDEdit at the "
         "strength that is as real (linearly between strengths); below 1 CODE wins.\n\n"
         f"{_table(verdicts)}\n"
