@@ -109,8 +109,8 @@ def markdown(contest: Contest) -> str:
     return (
         "# Editing emoji out of distribution\n\n"
         f"{contest.n} held-out emoji, damaged in four ways, repaired by the shipped model without "
-        f"a word, on {STEPS} steps; CODE walks {WALK} steps of {RATE:g} σ² at its depth. `python -m "
-        "pathline.bench.editing` writes this page, its numbers and the gallery beside it.\n\n"
+        f"a word, on {STEPS} steps; CODE walks {WALK} steps of {RATE:g} σ² at its depth. `python "
+        "-m pathline.bench.editing` writes this page, its numbers and the gallery beside it.\n\n"
         "Nearest real: mean distance, on the sphere of EfficientNet-Lite0 features, to the nearest "
         "real emoji; lower is more real. From input: root mean square. From clean: perceptual "
         "distance to the picture before its damage.\n\n"
