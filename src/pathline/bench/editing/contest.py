@@ -8,8 +8,6 @@ distance to the picture before its damage.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,13 +15,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pathline.bench.editing.damage import DAMAGE, clean
-from pathline.core.files import write_atomically
+from pathline.bench.kept import kept
 from pathline.core.progress import track
-from pathline.data.fetch import cache_folder
 from pathline.edit import Edited, code, sdedit
 from pathline.fields import Denoiser
 from pathline.learn import load_model
@@ -159,26 +155,16 @@ class Contest:
         return {each.name: self._made(each) for each in track(SETTINGS, "repairing emoji")}
 
     def _made(self, setting: Setting) -> Made:
-        told = [
-            setting.name,
-            self.n,
-            STEPS,
-            repr(GRID),
-            WALK,
-            RATE,
-            self.model.details.get("weights"),
-        ]
-        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-        file = cache_folder() / "bench-editing" / f"{name}.safetensors"
-        if not file.is_file():
+        told = [setting.name, self.n, STEPS, repr(GRID), WALK, RATE, self.model.details["weights"]]
+
+        def make() -> dict[str, Tensor]:
             with torch.no_grad():
                 made = Made.of(setting.edit(self.model, torch.cat(list(self.damaged.values()))))
-            parts = {"x": made.x.contiguous(), "nfe": torch.tensor(made.nfe)}
-            if made.clipped is not None:
-                parts["clipped"] = made.clipped.contiguous()
-            write_atomically(file, save(parts))
-        kept = load_file(file)
-        return Made(kept["x"], int(kept["nfe"]), kept.get("clipped"))
+            clipped = {} if made.clipped is None else {"clipped": made.clipped}
+            return {"x": made.x, "nfe": torch.tensor(made.nfe), **clipped}
+
+        found = kept("bench-editing", told, make)
+        return Made(found["x"], int(found["nfe"]), found.get("clipped"))
 
     def repaired(self, setting: str, damage: str) -> Tensor:
         """Return the pictures that a setting made of one kind of damage."""
