@@ -1,6 +1,7 @@
 """`pathline diff-edit`: the library's edit from the command line, with a receipt and a report."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from test_cli import assert_refused, done
 from tiny_model import tiny_model
 
-from pathline.core.images import read_pixels, read_receipt, to_pixels
+from pathline.core.images import read_pixels, read_receipt, to_pixels, write_picture
 from pathline.edit.diff_editor import DiffEditor, diff_edit
 from pathline.edit.diff_tasks import Move
 from pathline.learn import load_model
@@ -42,8 +43,7 @@ def test_a_move_is_that_of_the_library_and_says_how_it_was_made(here):
     told = json.loads((here / "made.json").read_text())
     assert told["task"]["dx"] == 2 and told["nfe"] == same.nfe and len(told["steps"]) == 20
     receipt = read_receipt("made.png")
-    assert receipt.seeds == (3,) and len(receipt.recipe["files"]["mask"]["sha256"]) == 64
-    assert_refused(here, ("replay", "made.png"), "an edit of pictures, which a receipt does not")
+    assert receipt.seeds == (3,) and len(receipt.recipe["request"]["digests"]["mask.png"]) == 64
 
 
 MASKED = ("--mask", "mask.png")
@@ -68,3 +68,39 @@ def test_points_of_a_drag_are_pixels_of_the_picture(here):
     told = json.loads((here / "made.json").read_text())
     assert told["task"]["points"] == [[[2, 2], [4, 2]], [[5, 5], [6, 6]]]
     assert told["regions"]["edited"] == 64
+
+
+@pytest.mark.parametrize("words", [
+    ("--task", "move", *MASKED, "--dx", 2, "--fill", "swap", "--noise", 1.0, "--seed", 3),
+    ("--task", "resize", *MASKED, "--scale", 1.5, "--background", "ground.png", "--no-bank"),
+    ("--task", "drag", "--points", "2,2>4,2;5,5>6,6", "--strength", 900),
+    ("--task", "drag", "--points", "2,2>3,2", *MASKED),
+    ("--task", "appearance", *MASKED, "--reference", "other.png", "--reference-mask", "mask.png"),
+    ("--task", "paste", *MASKED, "--reference", "other.png", "--dy", 1.0),
+], ids=("move", "resize", "landmarks", "drag", "appearance", "paste"))  # fmt: skip
+def test_every_task_replays_bit_for_bit(here, words):
+    ground = np.zeros((8, 8), dtype=np.uint8)
+    ground[6:] = 255
+    Image.fromarray(ground).save("ground.png")
+    done(*USUAL, *words, "-o", "made.png")
+    assert "identical, bit for bit" in done("replay", "made.png", "-o", "again.png")
+    assert "identical, bit for bit" in done("replay", "again.png")
+
+
+def test_a_replay_refuses_another_picture_and_a_receipt_that_tells_too_little(here):
+    done(*USUAL, "--task", "move", *MASKED, "--dx", 2, "-o", "made.png")
+    receipt = read_receipt("made.png")
+    (here / "other.png").rename(here / "image.png")
+    assert_refused(here, ("replay", "made.png"), "image.png is another picture now")
+    (here / "mask.png").unlink()
+    done("diff-edit", "tiny", "--image", "image.png", "--steps", 20, "--task", "drag", "--points",
+         "2,2>4,2", "-o", "drag.png")  # fmt: skip
+    for damage, said in (
+        ({"request": None}, "does not tell what was asked for"),
+        ({"request": {**receipt.recipe["request"], "digests": 3}}, "does not tell of its pictures"),
+        ({"request": {"digests": {}, "held": {}, "task": "move"}}, "damaged"),
+        ({"request": {"digests": {}, "task": "move", "files": {"image": "x.png"}}}, "damaged"),
+    ):
+        recipe = {**receipt.recipe, **damage}
+        write_picture("bad.png", read_pixels("made.png"), replace(receipt, recipe=recipe))
+        assert_refused(here, ("replay", "bad.png"), said)

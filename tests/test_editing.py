@@ -187,7 +187,7 @@ def test_a_field_without_a_path_is_refused():
 # -------------------------------------------------------------------------------------- text edits
 
 METHODS = {
-    "bdia": None,
+    "bdia": pl.BDIA(0.96),
     "reversible": "reversible",
     "edict": edit.EDICT(),
     "fixed point": edit.FixedPoint(),
@@ -209,6 +209,13 @@ def test_a_text_edit_is_encoding_and_decoding_under_another_text(name):
     assert torch.equal(made.rms, code.rms)
     assert all(torch.equal(a, b) for a, b in zip(made.code, code.states, strict=True))
     assert (made.x[:, 0].mean() - x.mean()) < -0.5  # from 0.5 towards −1 and beyond
+
+
+def test_an_edit_is_damped_unless_it_is_said_otherwise():
+    model, x = classes(), 0.5 + 0.5 * noise.normal(range(3), (4,), dtype=torch.float64)
+    usual = edit.text_edit(model, x, one(0, 3), one(1, 3), steps=12).x
+    assert torch.equal(usual, edit.text_edit(model, x, one(0, 3), one(1, 3), steps=12,
+                                             solver=pl.BDIA(0.96)).x)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,13 +2,16 @@
 
 import asyncio
 import base64
+import contextlib
 import gc
 import io
 import json
 import socket
+import tempfile
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from typer.testing import CliRunner
 import pathline as pl
 from pathline.cli.main import app
 from pathline.core.errors import MissingExtra, PathlineError, UsageError
+from pathline.core.images import read_pixels, read_receipt, write_picture
 from pathline.studio import server as serving
 from pathline.studio import views
 from pathline.studio.door import Door
@@ -28,7 +32,7 @@ from pathline.studio.limits import Limits
 from pathline.studio.running import follow
 from pathline.studio.shelf import Shelf
 from pathline.studio.uploads import drawn
-from pathline.studio.work import compare, edit, sample, watch
+from pathline.studio.work import compare, diff, edit, sample, watch
 from pathline.studio.work.recipe import Typed, recipe
 
 LIMITS = Limits()
@@ -243,7 +247,8 @@ def test_marks_and_arrows_are_on_the_models_grid():
     made = drawn(sent, (1, 8, 8), LIMITS)
     want = torch.zeros(8, 8)
     want[:2, :4] = 1
-    assert torch.equal(made.mask, want) and made.points == (((0.0, 4.0), (8.0, 8.0)),)
+    # the first pixel's middle is at 0, and what is drawn to the border ends in the last pixel
+    assert torch.equal(made.mask, want) and made.points == (((0.0, 3.5), (7.0, 7.0)),)
     blank = url(Image.new("L", (32, 32), 255))
     assert drawn({"picture": url(picture), "mask": blank}, (1, 8, 8), LIMITS).mask is None
 
@@ -539,24 +544,106 @@ def test_an_edit_to_the_same_words_is_the_round_trip_and_to_others_is_not():
         edit.by_text(of, "bag", "dress", "bdia", 3, 2, 1)
 
 
-@pytest.mark.filterwarnings("ignore:the windows of DiffEditor")
+SHORT = pytest.mark.filterwarnings("ignore:the windows of DiffEditor")
+
+
+@SHORT
 def test_arrows_and_marks_become_a_task_of_diffeditor(shelf):
     arrow = [[0.25, 0.5, 0.75, 0.5]]
-    drag = edit.moved(subject(shelf, points=arrow), "drag", "", 4, 1, 0).run()
-    assert [caption for caption, _ in drag.pictures] == ["given", "inverted and back", "edited"]
+    drag = diff.moved(subject(shelf, points=arrow), diff.Wanted("drag"), "", 4, 0).run()
+    said = [caption.partition(":")[0] for caption, _ in drag.pictures]
+    assert said == ["given", "inverted and back", "edited", "regions"]
     (told,) = drag.told
     assert told["evaluations"] > 2 * 4 and drag.pictures[2][1].shape == (1, 3, 8, 8)
-    assert edit._arguments(subject(shelf, points=arrow, mask=half()), "move", 2.0)["dx"] == 4.0
-    for task, said in (("drag", "draw an arrow"), ("resize", "paint what"), ("paint", "unknown")):
+    assert all(len(times) == len(values) > 0 for plot in drag.plots.values()
+               for times, values in plot.values())  # fmt: skip
+    # the middle of the first of eight pixels is at a sixteenth of the side
+    (start, end) = drag.receipt["recipe"]["request"]["numbers"]["points"][0]
+    assert (start, end) == ([1.5, 3.5], [5.5, 3.5])
+    painted = subject(shelf, points=arrow, mask=half())
+    moved = diff._numbers(painted.drawn, diff.Wanted("move", scale=2.0))
+    assert moved == {"dx": 4.0, "dy": 0.0, "scale": 2.0, "fill": "own"}
+    for wanted, said in (
+        (("drag",), "draw an arrow"),
+        (("resize",), "paint the object of resize"),
+        (("paint",), "unknown task"),
+        (("paste",), "takes from another picture"),
+        (("drag", 1, "own", "much"), "strength 'much' is no number"),
+        (("drag", 1, "own", "", "", 2), "noise 2: choose from 0 to 1"),
+    ):
+        drawn_on = {"points": arrow} if len(wanted) > 1 else {}
         with pytest.raises(UsageError, match=said):
-            edit.moved(subject(shelf), task, "", 4, 1, 0)
+            diff.moved(subject(shelf, **drawn_on), diff.Wanted(*wanted), "", 4, 0)
+
+
+def replayed(png, tmp_path):
+    """See that a file that was saved replays, with nothing beside it."""
+    file = tmp_path / "saved.png"
+    file.write_bytes(png)
+    with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
+        result = CliRunner().invoke(app, ["replay", str(file)])
+    assert result.exit_code == 0 and "identical, bit for bit" in result.output, result.output
+    return True
+
+
+@SHORT
+@pytest.mark.parametrize("task", ["drag", "move", "appearance", "paste"])
+def test_an_edit_by_diffeditor_is_saved_with_all_that_remakes_it(shelf, tmp_path, task):
+    arrow, dot = [[0.25, 0.5, 0.45, 0.5]], Image.new("L", (8, 8), 255)
+    dot.paste(0, (1, 2, 4, 5))
+    marks = {"mask": url(dot), "points": arrow}
+    other = {"picture": url(Image.new("RGB", (8, 8), "red")), **marks}
+    of = subject(shelf, **marks, reference=other)
+    wanted = diff.Wanted(task, 1, "swap", 300, "", 1.0, task != "move")
+    assert replayed(diff.moved(of, wanted, "", 4, 3).run().png, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["noise", "code", pytest.param("text", marks=pytest.mark.slow)])
+def test_an_edit_is_saved_with_all_that_remakes_it(shelf, tmp_path, way):
+    if way == "text":
+        of = subject(Shelf(["fashion"]), "fashion", 28)
+        task = edit.by_text(of, "bag", "dress", "bdia", 3, 1.0, 2)
+    else:
+        of = subject(shelf, mask=half())
+        task = {
+            "noise": lambda: edit.by_noise(of, "", 0.5, 4, 1, 2, 5),
+            "code": lambda: edit.restored(of, "", 3, 2, 1e-3, 0, 2, 5),
+        }[way]()
+    made = task.run()
+    assert replayed(made.png, tmp_path)
+    if way == "code":  # what is not painted is the picture's
+        shown = made.pictures[1][1]
+        assert torch.equal(shown[..., 4:], of.x[..., 4:].expand_as(shown[..., 4:]))
+
+
+def test_what_a_receipt_holds_must_be_what_it_says(shelf, tmp_path):
+    made = edit.by_noise(subject(shelf), "", 0.5, 4, 1, 1, 0).run()
+    file = tmp_path / "saved.png"
+    file.write_bytes(made.png)
+    receipt = read_receipt(file)
+    held = receipt.recipe["edit"]["held"]["picture.png"]
+    for bad in (held[:-8] + "AAAAAAA=", "no base64", 7):
+        recipe = {
+            **receipt.recipe,
+            "edit": {**receipt.recipe["edit"], "held": {"picture.png": bad}},
+        }
+        write_picture(file, read_pixels(file), replace(receipt, recipe=recipe))
+        result = CliRunner().invoke(app, ["replay", str(file)])
+        assert result.exit_code == 2 and "the receipt is damaged" in result.output
 
 
 def test_code_restores_within_its_bounds():
     of = subject(Shelf(["fashion"]), "fashion", 28)
-    made = edit.restored(of, "bag", 3, 2, 1, 0).run()
+    made = edit.restored(of, "bag", 3, 2, 1e-3, 1.7, 1, 0).run()
     assert made.pictures[1][1].shape == (1, 1, 28, 28) and made.told[0]["updates"] == 2
-    for bad in ((200, 2, 1, 0), (3, 2000, 1, 0), (3, 2, 9, 0), (3, 2, 1, -1)):
+    for bad in (
+        (200, 2, 1e-3, 1.7, 1, 0),
+        (3, 2000, 1e-3, 1.7, 1, 0),
+        (3, 2, 0.1, 1.7, 1, 0),
+        (3, 2, 1e-3, -1, 1, 0),
+        (3, 2, 1e-3, 1.7, 9, 0),
+        (3, 2, 1e-3, 1.7, 1, -1),
+    ):
         with pytest.raises(UsageError, match="choose from"):
             edit.restored(of, "bag", *bad)
 

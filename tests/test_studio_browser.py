@@ -130,27 +130,94 @@ def test_edit_takes_a_file_whatever_its_name_and_inverts_it(page):
     assert "regenerated" in said and "bdia" in said
 
 
+def stroke(page, *points):
+    """Draw on the canvas with the mouse, through points that are shares of its sides."""
+    canvas = page.locator("#pathline-canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    for i, (x, y) in enumerate(points):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def chosen(page, label, value):
+    """Choose from a list of the tab that is open."""
+    page.get_by_label(label, exact=True).locator("visible=true").click()
+    page.get_by_role("option", name=value, exact=True).click()
+
+
+def saved(page, name, tmp_path):
+    """Save an edited picture, and see that the file replays with nothing beside it."""
+    with page.expect_download() as saving:
+        page.click(f"#{name}-result a.save")
+    file = tmp_path / saving.value.suggested_filename
+    saving.value.save_as(file)
+    result = CliRunner().invoke(app, ["replay", str(file)])
+    assert result.exit_code == 0 and "identical, bit for bit" in result.output, result.output
+
+
 def test_edit_sends_what_is_painted_and_drawn(page):
     tab(page, "Edit")
     page.click("#draw-run")
     told(page, "8 × 8 pixels")
-    box = page.locator("#pathline-canvas").bounding_box()
-
-    def stroke(*points):
-        for i, (x, y) in enumerate(points):
-            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-            if i == 0:
-                page.mouse.down()
-        page.mouse.up()
-
-    stroke((0.2, 0.5), (0.5, 0.5), (0.8, 0.5))
+    stroke(page, (0.2, 0.5), (0.5, 0.5), (0.8, 0.5))
     page.click("[data-tool=arrow]")
-    stroke((0.25, 0.25), (0.75, 0.5))
+    stroke(page, (0.25, 0.25), (0.75, 0.5))
     sent = page.evaluate("JSON.parse(window.pathline.sent())")
     (arrow,) = sent["points"]
     assert arrow == pytest.approx([0.25, 0.25, 0.75, 0.5], abs=0.01)
     mask = drawn(sent, (3, 8, 8), Limits()).mask
     assert bool(mask[3:5, 2:6].all()) and not bool(mask[[0, 1, 6, 7]].any())
+    assert sent["reference"] is None
+
+
+def test_code_repairs_what_is_painted_and_saves_a_file_that_replays(page, tmp_path):
+    tab(page, "Edit")
+    page.click("#draw-run")
+    told(page, "8 × 8 pixels")
+    stroke(page, (0.1, 0.5), (0.9, 0.5))
+    tab(page, "CODE")
+    page.get_by_label("Updates").locator("visible=true").fill("4")
+    page.get_by_label("Clipping η, 0 for none").fill("2")
+    page.click("#restore-run")
+    said = shown(page, "restore-result")
+    assert "edited" in said and "80" in said
+    saved(page, "restore", tmp_path)
+
+
+def test_diffeditor_drags_inside_a_mask_and_pastes_from_another_picture(page, tmp_path):
+    tab(page, "Edit")
+    page.click("#draw-run")
+    told(page, "8 × 8 pixels")
+    stroke(page, (0.2, 0.3), (0.8, 0.3))
+    stroke(page, (0.2, 0.6), (0.8, 0.6))
+    page.click("[data-tool=arrow]")
+    stroke(page, (0.3, 0.4), (0.55, 0.4))
+    tab(page, "DiffEditor")
+    page.click("#move-run")
+    said = shown(page, "move-result")
+    assert "drag" in said and "regions: object, target" in said
+    assert page.locator("#move-result img[alt='what every step did']").count() == 1
+    saved(page, "move", tmp_path)
+    # paste: an object of the other picture, carried along the arrow on this one
+    chosen(page, "Task", "paste")
+    page.click("#move-run")
+    page.wait_for_selector("#move-status .refused")
+    assert "another picture" in page.inner_text("#move-status")
+    page.click("[data-side=reference]")
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    file = {"name": "other.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    page.set_input_files("#pathline-file", file)
+    page.wait_for_function("JSON.parse(window.pathline.sent()).reference !== null")
+    page.click("[data-tool=brush]")
+    stroke(page, (0.2, 0.3), (0.4, 0.3))
+    page.click("#move-run")
+    page.wait_for_function("document.getElementById('move-result').innerText.includes('the other')")
+    assert "paste" in shown(page, "move-result")
+    saved(page, "move", tmp_path)
 
 
 def test_trajectories_show_a_strip_an_animation_and_ways_in_the_plane(page):

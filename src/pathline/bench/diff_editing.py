@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pathline.core.files import write_atomically
 from pathline.core.images import Layout, encode_png, to_pixels
+from pathline.core.page import image, table
+from pathline.core.page import page as html_page
 from pathline.core.progress import track
 from pathline.edit.diff_editor import DiffEdited
 from pathline.edit.diff_tasks import Appearance, Drag, Move, Resize
@@ -24,6 +26,10 @@ from pathline.systems.diff_editor_emoji import SIDE, Case, OnPhotos, case_of, co
 FIRST = 100
 """Pictures that the claims do not use begin here."""
 NAME = "diff-editing"
+ROWS = (
+    "Rows: the picture; what a perfect edit is (move), the other picture (appearance, paste) or the "
+    "picture again; noise that is copied and left alone; the edit. PSNR in dB."
+)
 
 
 @dataclass(frozen=True)
@@ -109,20 +115,31 @@ was shown no photograph: {editor.steps} steps, η κ = {editor.strength:g}, DDIM
 
 ![every task]({NAME}.png)
 
-Columns: {", ".join(each.name for each in found)}. Rows: the picture; what a perfect edit is (move),
-the other picture (appearance, paste) or the picture again; noise that is copied and left alone; the
-edit. PSNR in dB.
+Columns: {", ".join(each.name for each in found)}. {ROWS}
 
 {table}
 """
 
 
+def gallery(found: Sequence[Shown], photos: OnPhotos) -> str:
+    """Return the page as HTML, with the picture inside."""
+    steps, strength = photos.editor.steps, photos.editor.strength
+    names = ", ".join(each.name for each in found)
+    about = (
+        "<p>Emoji on photographs, 32 × 32, by a model that was shown no photograph: "
+        f"{steps} steps, η κ = {strength:g}. Columns: {names}. {ROWS}</p>"
+    )
+    rows = table([each.row for each in found])
+    return html_page("Every task of DiffEditor", [about, image(sheet(found), "every task"), *rows])
+
+
 def main(folder: Path = Path("benchmarks")) -> None:
-    """Write the page and its picture."""
+    """Write the page, its picture, and both as HTML."""
     photos = OnPhotos()
     found = shown(photos)
     write_atomically(folder / f"{NAME}.png", sheet(found))
     write_atomically(folder / f"{NAME}.md", page(found, photos))
+    write_atomically(folder / f"{NAME}.html", gallery(found, photos))
 
 
 if __name__ == "__main__":

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json as jsonlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
+from pathline.cli.diff_request import DiffRequest, receipt_of
 from pathline.cli.listing import Json
-from pathline.cli.options import chosen_condition, chosen_device
+from pathline.cli.options import chosen_device
 from pathline.cli.output import check_writable
-from pathline.cli.reading import as_data, check_size, read_picture
 from pathline.cli.sampling import Device, Model
 from pathline.core.errors import UsageError
 from pathline.core.images import to_pixels, write_picture
 from pathline.core.progress import progress
-from pathline.core.receipt import Receipt, sha256
-from pathline.edit import diff_editor
-from pathline.edit.diff_editor import Bank, DiffEdited, DiffEditor
-from pathline.edit.diff_task import Task
-from pathline.edit.diff_tasks import task_of
+from pathline.edit.diff_editor import DiffEdited
 from pathline.fields import Denoiser
 
 Image = Annotated[str, typer.Option(help="The picture, a PNG of the model's size.")]
@@ -100,63 +94,24 @@ def diff_edit(  # noqa: PLR0913 - each is an option
     denoiser = load_model(model).to(chosen_device(device))
     files = {"image": image, "mask": mask, "reference": reference,
              "reference_mask": reference_mask, "background": background}  # fmt: skip
-    pictures = {n: _picture(denoiser, f) for n, f in files.items() if f and n in _PICTURES}
-    masks = {n: _mask(f) for n, f in files.items() if f and n not in _PICTURES}
-    asked = task_of(
-        task, dx=dx, dy=dy, scale=scale, points=_points(points), fill=fill,
-        **_sized(task, masks, pictures["image"]),
-    )  # fmt: skip
-    how = DiffEditor(steps=steps, guidance=guidance, strength=strength, eta_sde=noise,
-                     bank=None if no_bank else Bank())  # fmt: skip
-    told = chosen_condition(prompt, denoiser)
-    edited = _edited(denoiser, pictures, asked, how, seed, told)
-    receipt = _receipt(edited, model, files, told)
-    write_picture(path, to_pixels(edited.x)[0], receipt)
-    report = {"file": str(path), "task": asked.describe(), **edited.to_dict()}
+    numbers = {"dx": dx, "dy": dy, "scale": scale, "points": _points(points), "fill": fill}
+    request = DiffRequest(
+        task, {role: file for role, file in files.items() if file}, numbers, prompt, steps,
+        guidance, strength, noise, not no_bank, seed,
+    ).signed()  # fmt: skip
+    edited = watched(request, denoiser, "editing")
+    write_picture(path, to_pixels(edited.x)[0], receipt_of(request, edited, model))
+    report = {"file": str(path), "task": request.made().describe(), **edited.to_dict()}
     text = jsonlib.dumps(report, ensure_ascii=False, indent=1)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    typer.echo(text if json else f"{path}: {_said(edited)}")
+    typer.echo(text if json else f"{path}: {_said(edited)}; again: pathline replay {path}")
 
 
-_PICTURES = ("image", "reference")
-
-
-def _edited(
-    model: Denoiser, pictures: dict[str, Tensor], task: Task, how: DiffEditor, seed: int,
-    told: dict[str, Any],
-) -> DiffEdited:  # fmt: skip
+def watched(request: DiffRequest, model: Denoiser, what: str) -> DiffEdited:
+    """Run a request behind a progress bar."""
     with progress() as bar:
-        line = bar.add_task("editing", total=how.steps)
-        return diff_editor.diff_edit(
-            model, pictures["image"], task, reference=pictures.get("reference"), editor=how,
-            seed=seed, observe=lambda _: bar.advance(line), **told,
-        )  # fmt: skip
-
-
-def _picture(model: Denoiser, file: str) -> Tensor:
-    if model.shape is None or len(model.shape) != 3:
-        raise UsageError(f"{model.name} is not a model of pictures.")
-    pixels = read_picture(file, model.shape[0])
-    check_size(file, pixels, model.shape)
-    return as_data(pixels)[None].to(model.device or "cpu")
-
-
-def _mask(file: str) -> Tensor:
-    """Return what a picture marks: 1 where it is white; any size, for it is brought to a grid."""
-    pixels = read_picture(file, 1)[0]
-    if not bool(((pixels == 0) | (pixels == 255)).all()):
-        raise UsageError(
-            f"the mask {file} has greys: white is what is meant, black what is not; save it as "
-            "PNG, without anti-aliasing."
-        )
-    return (pixels == 255).float()
-
-
-def _sized(task: str, masks: dict[str, Tensor], image: Tensor) -> dict[str, Any]:
-    """Return the masks of a task; points of a drag without one are in pixels of the picture."""
-    if task == "drag" and "mask" not in masks:
-        return {**masks, "size": (image.shape[2], image.shape[3])}
-    return dict(masks)
+        line = bar.add_task(what, total=request.steps)
+        return request.run(model, lambda _: bar.advance(line))
 
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
@@ -182,14 +137,6 @@ def _points(text: str | None) -> Any:
         a, b, c, d = (float(each) for each in match.groups())
         found.append(((a, b), (c, d)))
     return tuple(found)
-
-
-def _receipt(edited: DiffEdited, model: str, files: dict[str, str | None], told: Any) -> Receipt:
-    """Return the receipt with the files that went in, and their checksums."""
-    given = {n: {"file": f, "sha256": sha256(Path(f))} for n, f in files.items() if f}
-    recipe = {**edited.receipt.recipe, "cond": told, "files": given}
-    recipe["model"] = {**recipe["model"], "source": model}
-    return replace(edited.receipt, recipe=recipe)
 
 
 def _said(edited: DiffEdited) -> str:

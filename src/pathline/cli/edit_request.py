@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from pathline import edit
+from pathline.cli.given import Given
 from pathline.cli.inverting import grid_of, method_named
 from pathline.cli.options import chosen_condition
 from pathline.cli.reading import as_data, change_map, pictures
 from pathline.core.errors import ReceiptError, UsageError
 from pathline.core.images import Layout, Pixels, to_pixels
-from pathline.core.receipt import Receipt, sha256
+from pathline.core.receipt import Receipt
 from pathline.edit import Edited
 from pathline.fields import Denoiser
 from pathline.solvers import solvers
@@ -35,10 +36,10 @@ class EditRequest:
 
     Args:
         by: the method.
-        files: of the pictures.
+        files: names of the pictures.
         prompt: what they shall show.
-        source: what they show; of text edits.
-        mask: the file that says where.
+        source: what they show, of text edits; "" says nothing.
+        mask: the name of the picture that says where.
         solver: a name; None for the method's own.
         steps: of the grid.
         guidance: w.
@@ -46,7 +47,7 @@ class EditRequest:
         samples: answers to each.
         seed: of the first answer.
         knobs: of CODE: depth, at, eps_rel, n, eta, jitter; of inverters: gamma, rho.
-        digests: the sha256 of each file, by name.
+        given: the pictures behind the names.
     """
 
     by: By
@@ -61,7 +62,7 @@ class EditRequest:
     samples: int = 1
     seed: int = 0
     knobs: Mapping[str, Any] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
+    given: Given = field(default_factory=Given)
 
     def signed(self) -> EditRequest:
         """Return it with the checksums of its files.
@@ -70,10 +71,7 @@ class EditRequest:
             UsageError: a file cannot be read.
         """
         names = [*self.files, *([] if self.mask is None else [self.mask])]
-        try:
-            return replace(self, digests={name: sha256(Path(name)) for name in names})
-        except OSError as error:
-            raise UsageError(f"cannot read a picture: {error}.") from error
+        return replace(self, given=Given.of_files(names))
 
     def run(self, model: Denoiser) -> Edited:
         """Edit the pictures, without gradients.
@@ -81,15 +79,19 @@ class EditRequest:
         Raises:
             UsageError: what was asked for cannot work.
         """
-        pixels, _ = pictures(model, self.files)
+        pixels, _ = pictures(model, [self.given.source(name) for name in self.files])
         x = as_data(pixels).to(model.device or "cpu")
-        mask = None if self.mask is None else change_map(model, self.mask).to(x)
+        mask = None
+        if self.mask is not None:
+            mask = change_map(model, self.given.source(self.mask)).to(x)
         with torch.no_grad():
             return _WAYS[self.by](self, model, x, mask)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {**asdict(self), "files": list(self.files)}
+        told = {**asdict(self), "files": list(self.files), **self.given.to_dict()}
+        del told["given"]
+        return told
 
     @classmethod
     def of(cls, receipt: Receipt, near: Path) -> EditRequest:
@@ -104,17 +106,12 @@ class EditRequest:
         """
         try:
             told: dict[str, Any] = dict(receipt.recipe["edit"])
-            told["files"] = tuple(told["files"])
-            made = cls(**told)
+            given, places = Given.taken(told).located(near)
+            told["files"] = tuple(places[name] for name in told["files"])
+            told["mask"] = None if told["mask"] is None else places[told["mask"]]
+            return cls(**told, given=given)
         except (KeyError, TypeError) as error:
             raise ReceiptError(f"the receipt is damaged: {error}.") from error
-        found = {name: _found(name, digest, near) for name, digest in made.digests.items()}
-        return replace(
-            made,
-            files=tuple(found[name] for name in made.files),
-            mask=None if made.mask is None else found[made.mask],
-            digests={found[name]: digest for name, digest in made.digests.items()},
-        )
 
     def layout(self, width: int) -> Layout:
         """Return how answers stand: a picture's in a row."""
@@ -124,15 +121,6 @@ class EditRequest:
     def arranged(self, made: Edited) -> Pixels:
         """Return all answers as one picture."""
         return self.layout(made.x.shape[-1]).arrange(to_pixels(made.flat))
-
-
-def _found(name: str, digest: str, near: Path) -> str:
-    for path in (Path(name), near / Path(name).name):
-        if path.is_file():
-            if sha256(path) != digest:
-                raise ReceiptError(f"{path} is another picture now than the one that was edited.")
-            return str(path)
-    raise ReceiptError(f"the picture {name} that was edited is not here; put it beside this file.")
 
 
 def _text(request: EditRequest, model: Denoiser, x: Tensor, mask: Tensor | None) -> Edited:
@@ -145,9 +133,10 @@ def _text(request: EditRequest, model: Denoiser, x: Tensor, mask: Tensor | None)
         raise UsageError("a text edit has one answer: leave --samples out, or take --by sdedit.")
     knobs = {"gamma": 1.0, "rho": 0.02, **request.knobs}
     method = method_named(request.solver or "bdia", knobs["gamma"], knobs["rho"])
+    before = chosen_condition(request.source or None, model)
     return edit.text_edit(
-        model, x, chosen_condition(request.source, model), chosen_condition(request.prompt, model),
-        solver=method, grid=grid_of(model, request.steps), strength=request.strength,
+        model, x, before, chosen_condition(request.prompt, model), solver=method,
+        grid=grid_of(model, request.steps), strength=request.strength,
         guide=None if request.guidance == 1 else CFG(request.guidance), mask=mask,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from pathline.cli.sampling import Device, Model
 from pathline.core.errors import UsageError, unknown
 from pathline.core.images import write_picture
 from pathline.edit import CodeLog, Edited
+from pathline.edit.text_edit import DAMPED
 
 Files = Annotated[str, typer.Argument(metavar="PICTURE[,PICTURE…]", help="PNG files.")]
 Prompt = Annotated[str | None, typer.Argument(help="What they shall show. Optional but for text.")]
@@ -37,7 +38,7 @@ At = Annotated[str | None, typer.Option(help="Of code: correction depths, such a
 EpsRel = Annotated[float | None, typer.Option(help="Of code: Langevin steps, in σ² (1e-3).")]
 Walk = Annotated[int | None, typer.Option(help="Of code: Langevin steps at each depth (200).")]
 Eta = Annotated[float | None, typer.Option(help="Of code: η of the clipping (1.7); 0 for none.")]
-Gamma = Annotated[float | None, typer.Option(help="Of text with bdia, in (0, 1].")]
+Gamma = Annotated[float | None, typer.Option(help="Of text with bdia, in (0, 1] (0.96).")]
 Rho = Annotated[float | None, typer.Option(help="Of text with dci.")]
 Samples = Annotated[int, typer.Option(help="Answers to each picture.")]
 Seed = Annotated[int, typer.Option(help="Of the first answer; the next has one more.")]
@@ -133,7 +134,7 @@ def _knobs(  # noqa: PLR0913 - each is an option
     """Return what was said of the method alone."""
     said: dict[str, Any] = {"depth": depth, "eps_rel": eps_rel, "n": walk}
     if by == "text":
-        said = {"gamma": gamma, "rho": rho}
+        said = {"gamma": DAMPED if gamma is None else gamma, "rho": rho}
     if at is not None:
         try:
             said["at"] = [int(part) for part in at.split(",")]

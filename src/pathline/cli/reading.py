@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,27 @@ from pathline.core.errors import UsageError
 from pathline.fields import Denoiser
 
 
-def pictures(model: Denoiser, files: Sequence[str]) -> tuple[Tensor, list[str]]:
+@dataclass(frozen=True)
+class Held:
+    """A picture that lies in no file.
+
+    Args:
+        name: what it is called in sentences.
+        content: of a PNG.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Held
+"""A file, or a picture itself."""
+
+
+def pictures(model: Denoiser, files: Sequence[Source]) -> tuple[Tensor, list[str]]:
     """Return pictures as (n, channels, height, width) uint8, and their names.
 
     Raises:
@@ -26,10 +48,10 @@ def pictures(model: Denoiser, files: Sequence[str]) -> tuple[Tensor, list[str]]:
     made = [read_picture(name, shape[0]) for name in files]
     for name, picture in zip(files, made, strict=True):
         check_size(name, picture, shape)
-    return torch.stack(made), [Path(name).name for name in files]
+    return torch.stack(made), [Path(str(name)).name for name in files]
 
 
-def read_picture(name: str, channels: int) -> Tensor:
+def read_picture(name: Source, channels: int) -> Tensor:
     """Return a picture as (channels, height, width) uint8; what is transparent is on white.
 
     Raises:
@@ -44,7 +66,7 @@ def read_alpha(name: str) -> Tensor | None:
     return None if bool((made == 255).all()) else made
 
 
-def check_size(name: str, picture: Tensor, shape: Sequence[int]) -> None:
+def check_size(name: Source, picture: Tensor, shape: Sequence[int]) -> None:
     """Refuse a picture that is not as large as those of the model."""
     height, width = picture.shape[1:]
     if (height, width) != tuple(shape[1:]):
@@ -74,7 +96,7 @@ def mask_of(model: Denoiser, file: str) -> Tensor:
     return (pixels == 255).float()
 
 
-def change_map(model: Denoiser, file: str) -> Tensor:
+def change_map(model: Denoiser, file: Source) -> Tensor:
     """Return a mask of what is edited: 1 where a picture is white, 0 where it is black.
 
     Greys lie between. (1, 1, height, width).
@@ -90,9 +112,9 @@ def change_map(model: Denoiser, file: str) -> Tensor:
     return pixels[None].float() / 255
 
 
-def _opened(name: str, mode: str) -> np.ndarray:
+def _opened(name: Source, mode: str) -> np.ndarray:
     try:
-        with Image.open(name) as image:
+        with Image.open(BytesIO(name.content) if isinstance(name, Held) else name) as image:
             whole = image.convert("RGBA") if _is_transparent(image) or mode == "RGBA" else image
             if mode != "RGBA" and whole.mode == "RGBA":
                 white = Image.new("RGBA", whole.size, "white")

@@ -15,7 +15,7 @@ from pathline.cli.output import Picture, check_writable, pictures_of, sheet_of
 from pathline.cli.request import Request, model_of, request_of
 from pathline.cli.sampling import watched
 from pathline.core.errors import ReceiptError
-from pathline.core.images import Layout, Pixels, read_pixels, read_receipt
+from pathline.core.images import Layout, Pixels, read_pixels, read_receipt, to_pixels
 from pathline.core.receipt import Receipt, versions
 
 File = Annotated[str, typer.Argument(help="A PNG that pathline wrote.")]
@@ -36,6 +36,8 @@ def replay(file: File, output: Output = None, model: Model = None) -> None:
     with threads(receipt.threads):
         if "edit" in receipt.recipe:
             picture = edited_again(receipt, model, Path(file).parent)
+        elif "diff_edit" in receipt.recipe:
+            picture = diff_edited_again(receipt, model, Path(file).parent)
         else:
             picture = remade(receipt, request_of(receipt, model, load_model, Path(file).parent))
     if output is not None:
@@ -63,6 +65,18 @@ def edited_again(receipt: Receipt, model: str | None, near: Path) -> Picture:
     denoiser, source = model_of(receipt, model)
     made = request.run(denoiser)
     return Picture("", request.arranged(made), receipt_of_edit(request, made, denoiser, source))
+
+
+def diff_edited_again(receipt: Receipt, model: str | None, near: Path) -> Picture:
+    """Edit the picture of a receipt by DiffEditor again."""
+    from pathline.cli.diff_editing import watched as watched_edit
+    from pathline.cli.diff_request import DiffRequest
+    from pathline.cli.diff_request import receipt_of as receipt_of_edit
+
+    request = DiffRequest.of(receipt, near)
+    denoiser, source = model_of(receipt, model)
+    made = watched_edit(request, denoiser, "replaying")
+    return Picture("", to_pixels(made.x)[0], receipt_of_edit(request, made, source))
 
 
 def _place(receipt: Receipt) -> tuple[Layout, int | None]:

@@ -154,11 +154,6 @@ def request_of(
             "it was made around pixels that were given, which a receipt does not hold; make it "
             "again with pathline complete, with the same seed."
         )
-    if "diff_edit" in recipe:
-        raise ReceiptError(
-            "it is an edit of pictures, which a receipt does not hold: give pathline diff-edit the "
-            "files that the receipt tells of, and its numbers and seed."
-        )
     dtype = getattr(torch, receipt.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ReceiptError("the receipt is damaged: it has an unknown dtype.")

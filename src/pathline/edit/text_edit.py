@@ -30,10 +30,14 @@ from pathline.edit.ways import (
     working_dtype,
 )
 from pathline.fields import Field
-from pathline.solvers import Grid, Solver
+from pathline.solvers import BDIA, Grid, Solver
 from pathline.solvers.solve import Guide
 
-__all__ = ["Said", "text_edit"]
+__all__ = ["DAMPED", "Said", "text_edit"]
+
+DAMPED = 0.96
+"""γ of BDIA in edits. With 1 its parasitic root is not damped, and under another condition than
+that of the inversion noise is left in the picture."""
 
 Said = str | Sequence[str] | Mapping[str, Any]
 """Words for all pictures, for each, or a condition in the user's words: {"text": ...}."""
@@ -60,7 +64,7 @@ def text_edit(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         x: data, (batch, *state).
         source: what they show.
         target: what they shall show.
-        solver: BDIA if None (exact), or any solver or inverter, as for `encode`.
+        solver: BDIA with γ = 0.96 if None (exact), or any solver or inverter, as for `encode`.
         grid, steps: of generation; 50 steps even in log-SNR.
         strength: the share of the steps that is gone towards noise; less keeps more.
         guide: of the way back: `CFG(3.0)`, or `Anchored(3.0, text=source)`. The way up has none:
@@ -82,7 +86,8 @@ def text_edit(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     said, wanted = as_condition(model, source), as_condition(model, target)
     if not said or not wanted:
         raise UsageError("a text edit needs what the picture shows, and what it shall show.")
-    method, edited = method_of(solver), None if mask is None else check_mask(mask, x)
+    method = method_of(BDIA(DAMPED) if solver is None else solver)
+    edited = None if mask is None else check_mask(mask, x)
     up = way_of(model, None, rising(model, grid, steps, strength), said)
     down = way_of(model, guide, up.times, wanted)
     check_function(up.field)

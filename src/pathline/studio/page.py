@@ -1,4 +1,4 @@
-"""The page: tabs, and what their buttons do. This module and `tabs` are all that know gradio.
+"""The page: tabs, and what their buttons do. This module, `tabs` and `edit_tab` alone know gradio.
 
 Importing it imports gradio, which only `serve` asks for.
 """
@@ -12,7 +12,7 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio.themes import Base, Font
 
-from pathline.studio import tabs
+from pathline.studio import edit_tab, tabs
 from pathline.studio.jobs import Jobs
 from pathline.studio.shelf import Shelf
 
@@ -42,7 +42,7 @@ def blocks(shelf: Shelf, jobs: Jobs) -> gr.Blocks:
             with gr.Tab("Compare"):
                 tabs.comparing(bench)
             with gr.Tab("Edit"):
-                tabs.editing(bench, asset("canvas.html"))
+                edit_tab.editing(bench, asset("canvas.html"))
             with gr.Tab("Trajectories"):
                 tabs.watching(bench)
 

@@ -33,12 +33,14 @@ class Drawn(NamedTuple):
     Args:
         x: (1, channels, height, width) in [−1, 1].
         mask: (height, width), 1 where it was painted; None if nothing was.
-        points: ((x0, y0), (x1, y1)) each, in pixels of x.
+        points: ((x0, y0), (x1, y1)) each, in pixels of x; whole numbers are their middles.
+        reference: the other picture, and what is marked on that; None if there is none.
     """
 
     x: Tensor
     mask: Tensor | None
     points: tuple[tuple[tuple[float, float], tuple[float, float]], ...]
+    reference: Drawn | None = None
 
 
 def drawn(sent: Any, shape: Sequence[int], limits: Limits) -> Drawn:
@@ -46,7 +48,8 @@ def drawn(sent: Any, shape: Sequence[int], limits: Limits) -> Drawn:
 
     Args:
         sent: {"picture": data URL, "mask": data URL or None, "points": [[x0, y0, x1, y1], …]}, the
-            points as shares of width and height.
+            points as shares of width and height; and, of the other picture, the same again under
+            "reference", or None.
         shape: (channels, height, width) of the model.
         limits: of its size.
 
@@ -55,8 +58,20 @@ def drawn(sent: Any, shape: Sequence[int], limits: Limits) -> Drawn:
     """
     if not isinstance(sent, Mapping) or not sent.get("picture"):
         raise UsageError("there is no picture yet: choose a file, or draw one.")
+    other = sent.get("reference")
+    alone = _alone(sent, shape, limits)
+    return alone if not other else alone._replace(reference=_other(other, shape, limits))
+
+
+def _other(sent: Any, shape: Sequence[int], limits: Limits) -> Drawn:
+    if not isinstance(sent, Mapping):
+        raise UsageError("the other picture could not be read: choose it again.")
+    return _alone(sent, shape, limits)
+
+
+def _alone(sent: Mapping[str, Any], shape: Sequence[int], limits: Limits) -> Drawn:
     channels, height, width = shape
-    image = _fitted(_opened(sent["picture"], limits), (width, height))
+    image = _fitted(_opened(sent.get("picture"), limits), (width, height))
     pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
     x = pixels.reshape(height, width, channels).permute(2, 0, 1)[None].float() / 127.5 - 1
     return Drawn(x, _mask(sent.get("mask"), (width, height), limits), _points(sent, width, height))
@@ -124,7 +139,7 @@ def _points(
         is_arrow = isinstance(arrow, list | tuple) and len(arrow) == 4
         if not is_arrow or not all(_is_share(value) for value in arrow):
             raise UsageError("an arrow is four numbers from 0 to 1: where from, and where to.")
-        x0, y0, x1, y1 = (float(v) * s for v, s in zip(arrow, (width, height) * 2, strict=True))
+        (x0, x1), (y0, y1) = (_pixels(arrow[0::2], width), _pixels(arrow[1::2], height))
         found.append(((x0, y0), (x1, y1)))
     return tuple(found)
 
@@ -132,3 +147,9 @@ def _points(
 def _is_share(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value) and 0 <= value <= 1
+
+
+def _pixels(shares: Sequence[float], size: int) -> tuple[float, float]:
+    """Return shares of a side in pixels, the middle of the first one being 0."""
+    a, b = (min(max(share * size - 0.5, 0.0), size - 1.0) for share in shares)
+    return a, b

@@ -15,9 +15,11 @@ from pathline.systems.steered_digits import pixels
 
 COMPONENTS = 60
 LEAST = 0.01
-"""The least variance of a component."""
+"""What every variance is at least: the fit adds it to those that it finds."""
 TRAINED = 1500
 BLOCK = 3
+FIRST = 2
+"""Row and column of the pixels where a block begins: it is in the middle, where the digit is."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,14 @@ class Digits:
         from sklearn.mixture import GaussianMixture
 
         x = self._shuffled[:TRAINED]
-        fit = GaussianMixture(COMPONENTS, covariance_type="spherical", random_state=0)
+        fit = GaussianMixture(
+            COMPONENTS, covariance_type="spherical", reg_covar=LEAST, random_state=0
+        )
         fit.fit(x.flatten(1).numpy())
         means, variances, weights = (
             torch.from_numpy(a) for a in (fit.means_, fit.covariances_, fit.weights_)
         )
-        stds = variances.clamp(min=LEAST).sqrt()
-        return Spherical(VPLinear(), means.reshape(-1, *x.shape[1:]), stds, weights)
+        return Spherical(VPLinear(), means.reshape(-1, *x.shape[1:]), variances.sqrt(), weights)
 
     @cached_property
     def clean(self) -> Tensor:
@@ -72,12 +75,10 @@ class Digits:
         }
 
     def _blocked(self, x: Tensor) -> Tensor:
-        """Return pictures with 3 × 3 pixels somewhere replaced by one random value."""
-        u = noise.uniform(range(self.n), (3,), stream="choice", index=1, dtype=torch.float64)
-        made, side = x.clone(), x.shape[-1] - BLOCK + 1
-        for picture, (a, b, value) in zip(made, u.tolist(), strict=True):
-            i, j = int(a * side), int(b * side)
-            picture[:, i : i + BLOCK, j : j + BLOCK] = 2 * value - 1
+        """Return pictures with 3 × 3 pixels in the middle replaced by one random value of each."""
+        u = noise.uniform(range(self.n), (1,), stream="choice", index=1, dtype=torch.float64)
+        made, block = x.clone(), slice(FIRST, FIRST + BLOCK)
+        made[..., block, block] = (2 * u - 1)[:, :, None, None]
         return made
 
     def realism(self, x: Tensor) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +50,22 @@ class Outcome:
     calls: int
 
 
+class Trip(NamedTuple):
+    """Pictures that went to their codes and back.
+
+    Args:
+        back: regenerated under their own caption.
+        edited: regenerated under another one's.
+        spread: the standard deviation of the code.
+        calls: of the network, inversion and edit together.
+    """
+
+    back: Tensor
+    edited: Tensor
+    spread: float
+    calls: int
+
+
 @dataclass(frozen=True)
 class OnEmoji:
     """Held-out emoji, inverted under their own caption and drawn again under another's.
@@ -72,8 +89,8 @@ class OnEmoji:
         return load_judge()
 
     @cached_property
-    def _shown(self) -> tuple[Tensor, list[str], list[str]]:
-        """Return pictures, what they show, and what they shall show: another one of the group."""
+    def shown(self) -> tuple[Tensor, list[str], list[str]]:
+        """Pictures, what they show, and what they shall show: another one of the group."""
         data = emoji.load()
         groups: dict[str, list[int]] = {}
         for i in data.where("held_out").tolist():
@@ -97,7 +114,7 @@ class OnEmoji:
     @cache  # noqa: B019 - lives as long as the run
     def psnr(self, method: Inverter, guidance: float = 1.0, steps: int | None = None) -> float:
         """Return the PSNR of the round trip under the source's caption, in float32."""
-        x, source, _ = self._shown
+        x, source, _ = self.shown
         way = self._way(steps or self.steps, guidance, source)
         with torch.no_grad():
             back = method.regenerate(way, method.invert(way, x).states).x
@@ -116,26 +133,35 @@ class OnEmoji:
             "DCI": (dci(0.02, rounds=2, tolerance=0.0), fifth),
         }
 
-    @cache  # noqa: B019 - lives as long as the run
-    def outcome(self, name: str) -> Outcome:
-        """Return what a method makes of the pictures."""
+    def trip(self, name: str) -> Trip:
+        """Return the pictures after a method."""
         method, steps = self.methods[name]
-        x, source, target = self._shown
+        x, source, target = self.shown
         up, down = self._way(steps, 1.0, source), self._way(steps, GUIDANCE, target)
         with torch.no_grad():
             found = method.invert(up, x)
             back = method.regenerate(up, found.states).x
             made = method.regenerate(down, found.states)
-        scores = self.judge.scores(to_uint8(made.x), [*source, *target])
+        return Trip(back, made.x, float(found.states[0].std()), found.nfe + 2 * made.nfe)
+
+    @cache  # noqa: B019 - lives as long as the run
+    def outcome(self, name: str) -> Outcome:
+        """Return what a method makes of the pictures."""
+        return self.judged(self.trip(name))
+
+    def judged(self, trip: Trip) -> Outcome:
+        """Return what became of the pictures."""
+        x, source, target = self.shown
+        scores = self.judge.scores(to_uint8(trip.edited), [*source, *target])
         own = torch.arange(len(x))
         lean = scores[own, own + len(x)] - scores[own, own]
         return Outcome(
-            float(_psnr(back, x).mean()),
+            float(_psnr(trip.back, x).mean()),
             float((lean > 0).float().mean()),
             float(lean.mean()),
-            float((made.x - x).square().mean().sqrt()),
-            float(found.states[0].std()),
-            found.nfe + 2 * made.nfe,
+            float((trip.edited - x).square().mean().sqrt()),
+            trip.spread,
+            trip.calls,
         )
 
 

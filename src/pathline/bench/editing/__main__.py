@@ -1,4 +1,7 @@
-"""`python -m pathline.bench.editing [FOLDER]`: the table, its numbers and the gallery."""
+"""`python -m pathline.bench.editing [FOLDER]`: the table, its numbers and the gallery.
+
+Each setting's pictures are kept in the cache, so it may be cut short and begun again.
+"""
 
 from __future__ import annotations
 

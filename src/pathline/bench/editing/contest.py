@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pathline.bench.editing.damage import DAMAGE, clean
+from pathline.bench.kept import kept
 from pathline.core.progress import track
 from pathline.edit import Edited, code, sdedit
 from pathline.fields import Denoiser
@@ -33,7 +34,9 @@ STEPS = 25
 GRID = grids.uniform(STEPS, end=0.02)
 """Pixels are rounded to 1/255 and damaged besides: at σ = 0.001 a network takes that for signal."""
 STRENGTHS = (0.16, 0.32, 0.48, 0.64)
-WALK = 16
+WALK, RATE = 32, 0.05
+"""Langevin steps and ε/σ²: Σε/σ² = 1.2 over the four blocks, as much as 200 steps of 0.01 come to.
+What is forgotten depends on that sum; a tenth of it leaves damage where it is."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,41 @@ def _noised(strength: float) -> Setting:
     return Setting(f"SDEdit {strength:g}", run)
 
 
-def _code(depth: int, rate: float | None) -> Setting:
-    walk = "clipping alone" if rate is None else f"e = {rate:g}"
-
+def _code(depth: int, n: int = WALK) -> Setting:
     def run(model: Denoiser, y: Tensor) -> Edited:
-        n = 0 if rate is None else WALK
-        return code(model, y, depth=depth, eps_rel=rate or 1e-3, n=n, grid=GRID)
+        return code(model, y, depth=depth, eps_rel=RATE, n=n, grid=GRID)
 
-    return Setting(f"CODE L = {depth}, {walk}", run)
+    return Setting(f"CODE L = {depth}{'' if n else ', clipping alone'}", run)
 
 
 SETTINGS = (
     *(_noised(s) for s in STRENGTHS),
-    _code(12, None),
-    _code(8, 1e-2),
-    _code(16, 1e-2),
+    _code(12, 0),
+    _code(8),
+    _code(12),
+    _code(16),
 )
+
+
+class Made(NamedTuple):
+    """What a setting made of all damage, in one batch.
+
+    Args:
+        x: (damage · pictures, *state).
+        nfe: evaluations of the network for each.
+        clipped: the share of entries that were clipped on the way up, (damage · pictures,); None
+            without clipping.
+    """
+
+    x: Tensor
+    nfe: int
+    clipped: Tensor | None
+
+    @classmethod
+    def of(cls, edited: Edited) -> Made:
+        """Return what is compared of an edit."""
+        clipped = getattr(edited.log, "clipped", None)
+        return cls(edited.x[:, 0], edited.nfe, None if clipped is None else clipped.mean(0))
 
 
 @dataclass(frozen=True)
@@ -100,7 +122,7 @@ class Contest:
         n: pictures.
     """
 
-    n: int = 4
+    n: int = 16
 
     @cached_property
     def model(self) -> Denoiser:
@@ -128,16 +150,26 @@ class Contest:
         return {name: harm(self.shown[0]) for name, harm in DAMAGE.items()}
 
     @cached_property
-    def made(self) -> dict[str, tuple[Edited, dict[str, Tensor]]]:
-        """What each setting makes of all damage, in one batch."""
-        y = torch.cat(list(self.damaged.values()))
-        found: dict[str, tuple[Edited, dict[str, Tensor]]] = {}
-        for setting in track(SETTINGS, "repairing emoji"):
+    def made(self) -> dict[str, Made]:
+        """What each setting makes of all damage; from the cache if it has been made before."""
+        return {each.name: self._made(each) for each in track(SETTINGS, "repairing emoji")}
+
+    def _made(self, setting: Setting) -> Made:
+        told = [setting.name, self.n, STEPS, repr(GRID), WALK, RATE, self.model.details["weights"]]
+
+        def make() -> dict[str, Tensor]:
             with torch.no_grad():
-                made = setting.edit(self.model, y)
-            parts = made.x[:, 0].clamp(-1, 1).split(self.n)
-            found[setting.name] = made, dict(zip(self.damaged, parts, strict=True))
-        return found
+                made = Made.of(setting.edit(self.model, torch.cat(list(self.damaged.values()))))
+            clipped = {} if made.clipped is None else {"clipped": made.clipped}
+            return {"x": made.x, "nfe": torch.tensor(made.nfe), **clipped}
+
+        found = kept("bench-editing", told, make)
+        return Made(found["x"], int(found["nfe"]), found.get("clipped"))
+
+    def repaired(self, setting: str, damage: str) -> Tensor:
+        """Return the pictures that a setting made of one kind of damage."""
+        first = list(self.damaged).index(damage) * self.n
+        return self.made[setting].x[first : first + self.n].clamp(-1, 1)
 
     def unreal(self, x: Tensor) -> float:
         """Return the mean distance to the nearest real picture."""
@@ -146,20 +178,14 @@ class Contest:
 
     def row(self, damage: str, setting: str) -> Row:
         """Return the measurements of a setting on one kind of damage."""
-        edited, parts = self.made[setting]
-        x, y = parts[damage], self.damaged[damage]
+        made, first = self.made[setting], list(self.damaged).index(damage) * self.n
+        x, y = self.repaired(setting, damage), self.damaged[damage]
         unlike = perceptual_distance(self.sight, to_uint8(x), to_uint8(self.shown[0]))
+        clipped = None if made.clipped is None else made.clipped[first : first + self.n]
         return Row(
             damage, setting, self.unreal(x), float((x - y).square().mean().sqrt()),
-            float(unlike.mean()), edited.nfe, self._clipped(edited, damage),
+            float(unlike.mean()), made.nfe, None if clipped is None else float(clipped.mean()),
         )  # fmt: skip
-
-    def _clipped(self, edited: Edited, damage: str) -> float | None:
-        clipped = getattr(edited.log, "clipped", None)
-        if clipped is None:
-            return None
-        first = list(self.damaged).index(damage) * self.n
-        return float(clipped[:, first : first + self.n].mean())
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -196,6 +222,7 @@ class Contest:
             "pictures": self.shown[1],
             "steps": STEPS,
             "walk": WALK,
+            "rate": RATE,
             "weights": self.model.details.get("weights", {}),
             "rows": [asdict(r) for r in [*self.untouched, *self.rows]],
             "at equal realism": self.verdicts,

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathline.bench.editing.contest import Contest, Row
+from pathline.bench.editing.contest import RATE, STEPS, WALK, Contest, Row
 from pathline.core.images import Layout, encode_png, to_pixels
 from pathline.core.page import image, page, table
 from pathline.edit import Edited, text_edit
-from pathline.solvers import grids
+from pathline.solvers import BDIA, grids
 from pathline.steer import CFG
 
 SCALE = 2
@@ -37,7 +37,8 @@ def worded(contest: Contest) -> tuple[Tensor, dict[str, Edited]]:
         x = sample(model, len(TEXTS), guide=CFG(GUIDANCE), text=sources).x.clamp(-1, 1)
         how: dict[str, Any] = {"grid": grid, "guide": CFG(GUIDANCE)}
         made = {
-            "BDIA, exact": text_edit(model, x, sources, targets, **how),
+            "BDIA, γ = 0.96, exact": text_edit(model, x, sources, targets, **how),
+            "BDIA, γ = 1, exact": text_edit(model, x, sources, targets, solver=BDIA(), **how),
             "DDIM, turned round": text_edit(model, x, sources, targets, solver="ddim", **how),
         }
     return x, made
@@ -61,7 +62,13 @@ def _body(contest: Contest) -> Iterator[str]:
         {"way": name, "round trip off by": f"{float(e.error.max()):.2g}" if e.error is not None
          else "–", "evaluations": str(e.nfe)} for name, e in made.items()
     ])  # fmt: skip
-    names = ["SDEdit 0.32", "SDEdit 0.64", "CODE L = 12, clipping alone", "CODE L = 16, e = 0.01"]
+    names = [
+        "SDEdit 0.32",
+        "SDEdit 0.64",
+        "CODE L = 12, clipping alone",
+        "CODE L = 8",
+        "CODE L = 16",
+    ]
     yield (
         "<h2>What the model has never seen</h2><p>Held-out emoji, damaged in a way that nobody "
         "tells the model of. Rows: the picture, its damage, "
@@ -70,7 +77,7 @@ def _body(contest: Contest) -> Iterator[str]:
     )
     for damage, y in contest.damaged.items():
         yield f"<h3>{damage}</h3>"
-        parts = [contest.made[name][1][damage] for name in names]
+        parts = [contest.repaired(name, damage) for name in names]
         yield _strip([contest.shown[0], y, *parts], f"{damage}, repaired")
         yield from table([_cells(r) for r in contest.untouched if r.damage == damage]
                          + [_cells(r) for r in contest.rows if r.damage == damage])  # fmt: skip
@@ -102,10 +109,11 @@ def markdown(contest: Contest) -> str:
     return (
         "# Editing emoji out of distribution\n\n"
         f"{contest.n} held-out emoji, damaged in four ways, repaired by the shipped model without "
-        "a word. `python -m pathline.bench.editing` writes this page, its numbers and the gallery "
-        "beside it.\n\nNearest real: mean distance, on the sphere of EfficientNet-Lite0 features, "
-        "to the nearest real emoji; lower is more real. From input: root mean square. From clean: "
-        "perceptual distance to the picture before its damage.\n\n"
+        f"a word, on {STEPS} steps; CODE walks {WALK} steps of {RATE:g} σ² at its depth. `python "
+        "-m pathline.bench.editing` writes this page, its numbers and the gallery beside it.\n\n"
+        "Nearest real: mean distance, on the sphere of EfficientNet-Lite0 features, to the nearest "
+        "real emoji; lower is more real. From input: root mean square. From clean: perceptual "
+        "distance to the picture before its damage.\n\n"
         f"{_table(rows)}\n\n## At equal realism\n\nCODE's distance over that of SDEdit at the "
         "strength that is as real (linearly between strengths); below 1 CODE wins.\n\n"
         f"{_table(verdicts)}\n"

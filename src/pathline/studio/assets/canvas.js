@@ -1,16 +1,22 @@
-// The picture of the Edit tab: chosen from a file or drawn by the model, painted on, and given
+// The pictures of the Edit tab: chosen from a file or drawn by the model, painted on, and given
 // arrows. All of it lives in the page; it is sent with a request, under no name.
 (() => {
   const SIDE = 384, BRUSH = 16, MOST = 4 * 1024 * 1024;
-  const state = { url: null, image: null, mask: null, painted: false, arrows: [], tool: "brush", from: null };
+  const empty = () => ({ url: null, image: null, mask: null, painted: false, arrows: [] });
+  const sides = { picture: empty(), reference: empty() };
+  let state = sides.picture, tool = "brush", from = null; // what is seen, and the pen
   const canvas = () => document.getElementById("pathline-canvas");
   const say = (text) => { const at = document.getElementById("pathline-said"); if (at) at.textContent = text; };
 
-  function clear() {
+  function clear(side) {
     const on = canvas();
-    state.mask = document.createElement("canvas");
-    state.mask.width = on.width; state.mask.height = on.height;
-    state.painted = false; state.arrows = []; state.from = null;
+    side.mask = document.createElement("canvas");
+    side.mask.width = on.width; side.mask.height = on.height;
+    side.painted = false; side.arrows = []; from = null;
+  }
+
+  function press(buttons, pressed) {
+    for (const each of document.querySelectorAll(buttons)) each.setAttribute("aria-pressed", each === pressed);
   }
 
   function redraw() {
@@ -40,7 +46,8 @@
   function show(url) {
     if (!url) return;
     const image = new Image();
-    image.onload = () => { state.url = url; state.image = image; clear(); redraw(); say(`${image.naturalWidth} × ${image.naturalHeight} pixels`); };
+    const side = state;
+    image.onload = () => { side.url = url; side.image = image; clear(side); redraw(); say(`${image.naturalWidth} × ${image.naturalHeight} pixels`); };
     image.onerror = () => say("this file is no picture that the page can show.");
     image.src = url;
   }
@@ -53,7 +60,7 @@
 
   function stroke([x0, y0], [x1, y1]) {
     const on = canvas(), pen = state.mask.getContext("2d");
-    pen.globalCompositeOperation = state.tool === "eraser" ? "destination-out" : "source-over";
+    pen.globalCompositeOperation = tool === "eraser" ? "destination-out" : "source-over";
     pen.strokeStyle = "#2563eb"; pen.lineWidth = 2 * BRUSH; pen.lineCap = "round";
     pen.beginPath(); pen.moveTo(x0 * on.width, y0 * on.height); pen.lineTo(x1 * on.width, y1 * on.height); pen.stroke();
     state.painted = true;
@@ -63,19 +70,19 @@
     if (event.target !== canvas() || !state.image) return;
     event.preventDefault();
     event.target.setPointerCapture(event.pointerId);
-    state.from = place(event);
-    if (state.tool !== "arrow") stroke(state.from, state.from);
+    from = place(event);
+    if (tool !== "arrow") stroke(from, from);
     redraw();
   });
   document.addEventListener("pointermove", (event) => {
-    if (!state.from || state.tool === "arrow") return;
+    if (!from || tool === "arrow") return;
     const to = place(event);
-    stroke(state.from, to); state.from = to; redraw();
+    stroke(from, to); from = to; redraw();
   });
   document.addEventListener("pointerup", (event) => {
-    if (!state.from) return;
-    if (state.tool === "arrow") state.arrows.push([...state.from, ...place(event)]);
-    state.from = null; redraw();
+    if (!from) return;
+    if (tool === "arrow") state.arrows.push([...from, ...place(event)]);
+    from = null; redraw();
   });
   document.addEventListener("change", (event) => {
     if (event.target.id !== "pathline-file" || !event.target.files.length) return;
@@ -87,12 +94,34 @@
     event.target.value = "";
   });
   document.addEventListener("click", (event) => {
-    const tool = event.target.dataset && event.target.dataset.tool;
-    if (!tool || !event.target.closest("#pathline-tools")) return;
-    if (tool === "clear") { clear(); redraw(); return; }
-    state.tool = tool;
-    for (const each of document.querySelectorAll("#pathline-tools [data-tool]")) each.setAttribute("aria-pressed", each === event.target);
+    const button = event.target, { tool: chosen, side } = button.dataset || {};
+    if (chosen && button.closest("#pathline-tools")) {
+      if (chosen === "clear") { clear(state); redraw(); return; }
+      tool = chosen;
+      press("#pathline-tools [data-tool]", button);
+    } else if (side && button.closest("#pathline-sides")) {
+      state = sides[side]; from = null;
+      press("#pathline-sides [data-side]", button);
+      redraw();
+    }
   });
+
+  function told(side) { // null where there is no picture
+    if (!side.url) return null;
+    let mask = null;
+    if (side.painted) { // black on white
+      const flat = document.createElement("canvas");
+      flat.width = side.mask.width; flat.height = side.mask.height;
+      const pen = flat.getContext("2d");
+      pen.drawImage(side.mask, 0, 0);
+      for (const [how, colour] of [["source-in", "#000"], ["destination-over", "#fff"]]) {
+        pen.globalCompositeOperation = how; pen.fillStyle = colour;
+        pen.fillRect(0, 0, flat.width, flat.height);
+      }
+      mask = flat.toDataURL("image/png");
+    }
+    return { picture: side.url, mask, points: side.arrows };
+  }
 
   window.pathline = {
     show,
@@ -101,23 +130,11 @@
       if (!on || !h || !w) return;
       on.width = w >= h ? SIDE : Math.round(SIDE * w / h);
       on.height = h >= w ? SIDE : Math.round(SIDE * h / w);
-      clear(); redraw();
+      Object.values(sides).forEach(clear); redraw();
     },
     sent() {
-      if (!state.url) return "";
-      let mask = null;
-      if (state.painted) { // black on white
-        const flat = document.createElement("canvas");
-        flat.width = state.mask.width; flat.height = state.mask.height;
-        const pen = flat.getContext("2d");
-        pen.drawImage(state.mask, 0, 0);
-        for (const [how, colour] of [["source-in", "#000"], ["destination-over", "#fff"]]) {
-          pen.globalCompositeOperation = how; pen.fillStyle = colour;
-          pen.fillRect(0, 0, flat.width, flat.height);
-        }
-        mask = flat.toDataURL("image/png");
-      }
-      return JSON.stringify({ picture: state.url, mask, points: state.arrows });
+      const picture = told(sides.picture);
+      return picture ? JSON.stringify({ ...picture, reference: told(sides.reference) }) : "";
     },
   };
 })();

@@ -1,26 +1,30 @@
 """Edit: a picture to its code and back, and what is done to it on the way.
 
-Each function checks what was asked for and returns a task; the task's `run` calls one function of
-`pathline.edit`, whose evaluations tick the job.
+Each function checks what was asked for and returns a task; the task's `run` has a request of the
+command line's edit the picture, and its evaluations tick the job. So what comes of it is a file
+that `pathline replay` remakes: it holds the picture that was edited.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pathline.cli.edit_request import EditRequest, receipt_of
+from pathline.cli.given import Given
 from pathline.cli.inverting import grid_of, method_named
 from pathline.cli.options import chosen_condition
 from pathline.core.errors import UsageError, unknown
+from pathline.core.images import encode_png, to_pixels
 from pathline.core.receipt import Receipt
-from pathline.edit import Inverter, code, decode, encode, sdedit, text_edit
+from pathline.edit import Inverter, decode, encode
+from pathline.edit.text_edit import DAMPED
 from pathline.fields import Denoiser
-from pathline.steer import CFG, Guide
 from pathline.studio import jobs
 from pathline.studio.limits import Limits
 from pathline.studio.shelf import Shelf, device_of
@@ -30,9 +34,12 @@ from pathline.studio.work.recipe import number, text
 INVERTERS = ("bdia", "ddim-inversion", "fixed-point", "dci", "edict")
 PASSES = {"bdia": 1, "ddim-inversion": 1, "fixed-point": 10, "dci": 10, "edict": 2}
 """Evaluations a step, at most."""
-TASKS = ("drag", "move", "resize")
 SAMPLES = 4
 CODE_STEPS = 200
+PICTURE, MASK = "picture.png", "mask.png"
+"""What receipts call that which was drawn."""
+
+Curves = Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,15 @@ class Shown:
         pictures: (caption, (n, *state)) each.
         told: what is said of it, one line a row.
         receipt: as JSON values, if there is one.
+        png: the edited picture, with the receipt inside: `pathline replay` remakes it.
+        plots: curves over time, as `views.curves` takes them.
     """
 
     pictures: list[tuple[str, Tensor]]
     told: list[dict[str, Any]]
     receipt: dict[str, Any] | None = field(default=None)
+    png: bytes | None = field(default=None, repr=False)
+    plots: Curves = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture and the model that edits it."""
+    """A picture and the model that edits it.
+
+    Args:
+        model: on the shelf.
+        source: what receipts call it.
+        drawn: the picture, and what is marked on it.
+        limits: of the studio.
+    """
 
     model: Denoiser
+    source: str
     drawn: Drawn
     limits: Limits
 
@@ -89,6 +108,14 @@ class Subject:
         """Return a number of steps, having made sure of it."""
         return self.limits.whole("steps", number("steps", value), 2, self.limits.steps)
 
+    def seed(self, value: Any) -> int:
+        """Return a seed, having made sure of it."""
+        return self.limits.whole("seed", number("seed", value), 0, 2**31 - 1)
+
+    def samples(self, value: Any) -> int:
+        """Return a number of answers, having made sure of it."""
+        return self.limits.whole("samples", number("samples", value), 1, SAMPLES)
+
 
 def subject(shelf: Shelf, model: Any, sent: Any, limits: Limits) -> Subject:
     """Return the picture that was sent, on the grid of the model.
@@ -96,7 +123,18 @@ def subject(shelf: Shelf, model: Any, sent: Any, limits: Limits) -> Subject:
     Raises:
         UsageError: it is none, or too large; the model is unknown.
     """
-    return Subject(shelf.model(model), drawn(sent, shelf.shape(model), limits), limits)
+    found = drawn(sent, shelf.shape(model), limits)
+    return Subject(shelf.model(model), shelf.source(model), found, limits)
+
+
+def png_of(x: Tensor) -> bytes:
+    """Return a picture (1, *state) as it is held by a receipt."""
+    return encode_png(to_pixels(x)[0])
+
+
+def png_of_mask(mask: Tensor) -> bytes:
+    """Return what is marked, (height, width), in white on black."""
+    return png_of(2 * mask[None, None] - 1)
 
 
 def inverted(of: Subject, prompt: Any, inverter: Any, steps: Any) -> Task:
@@ -115,7 +153,7 @@ def inverted(of: Subject, prompt: Any, inverter: Any, steps: Any) -> Task:
         }  # fmt: skip
         seen = found.z.float() / 2  # two deviations are black and white
         shown = [("given", of.x), ("its code (the noise)", seen), ("regenerated", back.x)]
-        return Shown(shown, [told], _receipt(found.receipt))
+        return Shown(shown, [told], as_json(found.receipt))
 
     return Task(work, of.limits.count("this", n * (2 * PASSES[inverter] + 1)))
 
@@ -124,119 +162,78 @@ def by_text(  # noqa: PLR0913 - what the page has
     of: Subject, source: Any, target: Any, inverter: Any, steps: Any, strength: Any, guidance: Any
 ) -> Task:
     """Invert under one prompt, regenerate under another; what is painted alone is edited."""
-    method, n, share = _method(inverter), of.steps(steps), _share("strength", strength)
-    before, after = of.told(source), of.told(target)
-    if not after:
+    _method(inverter)
+    n, share = of.steps(steps), _share("strength", strength)
+    if not of.told(target):
         raise UsageError("a target prompt is needed: what the picture shall show.")
-    guide = _guide(of.model, guidance)
-
-    def work() -> Shown:
-        with torch.no_grad():
-            made = text_edit(
-                of.model, of.x, before, after, solver=method, grid=grid_of(of.model, n),
-                strength=share, guide=guide, mask=_mask(of),
-            )  # fmt: skip
-        return _edited(of, made, {"inverter": inverter, "steps": n, "strength": share})
-
-    return Task(work, of.limits.count("this", n * (PASSES[inverter] + 3)))
+    request = EditRequest(
+        "text", (PICTURE,), text(target, of.limits), text(source, of.limits) or "",
+        solver=inverter, steps=n, guidance=_guidance(of.model, guidance), strength=share,
+        knobs={"gamma": DAMPED}, **_files(of),
+    )  # fmt: skip
+    told = {"inverter": inverter, "steps": n, "strength": share}
+    calls = of.limits.count("this", n * (PASSES[inverter] + 3))
+    return Task(lambda: _edited(of, request, told), calls)
 
 
 def by_noise(  # noqa: PLR0913 - what the page has
     of: Subject, prompt: Any, strength: Any, steps: Any, guidance: Any, samples: Any, seed: Any
 ) -> Task:
     """SDEdit: some noise on it, and back; what is not painted is kept to the bit."""
-    n, share, cond = of.steps(steps), _share("strength", strength), of.told(prompt)
-    count = of.limits.whole("samples", number("samples", samples), 1, SAMPLES)
-    first = of.limits.whole("seed", number("seed", seed), 0, 2**31 - 1)
-    guide = _guide(of.model, guidance) if cond else None
-
-    def work() -> Shown:
-        with torch.no_grad():
-            made = sdedit(
-                of.model, of.x, strength=share, mask=_mask(of), steps=n, guide=guide,
-                samples=count, seed=first, **cond,
-            )  # fmt: skip
-        return _edited(of, made, {"strength": share, "steps": n})
-
-    return Task(work, of.limits.count("this", n * count * 2))
+    n, share, count = of.steps(steps), _share("strength", strength), of.samples(samples)
+    request = EditRequest(
+        "sdedit", (PICTURE,), text(prompt, of.limits), steps=n,
+        guidance=_guidance(of.model, guidance), strength=share, samples=count,
+        seed=of.seed(seed), **_files(of),
+    )  # fmt: skip
+    calls = of.limits.count("this", n * count * 2)
+    return Task(lambda: _edited(of, request, {"strength": share, "steps": n}), calls)
 
 
-def restored(
-    of: Subject, prompt: Any, depth: Any, updates: Any, samples: Any, seed: Any
-) -> Task:  # fmt: skip
+def restored(  # noqa: PLR0913 - what the page has
+    of: Subject, prompt: Any, depth: Any, updates: Any, eps: Any, eta: Any, samples: Any, seed: Any
+) -> Task:
     """CODE: a damaged picture, as near as the model knows to what it was; nothing said of how."""
-    whole, limits = of.limits.whole, of.limits
+    whole = of.limits.whole
     deep = whole("depth", number("depth", depth), 2, CODE_STEPS - 1)
-    n = whole("updates", number("updates", updates), 1, 1000)
-    count = whole("samples", number("samples", samples), 1, SAMPLES)
-    first, cond = whole("seed", number("seed", seed), 0, 2**31 - 1), of.told(prompt)
-
-    def work() -> Shown:
-        with torch.no_grad():
-            made = code(
-                of.model, of.x, depth=deep, n=n, steps=CODE_STEPS, samples=count, seed=first, **cond
-            )
-        return _edited(of, made, {"depth": deep, "updates": n})
-
-    return Task(work, limits.count("this", (2 * deep + n) * count))
-
-
-def moved(of: Subject, task: Any, prompt: Any, steps: Any, scale: Any, seed: Any) -> Task:
-    """DiffEditor: content is dragged along the arrows, or what is painted is moved or resized."""
-    from pathline.edit.diff_editor import DiffEditor, diff_edit
-    from pathline.edit.diff_tasks import task_of
-
-    if task not in TASKS:
-        raise unknown("task", str(task)[:40], TASKS)
-    asked = task_of(task, **_arguments(of, task, number("scale", scale)))
-    n, cond = of.steps(steps), of.told(prompt)
-    first = of.limits.whole("seed", number("seed", seed), 0, 2**31 - 1)
-
-    def work() -> Shown:
-        made = diff_edit(
-            of.model, of.x, asked, editor=DiffEditor(steps=n), seed=first,
-            observe=lambda _: jobs.tick(0), **cond,
-        )  # fmt: skip
-        shown = [("given", of.x), ("inverted and back", made.reconstruction), ("edited", made.x)]
-        told = {"task": task, "steps": n, "evaluations": made.nfe}
-        return Shown(shown, [told], _receipt(made.receipt))
-
-    return Task(work, of.limits.count("this", 14 * n))
+    n = whole("updates", number("updates", updates), 0, 1000)
+    e, width = number("step", eps), number("η", eta)
+    if not 0 < e <= 0.05:
+        raise UsageError(f"step {e:g} σ²: choose from 0 to 0.05, and not 0.")
+    if not 0 <= width <= 20:
+        raise UsageError(f"η {width:g}: choose from 0 (no clipping) to 20.")
+    count = of.samples(samples)
+    knobs = {"depth": deep, "n": n, "eps_rel": e, "eta": width or None}
+    request = EditRequest(
+        "code", (PICTURE,), text(prompt, of.limits), steps=CODE_STEPS, samples=count,
+        seed=of.seed(seed), knobs=knobs, **_files(of),
+    )  # fmt: skip
+    calls = of.limits.count("this", (2 * deep + n) * count)
+    return Task(lambda: _edited(of, request, {"depth": deep, "updates": n}), calls)
 
 
-def _arguments(of: Subject, task: str, scale: float) -> dict[str, Any]:
-    """Return what a task of DiffEditor takes, from what was painted and drawn."""
-    mask, points = of.drawn.mask, of.drawn.points
-    if task != "drag" and mask is None:
-        raise UsageError(f"paint what to {task}, with the brush.")
-    if task != "resize" and not points:
-        raise UsageError("draw an arrow: from where to where.")
-    if task == "resize":
-        return {"mask": mask, "scale": scale}
-    if task == "drag":
-        return {"points": points, **({} if mask is None else {"mask": mask})}
-    (x0, y0), (x1, y1) = points[0]
-    return {"mask": mask, "dx": x1 - x0, "dy": y1 - y0, "scale": scale}
+def _files(of: Subject) -> dict[str, Any]:
+    """Return what a request is told of the picture and of what is painted."""
+    pngs, mask = {PICTURE: png_of(of.drawn.x)}, of.drawn.mask
+    if mask is not None:
+        pngs[MASK] = png_of_mask(mask)
+    return {"mask": None if mask is None else MASK, "given": Given.of_pngs(pngs)}
 
 
-def _edited(of: Subject, made: Any, told: dict[str, Any]) -> Shown:
-    rows = [told | {"evaluations": made.nfe}]
+def _edited(of: Subject, request: EditRequest, told: dict[str, Any]) -> Shown:
+    made = request.run(of.model)
+    receipt = receipt_of(request, made, of.model, of.source)
+    row = told | {"evaluations": made.nfe}
     if made.error is not None:
-        rows[0] |= {"round trip, largest": float(made.error.max())}
+        row |= {"round trip, largest": float(made.error.max())}
     shown = [("given", of.x), ("edited", made.flat.float())]
-    return Shown(shown, rows, _receipt(made.receipt))
+    return Shown(shown, [row], as_json(receipt), encode_png(request.arranged(made), receipt))
 
 
 def _method(inverter: Any) -> Inverter:
     if inverter not in INVERTERS:
         raise unknown("inverter", str(inverter)[:40], INVERTERS)
     return method_named(inverter, 1.0, 0.02)
-
-
-def _mask(of: Subject) -> Tensor | None:
-    """Return what was painted, (1, 1, height, width)."""
-    mask = of.drawn.mask
-    return None if mask is None else mask[None, None].to(of.x)
 
 
 def _share(what: str, value: Any) -> float:
@@ -246,12 +243,24 @@ def _share(what: str, value: Any) -> float:
     return float(share)
 
 
-def _guide(model: Denoiser, guidance: Any) -> Guide | None:
-    weight = number("guidance", 1 if guidance in (None, "") else guidance)
-    if not -20 <= weight <= 50:
-        raise UsageError(f"guidance {weight:g}: choose from -20 to 50; 1 adds nothing.")
-    return None if weight == 1 or not model.is_conditional else CFG(float(weight))
+def _guidance(model: Denoiser, guidance: Any) -> float:
+    """Return a weight, having made sure of it; 1 where a model cannot be guided."""
+    weight = bounded("guidance", 1 if guidance in (None, "") else guidance, -20, 50)
+    return weight if model.is_conditional else 1.0
 
 
-def _receipt(receipt: Receipt | None) -> dict[str, Any] | None:
+def bounded(what: str, value: Any, least: float, most: float) -> float:
+    """Return a number that a visitor typed.
+
+    Raises:
+        UsageError: it is none, or out of bounds.
+    """
+    found = number(what, value)
+    if not least <= found <= most:
+        raise UsageError(f"{what} {found:g}: choose from {least:g} to {most:g}.")
+    return float(found)
+
+
+def as_json(receipt: Receipt | None) -> dict[str, Any] | None:
+    """Return a receipt as JSON values."""
     return None if receipt is None else json.loads(receipt.to_json())
