@@ -231,7 +231,7 @@ def normals(
     which = which.repeat_interleave(len(keys.low))[:, None]
     every = Keys(keys.low.repeat(n, 1), keys.high.repeat(n, 1))
     made = normal(every, shape, stream=stream, index=which, dtype=dtype, device=device)
-    return made.unflatten(0, (n, -1))
+    return made.unflatten(0, (n, len(keys.low)))
 
 
 def rademacher(

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
-from pathline.core.brownian import Brownian, Piece, Refined
+from pathline.core.bridge import Piece
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
+from pathline.core.refined import Refined
 from pathline.solvers.plan import Coefficient, Functional, Plan
 
 AHEAD = 2**15
