@@ -66,9 +66,9 @@ def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> Keys:
         UsageError: a seed that is not an integer from 0 to 2⁶⁴ − 1.
     """
     check_seeds(seeds)
-    low = torch.tensor([s & MASK for s in seeds], dtype=torch.int64, device=device)[:, None]
-    high = torch.tensor([s >> 32 for s in seeds], dtype=torch.int64, device=device)[:, None]
-    return Keys(low, high)
+    words = np.array([*seeds], dtype=np.uint64)[:, None]
+    low, high = (torch.from_numpy(part.astype(np.int64)) for part in (words & MASK, words >> 32))
+    return Keys(low.to(device), high.to(device))
 
 
 def words(
@@ -319,6 +319,8 @@ def derived_seeds(seeds: Sequence[int], index: int) -> list[int]:
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that are not integers from 0 to 2⁶⁴ − 1."""
+    if {*map(type, seeds)} <= {int} and (not seeds or 0 <= min(seeds) <= max(seeds) < 2**64):
+        return
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UsageError(f"seed {seed!r} is not an integer from 0 to 2⁶⁴ − 1.")
