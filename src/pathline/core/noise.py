@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.core.philox import MASK, Array, gaussians, log, philox
+from pathline.core.philox import MASK, Array, gaussians, log, philox, stacked
 
 STREAMS = {
     "initial": 0,
@@ -90,7 +90,7 @@ def words(
     """
     place = _place(seeds, n_blocks, stream, index, device)
     out = torch.empty(len(place[-1]), 4, n_blocks, dtype=torch.int64, device=device)
-    _fill(out, place, lambda *four: four)
+    _fill(out, place, lambda *four: stacked(four))
     return out
 
 
@@ -110,17 +110,16 @@ def _place(
     return block & MASK, block >> 32, index, tag, low, high
 
 
-def _fill(out: Tensor, place: Sequence[Tensor], make: Callable[..., Sequence[Array]]) -> None:
+def _fill(out: Tensor, place: Sequence[Tensor], make: Callable[..., Array]) -> None:
     """Write what is made of the words of every block.
 
     Args:
         out: (batch, k, n_blocks).
         place: counter and key, as `_place` returns them.
-        make: from four words to k arrays like them.
+        make: from four words to k arrays like them, (k, ...).
     """
     if out.device.type != "cpu":
-        for k, value in enumerate(make(*philox(place[:4], place[4:]))):
-            out[:, k] = value
+        out.copy_(make(*philox(place[:4], place[4:])).transpose(0, 1))
         return
 
     def put(piece: tuple[slice, slice]) -> None:
@@ -128,9 +127,13 @@ def _fill(out: Tensor, place: Sequence[Tensor], make: Callable[..., Sequence[Arr
         is_high = into.shape[0] > into.shape[2]  # a kernel likes a long last axis
         cut = [_cut(word, *piece) for word in place]
         arrays = [(word.T if is_high else word).numpy() for word in cut]
-        for k, value in enumerate(make(*philox(arrays[:4], arrays[4:]))):
-            made = torch.from_numpy(value)
-            into[:, k] = made.T if is_high else made
+        made = torch.from_numpy(make(*philox(arrays[:4], arrays[4:]))).to(out.dtype)
+        if not is_high:
+            into.copy_(made.transpose(0, 1))
+        elif into.is_contiguous():  # a matrix is turned in tiles
+            into.flatten(1).copy_(made.flatten(0, 1).T)
+        else:
+            into.copy_(made.permute(2, 0, 1))
 
     batch, _, n_blocks = out.shape
     pieces, threads = _pieces(batch, n_blocks), torch.get_num_threads()
@@ -207,11 +210,10 @@ def normal(
     return _shaped(out, shape, size, dtype)
 
 
-def _normal(w0: Array, w1: Array, w2: Array, w3: Array) -> Sequence[Array]:
+def _normal(w0: Array, w1: Array, w2: Array, w3: Array) -> Array:
     """Return the four normals of a block; cosines first."""
-    stack = torch.stack if isinstance(w0, Tensor) else np.stack
-    cosine, sine = gaussians(stack((w0, w2)), stack((w1, w3)))
-    return cosine[0], cosine[1], sine[0], sine[1]
+    pairs = gaussians(stacked((w0, w2)), stacked((w1, w3)))
+    return pairs.reshape(4, *w0.shape)
 
 
 def normals(

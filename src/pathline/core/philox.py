@@ -29,6 +29,10 @@ _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
+_COSINE = [(-1) ** k / math.factorial(2 * k) for k in range(1, 9)]
+_SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 9)]
+"""Taylor coefficients of cos x and of sin x / x in x², from the second one on."""
+
 
 def philox(counter: Sequence[Array], key: Sequence[Array]) -> tuple[Array, ...]:
     """Return the four words of Philox-4x32-10, as int64 arrays with values below 2³².
@@ -54,15 +58,18 @@ def _mixed(product: Array, word: Array, key: Array) -> Array:
     return high
 
 
-def gaussians(radius_word: Array, angle_word: Array) -> tuple[Array, Array]:
-    """Return two independent normals for each pair of words, √(−2 log u) cos φ and … sin φ."""
+def gaussians(radius_word: Array, angle_word: Array) -> Array:
+    """Return two independent normals for each pair of words, (2, ...): √(−2 log u) (cos φ, sin φ)."""
     square = log(unit(radius_word))
     square *= -2.0
-    radius = root(square)
-    cosine, sine = turn(angle_word)
-    cosine *= radius
-    sine *= radius
-    return cosine, sine
+    pair = turn(angle_word)
+    pair *= root(square)
+    return pair
+
+
+def stacked(arrays: Sequence[Array]) -> Array:
+    """Return arrays along a new first axis."""
+    return (torch if isinstance(arrays[0], Tensor) else np).stack(arrays)
 
 
 def unit(word: Array) -> Array:
@@ -123,8 +130,8 @@ def root(x: Array) -> Array:
     return found
 
 
-def turn(word: Array) -> tuple[Array, Array]:
-    """Return cos and sin of the angle 2π (word + ½)/2³².
+def turn(word: Array) -> Array:
+    """Return cos and sin of the angle 2π (word + ½)/2³², (2, ...).
 
     The top two bits choose the quadrant; the rest is an angle in (−π/4, π/4).
     """
@@ -135,32 +142,30 @@ def turn(word: Array) -> tuple[Array, Array]:
     angle += 0.5 - 2.0**29
     angle *= math.pi * 2.0**-31
     square = angle * angle
-    c = _horner([(-1) ** k / math.factorial(2 * k) for k in range(1, 9)], square)
-    s = _horner([(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 9)], square)
-    for series in (c, s):
-        series *= square
-        series += 1
-    s *= angle
-    return _in_quadrant(c, s, word)
+    pair = stacked((square * _COSINE[-1], square * _SINE[-1]))
+    for c, s in zip(_COSINE[-2::-1], _SINE[-2::-1], strict=True):
+        pair[0] += c
+        pair[1] += s
+        pair *= square
+    pair += 1
+    pair[1] *= angle
+    _in_quadrant(integers(pair), word)
+    return pair
 
 
-def _in_quadrant(c: Array, s: Array, word: Array) -> tuple[Array, Array]:
-    """Return cos and sin of an angle that is turned on by 0, 1, 2 or 3 right angles, in place.
+def _in_quadrant(pair: Array, word: Array) -> None:
+    """Turn on the bits of cos and sin of an angle by 0, 1, 2 or 3 right angles, in place.
 
     In odd quadrants they change places, and the cosine its sign; beyond π both do.
     """
     odd = (word << 33) >> 63  # all bits or none
-    cosine, sine = integers(c), integers(s)
-    other = cosine ^ sine
+    other = pair[0] ^ pair[1]
     other &= odd
-    cosine ^= other
-    sine ^= other
+    pair ^= other
     sign = (word >> 31) << 63
-    sine ^= sign
+    pair ^= sign
     odd <<= 63
-    sign ^= odd
-    cosine ^= sign
-    return c, s
+    pair[0] ^= odd
 
 
 def _horner(coefficients: Sequence[float], x: Array) -> Array:
