@@ -59,7 +59,7 @@ def _mixed(product: Array, word: Array, key: Array) -> Array:
 
 
 def gaussians(radius_word: Array, angle_word: Array) -> Array:
-    """Return two independent normals for each pair of words, (2, ...): √(−2 log u) (cos φ, sin φ)."""
+    """Return two normals for each pair of words, (2, ...): √(−2 log u) cos φ and … sin φ."""
     square = log(unit(radius_word))
     square *= -2.0
     pair = turn(angle_word)
@@ -69,7 +69,7 @@ def gaussians(radius_word: Array, angle_word: Array) -> Array:
 
 def stacked(arrays: Sequence[Array]) -> Array:
     """Return arrays along a new first axis."""
-    return (torch if isinstance(arrays[0], Tensor) else np).stack(arrays)
+    return (torch if isinstance(arrays[0], Tensor) else np).stack([*arrays])
 
 
 def unit(word: Array) -> Array:

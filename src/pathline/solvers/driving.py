@@ -267,6 +267,18 @@ def _sums(plan: Plan) -> dict[int, Tensor]:
     return found
 
 
+def product_pulled(v: Tensor, g: Tensor, by: Weighed, source: Source) -> Tensor:
+    """Return the cotangent of g that v, (batch, *state), the one of g·Σ c w, brings; like g."""
+    channels = 0 if g.ndim == v.ndim else g.shape[-1]
+    total, c = source.sum(by, channels)
+    scaled = v if c == 1 else v * c
+    if total is None:
+        return scaled
+    if not channels:
+        return scaled * total
+    return scaled.unsqueeze(-1) * total.reshape(len(total), *[1] * (v.ndim - 1), channels)
+
+
 def plus_product(x: Tensor, g: Tensor, by: Weighed, source: Source) -> Tensor:
     """Return x + g·Σ c w, (batch, *state).
 
