@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from pathline.core import noise
-from pathline.core.brownian import Brownian, Piece, Refined, joined
+from pathline.core.bridge import Piece, joined
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
+from pathline.core.refined import Refined
 
 TIMES = (0.0, 0.13, 0.5, 0.8125, 1.7, 2.0)
 

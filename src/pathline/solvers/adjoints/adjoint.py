@@ -140,10 +140,10 @@ class Begun:
     """A loop that has made its first evaluation, with a graph: that tells whether anybody asks."""
 
     def __init__(self, loop: Loop) -> None:
-        self._loop, self._at = loop, 0
+        self._loop, self._at = loop._replace(drawn=loop.draw), 0
         self._first: tuple[int, Tensor] | None = None
         self._diffusion: Tensor | None = None
-        self._execution = loop.execution(self._evaluate, loop.given, loop.draw)
+        self._execution = loop.execution(self._evaluate, loop.given, self._loop.draw)
         self._x, unseen = loop.given[-1], bool(loop.plan.diffused)
         self._made = dict(enumerate(loop.given))
         while self._first is None or (unseen and self._diffusion is None):
