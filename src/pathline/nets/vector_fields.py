@@ -102,8 +102,8 @@ class Hybrid(nn.Module):
     """A known right-hand side and a network that learns what it lacks: dx/dt = known(x, t) + NN(x).
 
     The last layer starts at a hundredth of its usual size, so training starts at what is known.
-    Units that grow with their inputs (SiLU) go on beyond the states that were seen, where those that
-    saturate bend away from an interaction such as x y.
+    Units that grow with their inputs (SiLU) go on beyond the states that were seen; those that
+    saturate bend away from an interaction such as x y there.
 
     Args:
         known: what is known of the system; a module whose parameters are learned too, or any
