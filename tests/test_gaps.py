@@ -274,6 +274,11 @@ def test_an_interpolator_is_trained_by_its_bound():
 
 
 def test_numbers_that_cannot_be_are_refused():
+    part = s.ahead(walks(channels=3), 5).test
+    labelled = s.Series(part.times, part.values, torch.zeros(len(part)).long(), 2)
+    for model in (s.StableForecaster(path(), 2), s.GRUFiller(2), s.CDEClassifier(2, 2)):
+        with pytest.raises(pl.UsageError, match="reads series of 2 channels, and these have 3"):
+            model(labelled, range(len(part)))
     with pytest.raises(pl.UsageError, match="references are 2 or more"):
         s.StableInterpolator(path(), 2, references=1)
     with pytest.raises(pl.UsageError, match="deviation is above 0"):

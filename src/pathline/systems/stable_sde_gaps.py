@@ -3,7 +3,6 @@
     liver      half of the visits of patients are hidden, and filled in
     motions    accelerometers and gyroscopes of a wrist: ten values are foretold from fifty of which
                three in ten are lost
-    power      hourly demand: the last eight hours of a day from the sixteen before
 
 Real data; a mean square error of 1 is that of the mean. Chords say the last value, or what lies
 between neighbours.
@@ -38,8 +37,8 @@ from pathline.domains.series import (
 )
 from pathline.systems.kept import file_of, kept
 
-DATA = ("liver", "motions", "power")
-MODELS = ("lsde", "lnsde", "gsde", "naive", "gru", "chords")
+DATA = ("liver", "motions")
+MODELS = ("lnsde", "naive", "gru", "chords")
 HOW = Fit(iterations=400, batch=64, rate=5e-3, every=25)
 VERSION, WINDOW = 1, 60
 DEVIATION = 0.3
@@ -57,9 +56,7 @@ class Gap(NamedTuple):
         """The data."""
         if self.data == "liver":
             return patients()
-        if self.data == "power":
-            return ahead(_values("ItalyPowerDemand"), 8)
-        values = _values("BasicMotions")
+        values = _motions()
         windows = values.unfold(1, WINDOW, 20).transpose(2, 3)
         whose = torch.arange(len(values)).repeat_interleave(windows.shape[1])
         return ahead(windows.flatten(0, 1), 10, missing=0.3, groups=whose)
@@ -96,16 +93,14 @@ class Gap(NamedTuple):
 ALL = [Gap(model, data) for data in DATA for model in MODELS]
 
 
-def _values(name: str) -> Tensor:
-    """Return the series of a set of the archive, both of its parts, (n, length, channels)."""
-    data = timeseries.load(name)
+def _motions() -> Tensor:
+    """Return the motions of the archive, both of its parts, (80, 100, 6)."""
+    data = timeseries.load("BasicMotions")
     return torch.from_numpy(np.concatenate((data.train_values, data.test_values)))
 
 
 ABOUT = """Mean square errors of what was not seen, in units of the variance: `liver`, half of the
 visits of 227 patients with a liver disease, filled in (by a latent variable and its bound, except
 for `gru`); `motions`, ten values of the six channels of a wrist's sensors from the fifty before, of
-which three in ten are lost; `power`, the last eight hours of a day's demand from the sixteen
-before. `chords` learns nothing: it says the last value, or what lies between neighbours. `gru`
-reads a series from both ends.
-"""
+which three in ten are lost. `chords` learns nothing: it says the last value, or what lies between
+neighbours. `gru` reads a series from both ends."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pathline.domains.series.series import Observed
+from pathline.domains.series.series import Observed, check_channels
 from pathline.paths import controls
 
 __all__ = ["Chords", "GRUClassifier", "GRUFiller"]
@@ -32,7 +32,7 @@ class GRUClassifier(nn.Module):
     def forward(self, series: Observed, seeds: Sequence[int] = ()) -> Tensor:
         """Return logits, (n, classes); seeds are not used."""
         del seeds
-        out, _ = self.gru(told(series))
+        out, _ = self.gru(told(series, self.gru))
         return self.last(out[:, -1])
 
 
@@ -54,7 +54,7 @@ class GRUFiller(nn.Module):
     def forward(self, series: Observed, seeds: Sequence[int] = ()) -> Tensor:
         """Return values, (n, length, channels); seeds are not used."""
         del seeds
-        return self.last(self.gru(told(series))[0])
+        return self.last(self.gru(told(series, self.gru))[0])
 
 
 class Chords(nn.Module):
@@ -69,8 +69,9 @@ class Chords(nn.Module):
         return controls.filled(series.values, series.times)
 
 
-def told(series: Observed) -> Tensor:
+def told(series: Observed, to: nn.GRU) -> Tensor:
     """Return the last observed values, what was observed, and gaps, (n, length, 2 channels + 1)."""
+    check_channels(series, (to.input_size - 1) // 2)
     seen = series.values.isfinite()
     place = torch.arange(seen.shape[1])[None, :, None]
     latest = torch.where(seen, place, -1).cummax(1).values

@@ -119,6 +119,14 @@ class Series(Observed):
         check_labels(self.labels, self.classes)
 
 
+def check_channels(series: Observed, channels: int) -> None:
+    """Refuse series of other channels than a model reads."""
+    if series.channels != channels:
+        raise UsageError(
+            f"the model reads series of {channels} channels, and these have {series.channels}."
+        )
+
+
 S = TypeVar("S", bound=Observed)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pathline.core.errors import UsageError
-from pathline.domains.series.series import Observed
+from pathline.domains.series.series import Observed, check_channels
 from pathline.fields import SDE
 from pathline.fields.stable_sde import Driven, Kind, Noise, Reads, StableSDE, Variant, logarithm
 from pathline.solvers import solve
@@ -90,6 +90,7 @@ class StablePath(nn.Module):
             seeds: of the Brownian paths, one a series: fresh ones for every pass.
             times: of Euler's steps, increasing; those of the observations, or finer ones, if None.
         """
+        check_channels(series, self.first.in_features - 1)
         times = self._times(series) if times is None else times
         knots = series.knots if torch.equal(times, series.times) else torch.stack(
             [series.control.value(t) for t in times])  # fmt: skip
