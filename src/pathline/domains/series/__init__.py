@@ -3,7 +3,9 @@
 from pathline.domains.series.baselines import Chords, GRUClassifier, GRUFiller
 from pathline.domains.series.cde import CDEClassifier
 from pathline.domains.series.gaps import Gapped, Squares, ahead, error, gapped, patients
-from pathline.domains.series.latent_sde import LatentSDE, fit_latent_sde
+from pathline.domains.series.latent import Elbo, fit_latent
+from pathline.domains.series.latent_ode import LatentODE
+from pathline.domains.series.latent_sde import LatentSDE
 from pathline.domains.series.outlook import Bound, StableForecaster, StableInterpolator
 from pathline.domains.series.problems import frequencies, spirals
 from pathline.domains.series.sde_gan import Discriminator, Game, Generator, play
@@ -18,12 +20,14 @@ __all__ = [
     "Chords",
     "Classes",
     "Discriminator",
+    "Elbo",
     "Fit",
     "GRUClassifier",
     "GRUFiller",
     "Game",
     "Gapped",
     "Generator",
+    "LatentODE",
     "LatentSDE",
     "Observed",
     "Parts",
@@ -38,7 +42,7 @@ __all__ = [
     "archive",
     "error",
     "fit",
-    "fit_latent_sde",
+    "fit_latent",
     "frequencies",
     "gapped",
     "patients",
