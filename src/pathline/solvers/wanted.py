@@ -143,7 +143,7 @@ def _check(
     wrong = np.flatnonzero(np.diff(clocks) <= 0)
     if len(wrong):
         a, b = row[wrong[0]], row[wrong[0] + 1]
-        raise UsageError(f"sample {sample}: {_disordered(a, b)}")
+        raise UsageError(f"sample {sample}: {_disordered(float(a), float(b))}")
     out = (clocks < ends[0]) | (clocks > ends[1])
     if out.any():
         raise UsageError(

@@ -39,7 +39,7 @@ from pathline.systems.kept import file_of, kept
 
 DATA = ("liver", "motions")
 MODELS = ("lnsde", "naive", "gru", "chords")
-HOW = Fit(iterations=400, batch=64, rate=5e-3, every=25)
+HOW = Fit(iterations=300, batch=32, rate=5e-3, every=25)
 VERSION, WINDOW = 1, 60
 DEVIATION = 0.3
 """Of an observation from what is decoded, in units of the training part's."""
@@ -70,7 +70,7 @@ class Gap(NamedTuple):
             return GRUFiller(channels)
         path = StablePath(self.model, channels)  # type: ignore[arg-type]
         if self.data == "liver":
-            return StableInterpolator(path, channels, deviation=DEVIATION)
+            return StableInterpolator(path, channels, width=32, deviation=DEVIATION)
         return StableForecaster(path, channels)
 
     def outcome(self) -> float:

@@ -1,6 +1,6 @@
 """Stable neural SDEs, trained: accuracies over data sets and missing rates, beside baselines.
 
-`write("benchmarks")` trains what is missing and writes the table. Every training is kept in the
+`write(FOLDER)` trains what is missing and writes the table. Every training is kept in the
 cache, by its settings, and one that was cut short goes on.
 """
 
@@ -41,7 +41,7 @@ SETS = ("ItalyPowerDemand", "BasicMotions", "JapaneseVowels")
 ON_SETS = ("lnsde", "naive", "gru")
 HOW = Fit(iterations=600, batch=64, rate=3e-3)
 SERIES = 512
-VERSION = 1
+VERSION, FILES = 1, "stable-neural-sde-table"
 
 
 class Task(NamedTuple):
@@ -124,21 +124,19 @@ class Trained:
         return self.on_the_archive("lnsde") - self.on_the_archive("naive")
 
 
-def write(folder: str | Path) -> None:
-    """Train what is missing, and write all accuracies as `stable-neural-sde.json` and `.md`."""
+def write(folder: str | Path) -> tuple[Path, ...]:
+    """Train what is missing, write all that was measured, JSON and a page; return the files."""
     home, trained = Path(folder), Trained()
     tasks = [Task(m, "frequencies", r) for m in MODELS for r in RATES]
     tasks += [Task(m, name, 0.5) for name in SETS for m in ON_SETS]
-    rows = [{**task._asdict(), "accuracy": task.outcome()} for task in track(tasks, "trainings")]
-    write_atomically(home / "stable-neural-sde.json", json.dumps(rows, indent=1) + "\n")
+    rows: list[dict[str, Any]] = [
+        {**task._asdict(), "accuracy": task.outcome()} for task in track(tasks, "trainings")
+    ]
     first = [[m, *(f"{trained.frequencies(m, r):.3f}" for r in RATES)] for m in MODELS]
     second = [[n, *(f"{Task(m, n, 0.5).outcome():.3f}" for m in ON_SETS)] for n in SETS]
     second.append(["mean", *(f"{trained.on_the_archive(m):.3f}" for m in ON_SETS)])
     found = {gap: gap.outcome() for gap in track(gaps.ALL, "gaps")}
-    write_atomically(
-        home / "stable-neural-sde-gaps.json",
-        json.dumps([{**gap._asdict(), "error": found[gap]} for gap in gaps.ALL], indent=1) + "\n",
-    )
+    rows += [{**gap._asdict(), "error": error} for gap, error in found.items()]
     third = [[d, *(f"{found[gaps.Gap(m, d)]:.3f}" for m in gaps.MODELS)] for d in gaps.DATA]
     text = (
         f"{TITLE}\n\n{ABOUT}\n\n"
@@ -147,10 +145,12 @@ def write(folder: str | Path) -> None:
         + _table(["set", *ON_SETS], second)
         + f"\n\n{gaps.ABOUT}\n\n"
         + _table(["set", *gaps.MODELS], third)
-        + "\n\nAgain, and on where it was cut off: "
-        '`pathline.systems.stable_sde_trained.write("benchmarks")`.\n'
+        + "\n\nAgain, and on where it was cut off: `pathline run stable-neural-sde --train`.\n"
     )
-    write_atomically(home / "stable-neural-sde.md", text)
+    numbers, page = home / f"{FILES}.json", home / f"{FILES}.md"
+    write_atomically(numbers, json.dumps(rows, indent=1) + "\n")
+    write_atomically(page, text)
+    return numbers, page
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -149,7 +149,9 @@ def hidden(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
 
     Cost: one look at every node of the graph, less than a microsecond each.
     """
-    stops = {(tensor.grad_fn, tensor.output_nr) for tensor in known if tensor.grad_fn is not None}
+    stops: set[tuple[Node | None, int]] = {
+        (tensor.grad_fn, tensor.output_nr) for tensor in known if tensor.grad_fn is not None
+    }
     ids = {id(tensor) for tensor in known}
     found = list[Tensor]()
     for node, _ in _edges([(out.grad_fn, out.output_nr) for out in outputs], stops):
