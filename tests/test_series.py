@@ -115,6 +115,11 @@ def test_steps_that_pass_observations_over_are_told(parts):
         assert len(fine.path(parts.test, range(len(parts.test)))) == 23
 
 
+def test_numbers_of_the_diffusion_that_were_lost_are_told(parts):
+    with pytest.warns(UserWarning, match=r"\d+ numbers of the diffusion were NaN, .*'sqrt' left"):
+        model("lsde", noise="sqrt", allow_unstable=True)(parts.test, range(len(parts.test)))
+
+
 @pytest.mark.parametrize("make", [
     lambda: s.CDEClassifier(2, 3), lambda: s.GRUClassifier(2, 3), lambda: model("gsde")
 ])  # fmt: skip

@@ -25,6 +25,7 @@ __all__ = [
     "NoiseNet",
     "ODENet",
     "OwnNoise",
+    "augmented",
     "clip_weights",
     "layers",
     "with_time",
@@ -70,6 +71,22 @@ def with_time(x: Tensor, t: Tensor | float) -> Tensor:
     """Return (t, x) side by side, (batch, 1 + dim)."""
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     return torch.cat((t.reshape(-1, 1).expand(len(x), 1), x), 1)
+
+
+def augmented(x: Tensor, extra: int) -> Tensor:
+    """Return states with so many zeros more, (batch, dim + extra).
+
+    Paths of an ODE never cross, so in `dim` numbers alone none can turn a set inside out; with room
+    beside them they pass each other.
+
+    Paper: Dupont, Doucet & Teh 2019 (arXiv:1904.01681).
+    """
+    if x.ndim != 2 or extra < 1:
+        raise UsageError(
+            f"states are (batch, dim) and 1 zero or more is added; given were {tuple(x.shape)} and "
+            f"{extra}."
+        )
+    return torch.cat((x, x.new_zeros(len(x), extra)), 1)
 
 
 class ODENet(nn.Module):

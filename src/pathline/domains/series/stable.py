@@ -109,7 +109,14 @@ class StablePath(nn.Module):
         if self.sde.kind == "gsde" and self.sde.variant == "pure":
             return self._by_logarithm(driven, z, how)
         sde = SDE(driven.drift, driven.diffusion, noise="diagonal", sde_type="ito")
-        return _states(solve(sde, z, **how).trajectory)
+        made = _states(solve(sde, z, **how).trajectory)
+        if driven.lost:
+            warnings.warn(
+                f"{driven.lost} numbers of the diffusion were NaN, and 0 was taken for them: "
+                f"noise={self.sde.noise!r} left its domain.",
+                stacklevel=2,
+            )
+        return made
 
     def _by_logarithm(self, driven: Driven, z: Tensor, how: dict[str, Any]) -> Tensor:
         y, sign = logarithm(z)
