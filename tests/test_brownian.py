@@ -106,6 +106,8 @@ def test_times_of_each_samples_own_are_on_the_same_path():
 def test_bad_paths_are_refused():
     with pytest.raises(UsageError, match=r"outside of the Brownian path's span \[0, 2\]"):
         path()(0.0, 2.5)
+    with pytest.raises(UsageError, match="at finite times, and not at nan"):
+        path()(0.0, float("nan"))
     with pytest.raises(UsageError, match="start < end"):
         Brownian(1.0, 1.0, (0,))
     with pytest.raises(UsageError, match="1 to 30"):

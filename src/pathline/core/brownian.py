@@ -173,6 +173,8 @@ class Brownian:
     def _position(self, t: float) -> float:
         """Return a time in leaves."""
         p = (t - self.start) / (self.end - self.start) * 2**self.depth
+        if not math.isfinite(p):
+            raise UsageError(f"a Brownian path is asked at finite times, and not at {t}.")
         nearest = round(p)
         if abs(p - nearest) <= _SNAP * max(1.0, nearest):
             p = float(nearest)

@@ -6,7 +6,6 @@ dx = A x³ dt + 0.2 x dW (Itô),   A = ((−0.1, 2), (−2, −0.1)),   x(0) = (
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pathline.core import noise
-from pathline.core.files import write_atomically
 from pathline.core.progress import track
-from pathline.data.fetch import cache_folder
 from pathline.fields import SDE
 from pathline.learn.solve_costs import Decay, Plain, SolveCost
 from pathline.solvers import grids, solve
 from pathline.solvers.adaptive_sde import AdaptiveSDE
+from pathline.systems.kept import kept
 
 TIMES = tuple(k / 10 for k in range(11))
 """Where means and variances are compared, and all samples stop over."""
@@ -97,10 +95,8 @@ def loss_of(states: Tensor) -> Tensor:
 def outcome(lesson: Lesson, seed: int) -> Mapping[str, float]:
     """Return the loss and the drift's evaluations on noise not trained with; kept in the cache."""
     told = f"{lesson} {seed} {SOLVER}"
-    file = cache_folder() / "spiral-sde" / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
-    if not file.is_file():
-        write_atomically(file, json.dumps(_trained(lesson, seed)))
-    return json.loads(file.read_text("utf-8"))
+    name = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return kept(f"spiral-sde/{name}", lambda: _trained(lesson, seed))
 
 
 def _trained(lesson: Lesson, seed: int) -> dict[str, float]:
