@@ -102,6 +102,8 @@ class Hybrid(nn.Module):
     """A known right-hand side and a network that learns what it lacks: dx/dt = known(x, t) + NN(x).
 
     The last layer starts at a hundredth of its usual size, so training starts at what is known.
+    Units that grow with their inputs (SiLU) go on beyond the states that were seen, where those that
+    saturate bend away from an interaction such as x y.
 
     Args:
         known: what is known of the system; a module whose parameters are learned too, or any
@@ -122,7 +124,7 @@ class Hybrid(nn.Module):
     ) -> None:
         super().__init__()
         self.known, self.dim = known, dim
-        self.rest = layers((dim, *[width] * depth, dim), nn.Tanh)
+        self.rest = layers((dim, *[width] * depth, dim), nn.SiLU)
         with torch.no_grad():
             for parameter in self.rest[-1].parameters():
                 parameter.mul_(0.01)

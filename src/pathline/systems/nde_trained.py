@@ -47,7 +47,7 @@ class Trained:
 
     @cached_property
     def predators(self) -> Mapping[str, Any]:
-        return kept("lotka-volterra-1", predators)
+        return kept("lotka-volterra-2", predators)
 
     @cached_property
     def formulas(self) -> Mapping[str, Any]:
