@@ -103,7 +103,7 @@ def _motions() -> Tensor:
 
 
 ABOUT = """Mean square errors of what was not seen, in units of the variance: `liver`, half of the
-visits of 227 patients with a liver disease, filled in (each is there with four choices of them); `latent`, the same by a latent variable and
-its bound; `motions`, ten values of the six channels of a wrist's sensors from the fifty before, of
-which three in ten are lost. `chords` learns nothing: it says the last value, or what lies between
-neighbours. `gru` reads a series from both ends."""
+visits of 227 patients with a liver disease, filled in (each is there with four choices of them);
+`latent`, the same by a latent variable and its bound; `motions`, ten values of the six channels of
+a wrist's sensors from the fifty before, of which three in ten are lost. `chords` learns nothing: it
+says the last value, or what lies between neighbours. `gru` reads a series from both ends."""
