@@ -27,8 +27,8 @@ FIRST = 100
 """Pictures that the claims do not use begin here."""
 NAME = "diff-editing"
 ROWS = (
-    "Rows: the picture; what a perfect edit is (move), the other picture (appearance, paste) or the "
-    "picture again; noise that is copied and left alone; the edit. PSNR in dB."
+    "Rows: the picture; what a perfect edit is (move), the other picture (appearance, paste) or "
+    "the picture again; noise that is copied and left alone; the edit. PSNR in dB."
 )
 
 

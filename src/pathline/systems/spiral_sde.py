@@ -26,6 +26,8 @@ TIMES = tuple(k / 10 for k in range(11))
 SPREAD, PATHS, BATCH = 0.2, 5_000, 100
 SOLVER = AdaptiveSDE(rtol=0.02, atol=0.02)
 SEEDS = 0, 1, 2
+VERSION = 2
+"""Of the trainings that are kept."""
 
 
 def spiral(x: Tensor, t: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class Lesson:
         cost: of the solve.
         weight: of the cost in the loss.
         steps: of training.
-        rate: of learning.
+        rate: of learning, at first; it falls to zero as a cosine.
     """
 
     cost: SolveCost = Plain()
@@ -94,7 +96,7 @@ def loss_of(states: Tensor) -> Tensor:
 
 def outcome(lesson: Lesson, seed: int) -> Mapping[str, float]:
     """Return the loss and the drift's evaluations on noise not trained with; kept in the cache."""
-    told = f"{lesson} {seed} {SOLVER}"
+    told = f"{lesson} {seed} {SOLVER} {VERSION}"
     name = hashlib.sha256(told.encode()).hexdigest()[:16]
     return kept(f"spiral-sde/{name}", lambda: _trained(lesson, seed))
 
@@ -104,15 +106,17 @@ def _trained(lesson: Lesson, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         net = Net().double()
         optimizer = torch.optim.Adam(net.parameters(), lesson.rate)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, lesson.steps)
         for k in track(range(lesson.steps), f"spiral, {type(lesson.cost).__name__}, {seed}"):
             states = _States()
             made = lesson.cost.solve(net.equation(), start(BATCH), solver=SOLVER, grid=TIMES,
-                                     seed=k, observe=states, adjoint="direct")  # fmt: skip
+                                     seed=k * BATCH, observe=states, adjoint="direct")  # fmt: skip
             loss = loss_of(states.stack()) + lesson.weight(k) * made.cost
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 10.0)
             optimizer.step()
+            falling.step()
     with torch.no_grad():
         states = _States()
         seeds = noise.derived_seeds(range(1000), 2**20)
