@@ -250,8 +250,8 @@ def test_what_a_field_made_of_its_own_weights_counts_once(how):
     weight, other = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.4, 0.7))
 
     def loss(**how):
-        table = weight * 3.0
-        tables = [table, table.sin() + other]
+        first, second = torch.cat((weight * 3.0, other * 2.0)).split(1)  # two of one operation
+        tables = [first, second.sin() + first + other]
 
         def field(x, t):
             return weight * x.sin() - tables[1] * x + tables[0] * t

@@ -105,7 +105,11 @@ def test_the_patients_are_those_of_the_trial():
     bilirubin, albumin = (liver.VARIABLES.index(name) for name in ("bili", "albumin"))
     assert data.values[0, 0, [bilirubin, albumin]].tolist() == [14.5, 2.6]
     parts = s.patients()
-    assert sum(map(len, parts)) == int((np.isfinite(data.days).sum(1) >= 4).sum())
+    assert sum(map(len, parts)) == 4 * int((np.isfinite(data.days).sum(1) >= 4).sum())
+    n = len(parts.test) // 4
+    views = [parts.test[slice(k * n, (k + 1) * n)] for k in range(2)]
+    np.testing.assert_array_equal(views[0].goals, views[1].goals)
+    assert not bool((views[0].values.isnan() == views[1].values.isnan()).all())
     assert all(bool(part.asked.any(2).any(1).all()) for part in parts)
     assert bool(parts.test.control.value(0.5).isfinite().all())
 

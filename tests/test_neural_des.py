@@ -1,5 +1,6 @@
 """Both systems of neural differential equations; shooting; and the page, whose examples run."""
 
+import json
 import re
 from pathlib import Path
 
@@ -118,3 +119,20 @@ def test_thresholds_are_the_specifications():
     for slug, thresholds in asked.items():
         claims = systems.systems.build(slug).claims
         assert {c.id: c.threshold for c in claims if c.needs == "training"} == thresholds
+
+
+def test_a_training_run_of_stable_sdes_ends_with_a_table_of_all(tmp_path, monkeypatch):
+    """Every accuracy and error has its place; numbers tell which is where."""
+    from pathline.systems import stable_sde_gaps as gaps
+    from pathline.systems import stable_sde_trained as trained
+
+    monkeypatch.setattr(trained.Task, "outcome", lambda self: self.missing)
+    monkeypatch.setattr(gaps.Gap, "outcome", lambda self: float(len(self.model)))
+    numbers, page = systems.systems.build("stable-neural-sde").tables(tmp_path)
+    rows = json.loads(numbers.read_text("utf-8"))
+    models, sets = len(trained.MODELS), len(trained.SETS)
+    assert len(rows) == 4 * models + 3 * sets + len(gaps.ALL)
+    text = page.read_text("utf-8")
+    assert text.count("| 0.000 | 0.300 | 0.500 | 0.700 |") == models
+    assert "| latent | 5.000 | 5.000 | – | – |" in text
+    assert "| motions | 5.000 | 5.000 | 3.000 | 6.000 |" in text

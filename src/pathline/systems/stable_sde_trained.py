@@ -137,7 +137,7 @@ def write(folder: str | Path) -> tuple[Path, ...]:
     second.append(["mean", *(f"{trained.on_the_archive(m):.3f}" for m in ON_SETS)])
     found = {gap: gap.outcome() for gap in track(gaps.ALL, "gaps")}
     rows += [{**gap._asdict(), "error": error} for gap, error in found.items()]
-    third = [[d, *(f"{found[gaps.Gap(m, d)]:.3f}" for m in gaps.MODELS)] for d in gaps.DATA]
+    third = [[d, *(_cell(found.get(gaps.Gap(m, d))) for m in gaps.MODELS)] for d in gaps.DATA]
     text = (
         f"{TITLE}\n\n{ABOUT}\n\n"
         + _table(["model", *(f"{r:.0%} missing" for r in RATES)], first)
@@ -151,6 +151,10 @@ def write(folder: str | Path) -> tuple[Path, ...]:
     write_atomically(numbers, json.dumps(rows, indent=1) + "\n")
     write_atomically(page, text)
     return numbers, page
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -117,7 +117,7 @@ def ahead(
 
 
 def patients(
-    *, observed: float = 0.5, length: int = 64, visits: int = 4, seed: int = 0
+    *, observed: float = 0.5, length: int = 64, visits: int = 4, views: int = 4, seed: int = 0
 ) -> Parts[Gapped]:
     """Return the visits of patients with a liver disease, some of which are to be filled in.
 
@@ -127,6 +127,7 @@ def patients(
         observed: the share of each patient's visits that is seen; the rest is asked.
         length: times of the grid over fourteen years.
         visits: the fewest of a patient who is in the set.
+        views: how many times each patient is there, with other visits hidden each time.
         seed: of what is seen, and of the split.
 
     Raises:
@@ -138,8 +139,9 @@ def patients(
     spread = torch.tensor([name in SKEWED for name in liver.VARIABLES])
     values = torch.where(spread, values.log(), values)
     grid = onto_grid(values[kept], days[kept], length)
+    whose, grid = torch.arange(len(grid)).repeat(views), grid.repeat(views, 1, 1)
     seen = drop(grid, 1 - observed, seed=seed, together=True)
-    return gapped(unit_times(length), grid, seen, seed=seed)
+    return gapped(unit_times(length), grid, seen, seed=seed, groups=whose)
 
 
 SKEWED = "bili", "chol", "alk.phos", "ast", "platelet", "protime"

@@ -132,15 +132,14 @@ def _depends(made: Tensor, others: Sequence[Tensor]) -> bool:
 def _edges(
     left: list[tuple[Node | None, int]], stops: set[tuple[Node | None, int]] | None = None
 ) -> Iterator[tuple[Node, int]]:
-    """Yield what a graph is made of, each node once, from its ends back; but nothing at a stop."""
-    seen = set[Node]()
+    """Yield what a graph is made of, from its ends back, each output once; nothing at a stop."""
+    seen = set[tuple[Node, int]]()
     while left:
-        edge = left.pop()
-        node = edge[0]
-        if node is None or node in seen or (stops and edge in stops):
+        node, output = left.pop()
+        if node is None or (node, output) in seen or (stops and (node, output) in stops):
             continue
-        seen.add(node)
-        yield node, edge[1]
+        seen.add((node, output))
+        yield node, output
         left += node.next_functions  # type: ignore[arg-type]
 
 
