@@ -18,6 +18,10 @@ from pathline.studio.work import diff, edit, sample
 from pathline.studio.work.recipe import Typed
 
 
+MANY = 5
+"""Pictures on one sheet that are shown smaller."""
+
+
 def editing(bench: Bench, canvas: str) -> None:
     """Edit: a picture, and what is done to it."""
     with gr.Row():
@@ -101,7 +105,9 @@ def _edit(
 
     def show(made: edit.Shown) -> list[Any]:
         pictures = [
-            views.image(views.png_url(views.sheet(x, width=160)), caption, caption)
+            views.image(
+                views.png_url(views.sheet(x, width=160 if len(x) < MANY else 64)), caption, caption
+            )
             for caption, x in made.pictures
         ]
         html = views.row(*pictures) + views.table(made.told)
