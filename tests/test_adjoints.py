@@ -239,6 +239,31 @@ def test_every_leaf_is_found_wherever_it_hides():
     assert off(*found.values(), exact) < 1e-5  # of the flow's gradient: h⁴
 
 
+@pytest.mark.parametrize("how", [
+    {"solver": "heun", "adjoint": "checkpoint"}, {"solver": "tsit5", "adjoint": "checkpoint"},
+    {"solver": "reversible_heun", "adjoint": "reversible"},
+    {"solver": AdaptiveRK(rtol=1e-10, atol=1e-10), "adjoint": "checkpoint"},
+    {"solver": AdaptiveRK(rtol=1e-10, atol=1e-10), "adjoint": "continuous"},
+], ids=["heun", "tsit5", "reversible", "adaptive", "continuous"])  # fmt: skip
+def test_what_a_field_made_of_its_own_weights_counts_once(how):
+    """A table worked out before the solve, a table of that, and the weights, in one closure."""
+    weight, other = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.4, 0.7))
+
+    def loss(**how):
+        table = weight * 3.0
+        tables = [table, table.sin() + other]
+
+        def field(x, t):
+            return weight * x.sin() - tables[1] * x + tables[0] * t
+
+        grid = [0.0, 0.5, 1.0]
+        end = solve(pl.VectorField(field), f64([[1.0], [0.2]]), grid=grid, **how).x
+        return torch.autograd.grad(end.square().sum(), (weight, other))
+
+    exact = loss(solver=how["solver"], adjoint="direct")
+    assert off(loss(**how), exact) < (1e-6 if how["adjoint"] == "continuous" else 1e-12)
+
+
 def test_a_leaf_that_turns_up_late_is_refused_and_not_forgotten():
     class Late(pl.Field):
         path, view = None, "velocity"

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from pathline.core import noise
-from pathline.core.brownian import Brownian, Piece, Refined, joined
+from pathline.core.bridge import Piece, joined
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
+from pathline.core.refined import Refined
 
 TIMES = (0.0, 0.13, 0.5, 0.8125, 1.7, 2.0)
 
@@ -104,6 +106,8 @@ def test_times_of_each_samples_own_are_on_the_same_path():
 def test_bad_paths_are_refused():
     with pytest.raises(UsageError, match=r"outside of the Brownian path's span \[0, 2\]"):
         path()(0.0, 2.5)
+    with pytest.raises(UsageError, match="at finite times, and not at nan"):
+        path()(0.0, float("nan"))
     with pytest.raises(UsageError, match="start < end"):
         Brownian(1.0, 1.0, (0,))
     with pytest.raises(UsageError, match="1 to 30"):

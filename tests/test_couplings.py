@@ -358,6 +358,10 @@ def test_weights_that_underflow_are_refused_with_a_better_temperature(samples):
     c = pair_costs(*samples, "distance")
     with pytest.raises(UsageError, match=rf"far below the cost scale \(std c = {c.std():.3g}\)"):
         Gibbs(1e-5).pair(*samples)
+    ways = torch.tensor([[0.0], [20.0], [1000.0], [2000.0]])
+    with pytest.raises(UsageError, match="far below the cost scale"):  # exp(−20) is left, for what?
+        Gibbs(1.0).pair(0 * ways, ways)
+    assert effective(Gibbs(1.0).pair(0 * ways, ways / 40).log_weight) < 2  # one batch of few is met
     # costs that are large alike are no reason: exp(−2000) beside exp(−2001) is a weight
     x, y = samples
     far = Gibbs(1.0).pair(x + 2000, y).log_weight

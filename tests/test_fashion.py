@@ -11,9 +11,10 @@ from pathline.fields import convert, target
 from pathline.learn import Matching, load_model, model_names, read_recipe, train
 from pathline.learn.classify import Lesson, accuracy, load_classifier, train_classifier
 from pathline.learn.labels import encode_label
+from pathline.learn.learning_rate import learning_rate
 from pathline.learn.objectives import time_label
 from pathline.learn.recipe import Watch, build_network
-from pathline.learn.run import learning_rate, step_generator
+from pathline.learn.run import step_generator
 from pathline.learn.sources import LabelledImages
 from pathline.nets import UNet
 from pathline.nets.classifier import Classifier, Features

@@ -273,6 +273,29 @@ def test_many_dimensions_need_a_potential_or_an_estimate():
     assert residuals(wavy(16), x, [0.3]).of_potential  # estimated by itself
 
 
+def test_a_network_with_attention_is_looked_at_by_its_products():
+    """The vector form derives the score twice; the same attention, without torch's call."""
+
+    class Attends(nn.Module):
+        def __init__(self, fused):
+            super().__init__()
+            self.inner, self.fused = (
+                seeded(lambda: MLP(16, width=32, depth=1, sharpness=3.0)),
+                fused,
+            )
+
+        def forward(self, x, t):
+            q = self.inner(x, t).view(len(x), 1, 8, 2)
+            if self.fused:
+                return nn.functional.scaled_dot_product_attention(q, q, q).reshape(x.shape)
+            return ((q @ q.transpose(2, 3) / math.sqrt(2)).softmax(3) @ q).reshape(x.shape)
+
+    x, equation = drawn(4, 16), FokkerPlanck(OU, Hutchinson(4))
+    models = (Denoiser(Attends(fused).double(), OU, "score") for fused in (True, False))
+    found, exact = (residuals(m, x, [0.3], equation=equation).total for m in models)
+    assert found == pytest.approx(exact, rel=1e-10) and exact > 1e-3
+
+
 def test_other_bad_input_is_told():
     score = score_of(Denoiser(plain(nn.SiLU()), OU, "score"))
     for call, words in (

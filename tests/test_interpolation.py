@@ -40,6 +40,18 @@ def test_between_samples_of_a_round_gaussian_is_the_great_circle(path):
     assert (found - expected).abs().max() < 1e-6
 
 
+def test_colder_codes_lie_nearer_to_the_mean():
+    """The flow of a Gaussian is affine: what the code loses, the datum's way from the mean does."""
+    mean = torch.tensor([1.0, -2.0, 0.5, 3.0]).double()
+    law = pl.Gaussian(pl.VPLinear(), mean, torch.full((4,), 0.49).double())
+    x, y = mean + normal(3, 4), mean + normal(3, 4, index=1)
+    centre = pl.solve(law, mean[None], solver=TIGHT, grid=[law.path.t_min, law.path.t_max]).x
+    warm, cold = (interpolate(law, x, y, 3, solver=TIGHT, temperature=c) for c in (1.0, 0.5))
+    still = interpolate(law, mean[None], mean[None], 2, solver=TIGHT, temperature=0.5)[0]
+    assert centre.abs().max() < 0.03  # of a code of 0, α of the mean is left
+    assert (cold - still - (warm - mean) / 2).abs().max() < 1e-6
+
+
 def test_a_mixture_is_crossed_by_likely_states():
     """Halfway between modes the straight line has nothing, and the circle of codes has data."""
     means = torch.tensor([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0]]).double()
@@ -60,6 +72,7 @@ def test_bad_input_is_told():
     told = (
         (lambda: interpolate(law, x, x, 1), "at least both ends"),
         (lambda: interpolate(law, x, x[:1]), "differ"),
+        (lambda: interpolate(law, x, x, temperature=0.0), "temperature is finite"),
         (lambda: interpolate(law, x, x, solver="ddpm"), "draws noise"),
         (lambda: slerp(x, x[:1], 0.5), "differ"),
         (lambda: slerp(x, -x, 0.5), "opposite"),

@@ -193,6 +193,7 @@ def test_bounds_hold_between_and_beyond_the_nodes():
         (lambda: Separation((-1.0, 0.1), (0.9, 0.9)), "positive"),
         (lambda: Separation((0.1, 0.2), (0.9,)), "2 scales and 1 values"),
         (lambda: Separation((1.0, 2.0), (0.9, 0.1)), "normalise the data"),
+        (lambda: Separation((0.1, 0.2), (0.2, 0.5)), "λ falls from 0.8 to 0.5.*draws"),
         (lambda: gaussian_mmse([0.0, 0.0]), "at least positive"),
         (lambda: KineticOptimal(TWO, 0.0), "floor of κ"),
         (lambda: KineticOptimal(TWO, scale=-1.0), "scale of the data"),

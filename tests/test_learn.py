@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import sha256
 
 import pytest
 import torch
@@ -29,8 +30,9 @@ from pathline.learn import (
 )
 from pathline.learn.ahead import Ahead
 from pathline.learn.captions import TextTable, captions_of
+from pathline.learn.learning_rate import learning_rate
 from pathline.learn.recipe import Watch, build_network
-from pathline.learn.run import Run, learning_rate, step_generator
+from pathline.learn.run import Run, step_generator
 from pathline.learn.sources import Batch, EmojiSource
 from pathline.learn.trainer import ROW
 from pathline.nets import DiT
@@ -247,6 +249,94 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert rates[5] == 2.0 and rates[55] == pytest.approx(1.0) and rates[105] == 0.0
     assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_the_rate_drops_at_shares_of_the_steps_and_stands_between():
+    drops = [[0.5, 0.3], [0.9, 0.1]]  # as TOML has them
+    recipe = replace(RECIPE, steps=100, warmup=0, rate=2.0, drops=drops)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates == pytest.approx([2.0] * 50 + [0.6] * 40 + [0.06] * 10)
+
+
+def test_without_averages_the_model_has_the_last_weights(fabric):
+    run = Run.start(replace(RECIPE, warmup=0, ema=0.0), Toy())
+    run.advance()
+    run.advance()
+    assert all(map(torch.equal, run.average, run.network.parameters()))
+
+
+def test_plain_adam_takes_the_step_of_torchs_own(fabric):
+    """Ten steps, so that β₂ has a say: Adam's first step is the rate, whatever the betas."""
+    plain = {"warmup": 0, "decay": 0.0, "clip": math.inf, "drops": ((0.5, 0.3),)}
+    recipe = replace(RECIPE, betas=(0.9, 0.999), **plain)
+    run, other = Run.start(recipe, Toy()), Run.start(recipe, Toy())
+    adam = torch.optim.Adam(other.network.parameters(), lr=recipe.rate)
+    third = Run.start(replace(recipe, betas=None), Toy())
+    for step in range(10):
+        run.advance()
+        third.advance()
+        other.loss(other.network, other.exercises.at(step)).backward()
+        adam.step()
+        adam.zero_grad()
+    for a, b in zip(run.network.parameters(), other.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    pairs = zip(run.network.parameters(), third.network.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 1e-4
+
+
+def test_what_a_recipe_leaves_out_does_not_change_its_fingerprint():
+    """Models and caches of before the options are found under the name that they have."""
+    table = {k: v for k, v in asdict(RECIPE).items() if k != "watch" and v is not None}
+    assert "drops" not in table and "betas" not in table
+    assert RECIPE.fingerprint == sha256(repr(sorted(table.items())).encode()).hexdigest()
+    drops = replace(RECIPE, drops=((0.5, 0.3),))
+    assert len({r.fingerprint for r in (RECIPE, drops, replace(drops, betas=(0.9, 0.999)))}) == 3
+    assert replace(RECIPE, drops=[[0.5, 0.3]]).fingerprint == drops.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"drops": [[0.5, 0.3]], "cooldown": 10}, "two rules for one rate"),
+        ({"drops": [[0.9, 0.3], [0.5, 0.3]]}, "one after the other"),
+        ({"drops": [[0.5, 0.3], [0.5, 0.3]]}, "one after the other"),
+        ({"drops": [[4000, 0.3]]}, "share of the steps"),
+        ({"drops": [[0.5, 3.0]]}, "share of the steps"),
+        ({"drops": [[0.5]]}, "share of the steps"),
+        ({"drops": [0.5, 0.3]}, "share of the steps"),
+        ({"drops": [["half", 0.3]]}, "share of the steps"),
+        ({"betas": [0.9]}, "betas are two numbers"),
+        ({"betas": [0.9, 1.0]}, "betas are two numbers"),
+        ({"ema": 1.0}, "ema < 1"),
+        ({"clip": 0.0}, "clip > 0"),
+        ({"clip": math.nan}, "clip > 0"),
+    ],
+)
+def test_a_rule_of_the_rate_that_cannot_work_is_refused(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        replace(RECIPE, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("drops = 0.5", "drops in .* is a list, not 0.5"),
+        ('rate = "fast"', "rate in .* is a number, not 'fast'"),
+        ("batch = 1.5", "batch in .* is a whole number"),
+        ("ema = true", "ema in .* is a number, not True"),
+        ("compiled = 1", "compiled in .* is true or false"),
+        ('coupling = "gibbs"', "coupling in .* is a table"),
+        ("watch = 3", "watch in .* is a table"),
+        ("watch = { every = [] }", "every in .* is a number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(tmp_path, line, said):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f'name = "n"\nsteps = 3\ndata = {{}}\nnetwork = {{}}\nobjective = {{}}\n{line}\n'
+    )
+    with pytest.raises(UsageError, match=said):
+        read_recipe(file)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

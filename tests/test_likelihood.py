@@ -10,6 +10,7 @@ from pathline.core import UsageError, noise
 from pathline.fields import Gaussian, Mixture, VectorField
 from pathline.fields.trace import Exact, Hutchinson, HutchPP
 from pathline.learn.likelihood import bits_per_dim, dequantised
+from pathline.nets import UNet
 from pathline.paths import VE, CondOT, SubVP, VPLinear
 from pathline.solvers.adaptive_rk import AdaptiveRK
 from pathline.solvers.likelihood import log_prob
@@ -98,6 +99,30 @@ def test_gradients_of_the_likelihood(trace):
     with torch.no_grad():
         assert not found(x, f64(0.2)).requires_grad
     assert not found(x.detach(), f64(0.2)).requires_grad  # and nothing is kept for nobody
+
+
+def test_gradients_through_attention_are_those_of_differences():
+    """torch's fused attention on a CPU has no second derivative, which these need."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = UNet(channels=1, width=8, multipliers=(1,), blocks=1, attention=(0,)).double()
+    model = pl.Denoiser(net, VPLinear(), "eps", label=1000.0)
+    x = noise.normal(range(2), (1, 4, 4), dtype=torch.float64)
+    weight = next(p for name, p in net.named_parameters() if "attention" in name and p.ndim > 1)
+
+    def total():
+        found = log_prob(model, x, solver="rk4", steps=2, trace=Hutchinson(2))
+        return found.log_prob.sum()
+
+    (slope,) = torch.autograd.grad(total(), weight)
+    at = slope.abs().argmax()
+    h, found = 1e-4, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight.view(-1)[at] += sign * h
+            found.append(float(total()))
+            weight.view(-1)[at] -= sign * h
+    assert float(slope.view(-1)[at]) == pytest.approx((found[0] - found[1]) / (2 * h), rel=1e-4)
 
 
 def test_bits_per_dim_of_a_uniform_density_are_eight():

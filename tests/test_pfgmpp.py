@@ -354,7 +354,7 @@ class TestTraining:
         assert isinstance(build_network({"class": "UNet", "width": 8}), UNet)
 
 
-@pytest.mark.parametrize("dof", [0, -3, math.nan, "many"])
+@pytest.mark.parametrize("dof", [0, -3, math.nan, "many", None, True])
 @pytest.mark.parametrize("make", [StudentT, lambda dof: PFGMpp(dof=dof)])
 def test_d_must_be_a_positive_number(make, dof):
     with pytest.raises(pl.UsageError, match="D must be a positive number or inf"):

@@ -213,6 +213,16 @@ def test_early_times_are_beta_s():
         torch.testing.assert_close(EarlyTimes(power).quantile(u), exact, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(("power", "mean"), [(None, 1 / 3), (1.0, 1 / 2), (3.0, 1 / 4)])
+def test_its_times_have_the_objective_s_law_or_their_own(power, mean):
+    """Beta(1, a) has the mean 1/(1 + a); a thousand stratified draws know it to 1e-4."""
+    matching = Matching(OrnsteinUhlenbeck(5.0), "score", EarlyTimes(2.0))
+    made = FokkerPlanckPenalty(1.0, points=1000, box=1.0, time_power=power)
+    at = made.draw(matching, torch.zeros(8, 2), {}, torch.Generator().manual_seed(0))
+    low, high = matching.path.t_min, matching.path.t_max
+    assert float((at.t - low).mean() / (high - low)) == pytest.approx(mean, abs=2e-4)
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
@@ -224,6 +234,7 @@ def test_early_times_are_beta_s():
         ({"regulariser": told(clip=0.0)}, "quantile in"),
         ({"regulariser": told(box=-1.0)}, "half the side"),
         ({"regulariser": told(per="sigma")}, "'time' or 'log_snr'"),
+        ({"regulariser": told(time_power=0.0)}, "the power of the times"),
         ({"regulariser": told(kind="foker_planck")}, "did you mean fokker_planck"),
         ({"regulariser": told(wieght=1.0)}, "takes no 'wieght'"),
         ({"regulariser": told(trace={"kind": "hutch"})}, "unknown trace 'hutch'"),

@@ -311,6 +311,24 @@ def test_states_are_had_at_the_grid_or_at_save_times():
     assert some.times.tolist() == [0.25, 0.75] and torch.equal(some.x, whole.x)
     with pytest.raises(UsageError, match="no point of the grid; the nearest is 0.25"):
         pl.solve(sde, x, solver="euler_maruyama", grid=uniform(8), seed=0, save=[0.3])
+    for save, said in (([0.5, 0.25], "0.5 is followed by 0.25"), ([0.5, 0.5], "0.5 comes twice"),
+                       ([float("nan")], "t = nan")):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            pl.solve(sde, x, solver="euler_maruyama", grid=uniform(8), seed=0, save=save)
+
+
+@pytest.mark.parametrize("solver", ["euler_heun", AdaptiveSDE()], ids=["plan", "adaptive"])
+def test_a_diffusion_that_is_not_finite_is_named_with_its_sample_and_time(solver):
+    """The root of sample 1 has no value after t = 1/2, where its state is held at −1."""
+    late = SDE(lambda x, t: 0 * x, lambda x, t: 0 * torch.where(t > 0.5, x, 1.0).sqrt(),
+               noise="diagonal", sde_type="stratonovich")  # fmt: skip
+    x = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    with pytest.raises(
+        pl.NonFiniteError, match=r"sample 1 .seed 1.: the diffusion is not finite at t = 0\."
+    ):
+        pl.solve(late, x, solver=solver, grid=[0.0, 0.25, 0.75, 1.0], seed=0)
+    sol = pl.solve(late, x, solver=solver, grid=[0.0, 0.25, 0.75, 1.0], seed=0, on_failure="return")
+    assert sol.status.tolist() == [0, 1] and float(sol.x[0]) == 1
 
 
 def test_a_plan_with_products_is_saved_and_told():

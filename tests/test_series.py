@@ -59,7 +59,7 @@ def test_sets_that_cannot_be_are_refused(parts):
         s.Series(parts.test.times, values, labels, 2)
     with pytest.raises(pl.UsageError, match="pass"):
         s.Series(60 * parts.test.times, values, labels, 3)
-    with pytest.raises(pl.UsageError, match="as many labels and times"):
+    with pytest.raises(pl.UsageError, match="30 values, 29 labels, of length 12"):
         s.Series(parts.test.times, values, labels[:-1], 3)
     empty = values.clone()
     empty[4, :, 1] = math.nan
@@ -115,6 +115,11 @@ def test_steps_that_pass_observations_over_are_told(parts):
         assert len(fine.path(parts.test, range(len(parts.test)))) == 23
 
 
+def test_numbers_of_the_diffusion_that_were_lost_are_told(parts):
+    with pytest.warns(UserWarning, match=r"\d+ numbers of the diffusion were NaN, .*'sqrt' left"):
+        model("lsde", noise="sqrt", allow_unstable=True)(parts.test, range(len(parts.test)))
+
+
 @pytest.mark.parametrize("make", [
     lambda: s.CDEClassifier(2, 3), lambda: s.GRUClassifier(2, 3), lambda: model("gsde")
 ])  # fmt: skip
@@ -142,7 +147,7 @@ def test_a_training_that_was_cut_short_goes_on_to_the_bit(parts, tmp_path):
     how = s.Fit(iterations=6, batch=16, every=3)
     torch.manual_seed(0)
     whole = s.fit(model(), parts.train, parts.valid, how)
-    cut = _Running(model(), parts.train, parts.valid, how)
+    cut = _Running(model(), parts.train, parts.valid, how, s.Classes())
     for _ in range(3):
         cut.advance()
     cut.look()

@@ -155,6 +155,18 @@ class TestFailures:
     def test_a_field_of_another_shape_is_refused(self):
         with pytest.raises(pl.UsageError, match="returned shape"):
             pl.solve(lambda x, t: x[:, :1], starts(), solver="dopri5", grid=[1.0, 0.0])
+        with pytest.raises(pl.UsageError, match="view_as_real"):
+            pl.solve(lambda x, t: x * 1j, starts(), solver="dopri5", grid=[1.0, 0.0])
+
+    def test_where_one_view_does_not_tell_another_the_grid_is_to_stop_short_of_it(self):
+        """ε̂ says nothing of x̂₀ where there is no signal, and x̂₀ nothing of ε̂ at the data."""
+        for view, other, grid, said in (
+            ("eps", "x0", [1.0, 0.5], "t = 1; start the grid at a smaller t"),
+            ("x0", "eps", [0.0, 0.5], "t = 0; let the grid stop short of data, at t_min"),
+        ):
+            model = pl.Denoiser(lambda x, t: 0 * x, pl.CondOT(), view=view)
+            with pytest.raises(pl.UsageError, match=said):
+                pl.solve(model, starts(), solver=AdaptiveRK(view=other), grid=grid)
 
     @pytest.mark.parametrize(
         ("make", "message"),

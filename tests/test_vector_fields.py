@@ -4,7 +4,15 @@ import pytest
 import torch
 
 import pathline as pl
-from pathline.nets.vector_fields import CDENet, Hybrid, LipSwish, NoiseNet, ODENet, clip_weights
+from pathline.nets.vector_fields import (
+    CDENet,
+    Hybrid,
+    LipSwish,
+    NoiseNet,
+    ODENet,
+    augmented,
+    clip_weights,
+)
 
 
 def test_slopes_are_bounded_by_the_scale():
@@ -52,6 +60,18 @@ def test_a_diffusion_with_a_floor_is_nowhere_zero():
     net = NoiseNet(3, floor=0.1)
     assert float(net(torch.randn(500, 3), 0.2).detach().min()) >= 0.1
     assert NoiseNet(3, 2)(torch.randn(5, 3), 0.2).shape == (5, 3, 2)
+
+
+def test_a_flow_with_room_turns_a_line_around():
+    """x → −x takes a half turn in the plane; on the line it would have to cross 0."""
+    turn = torch.tensor([[0.0, torch.pi], [-torch.pi, 0.0]], dtype=torch.float64)
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    made = augmented(x, 1)
+    assert torch.equal(made[:, :1], x) and not made[:, 1].any()
+    end = pl.solve(lambda z, t: z @ turn, made, solver="rk4", grid=[k / 64 for k in range(65)]).x
+    torch.testing.assert_close(end[:, :1], -x, rtol=1e-6, atol=1e-6)
+    with pytest.raises(pl.UsageError, match="1 zero or more"):
+        augmented(x, 0)
 
 
 @pytest.mark.parametrize("net", [ODENet(2), CDENet(2, 3), NoiseNet(2), Hybrid(lambda x, t: x, 2)])

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathline.core.brownian import Brownian, Piece
+from pathline.core.bridge import Piece
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import SDE
 from pathline.solvers.adaptive_sde import AdaptiveSDE

@@ -72,6 +72,8 @@ def likelihood(  # noqa: PLR0913 - each is an option
     ]
     if json:
         spread = None if len(rows) == 1 else error
+        if probes == 1:  # of one nothing is known, and JSON has no NaN
+            rows = [{**row, "standard error": None} for row in rows]
         said = {"model": denoiser.name, "mean": mean, "standard_error": spread, "nfe": found.nfe}
         typer.echo(jsonlib.dumps({**said, "pictures": rows}, ensure_ascii=False, indent=1))
         return

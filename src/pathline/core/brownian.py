@@ -1,16 +1,11 @@
 """Brownian motion that can be asked again: a pure function of (seed, interval, coordinate).
 
-A path is refined, never redrawn. Where W over an interval of length ℓ = l + r is known, its halves
-follow from one fresh normal X, and together with the space-time Lévy area
+A path is refined, never redrawn (`core.bridge`). Each draw belongs to a node of a binary tree and
+is a function of the sample's seed and the node alone, so answers depend neither on the batch nor on
+what was asked before, and nothing has to be kept.
 
-    H_{s,t} = 1/(t−s) ∫_s^t (W_u − W_s − (u−s)/(t−s) W_{s,t}) du  ~  N(0, (t−s)/12)
-
-(independent of W_{s,t}) from two. Each draw belongs to a node of a binary tree and is a function of
-the sample's seed and the node alone, so answers depend neither on the batch nor on what was asked
-before, and nothing has to be kept.
-
-Paper: Kidger 2022 (arXiv:2202.02435), Sec. 5.5; Foster, Lyons & Oberhauser 2020
-(arXiv:1905.01720) for H; Jelinčič, Tao, Wood & Foster 2024 (arXiv:2405.06464), virtual tree.
+Paper: Kidger 2022 (arXiv:2202.02435), Sec. 5.5; Jelinčič, Tao, Wood & Foster 2024
+(arXiv:2405.06464), virtual tree.
 """
 
 from __future__ import annotations
@@ -26,84 +21,14 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
+from pathline.core.bridge import STREAM, Piece, beyond, chen, fresh, halves, picked, sliced, woven
 from pathline.core.errors import UsageError
 
-STREAM = "brownian"
 DEEPEST = 30
 """Most levels of a tree: the number of a node has 32 bits."""
 
 _SNAP = 1e-9
 """Times that are this near to a node's end, in leaves, are that end."""
-
-
-class Piece(NamedTuple):
-    """A Brownian motion over intervals.
-
-    Args:
-        w: W_{s,t}, (..., batch, *shape).
-        h: its space-time Lévy area, alike; None where nobody asked for it.
-    """
-
-    w: Tensor
-    h: Tensor | None = None
-
-
-Length = float | Tensor
-
-
-def fresh(x: Tensor, length: Length, has_area: bool) -> Piece:
-    """Return a Brownian motion over an interval about which nothing is known.
-
-    Args:
-        x: standard normals, (..., 2, *shape) where there is an area, else (..., 1, *shape); the
-            second axis from `length`'s shape on.
-        length: of the interval; a tensor broadcasts against w.
-        has_area: whether H is wanted.
-    """
-    w = x[0] * _root(length)
-    return Piece(w, x[1] * _root(length / 12) if has_area else None)
-
-
-def halves(whole: Piece, left: Length, right: Length, x: Tensor) -> tuple[Piece, Piece]:
-    """Return both parts of an interval that is cut in two, given what is known of it all.
-
-    Args:
-        whole: over the interval.
-        left, right: the lengths of the parts.
-        x: standard normals, (1, *w.shape), or (2, *w.shape) where there is an area.
-    """
-    ell = left + right
-    if whole.h is None:
-        w = whole.w * (left / ell) + x[0] * _root(left * right / ell)
-        return Piece(w), Piece(whole.w - w)
-    v = 0.5 * _root(left * right / (left**3 + right**3))
-    a, b, c = v * left**2 / ell, v * right**2 / ell, v / math.sqrt(3)
-    bend = whole.h * (6 * left * right / ell**2) + x[0] * (2 * (a * left + b * right) / ell)
-    first = Piece(
-        whole.w * (left / ell) + bend,
-        whole.h * (left / ell) ** 2 - x[0] * a + x[1] * (c * right),
-    )
-    second = Piece(
-        whole.w * (right / ell) - bend,
-        whole.h * (right / ell) ** 2 - x[0] * b - x[1] * (c * left),
-    )
-    return first, second
-
-
-def joined(first: Piece, second: Piece, left: Length, right: Length) -> Piece:
-    """Return the motion over an interval from its parts, ℓH = l H_l + r H_r + ½(r W_l − l W_r)."""
-    w = first.w + second.w
-    if first.h is None or second.h is None:
-        return Piece(w)
-    area = first.h * left + second.h * right + (first.w * right - second.w * left) * 0.5
-    return Piece(w, area / (left + right))
-
-
-def _root(x: Length) -> Length:
-    """Square root, correctly rounded: torch's is not on a CPU, see `core.noise`."""
-    if not isinstance(x, Tensor):
-        return math.sqrt(x)
-    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 @dataclass(frozen=True)
@@ -237,7 +162,7 @@ class Brownian:
             inside += leaves[1:] if s <= t else leaves[-2::-1]
             cuts.append(len(inside) - 1)
         pieces = self.over(inside)
-        each = [chen(_sliced(pieces, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        each = [chen(sliced(pieces, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
         return torch.stack(each)
 
     def _leaves(self, s: float, t: float) -> list[float]:
@@ -248,6 +173,8 @@ class Brownian:
     def _position(self, t: float) -> float:
         """Return a time in leaves."""
         p = (t - self.start) / (self.end - self.start) * 2**self.depth
+        if not math.isfinite(p):
+            raise UsageError(f"a Brownian path is asked at finite times, and not at {t}.")
         nearest = round(p)
         if abs(p - nearest) <= _SNAP * max(1.0, nearest):
             p = float(nearest)
@@ -262,7 +189,7 @@ class Brownian:
         """Return W and ∫ W du from the start to each time."""
         places = np.array([self._position(float(t)) for t in times])
         distinct, index = np.unique(places, return_inverse=True)
-        return _picked(_descended(distinct, self), index)
+        return picked(_descended(distinct, self), index)
 
     def draws(self, nodes: Sequence[int], counts: Sequence[int]) -> Sequence[Tensor]:
         """Return the normals of nodes, in groups of so many, (1 or 2, nodes, batch, *shape)."""
@@ -326,62 +253,30 @@ def _descended(places: np.ndarray, path: Brownian) -> Piece:
     piece = fresh(next(draws), size, path.has_area)
     before = Piece(*(None if v is None else torch.zeros_like(v) for v in piece))  # type: ignore
     found = Piece(*(None if v is None else v.new_zeros(len(places), *v.shape[1:]) for v in piece))  # type: ignore
-    total = _beyond(before, piece, size)
+    total = beyond(before, piece, size)
     for level in levels[:-1]:
         _put(found, level.settled[0], before, level.settled[1])
         size /= 2
-        before, piece = _picked(before, level.split), _picked(piece, level.split)
+        before, piece = picked(before, level.split), picked(piece, level.split)
         first, second = halves(piece, size, size, next(draws))
-        before = _picked(_woven(before, _beyond(before, first, size)), level.children)
-        piece = _picked(_woven(first, second), level.children)
+        before = picked(woven(before, beyond(before, first, size)), level.children)
+        piece = picked(woven(first, second), level.children)
     _put(found, levels[-1].settled[0], before, levels[-1].settled[1])
     if len(inside):
-        before, piece = _picked(before, levels[-1].split), _picked(piece, levels[-1].split)
+        before, piece = picked(before, levels[-1].split), picked(piece, levels[-1].split)
         left = torch.from_numpy(fractions).to(piece.w).reshape(-1, *[1] * (piece.w.ndim - 1)) * size
         first, _ = halves(piece, left, size - left, next(draws))
-        _put(found, inside, _beyond(before, first, left), np.arange(len(inside)))
+        _put(found, inside, beyond(before, first, left), np.arange(len(inside)))
     _put(found, ends.nonzero()[0], total, np.zeros(int(ends.sum()), np.int64))
     return found
-
-
-def _beyond(before: Piece, piece: Piece, length: Length) -> Piece:
-    """Return W and ∫ W du at the end of an interval, given both at its start."""
-    if piece.h is None or before.h is None:
-        return Piece(before.w + piece.w)
-    return Piece(before.w + piece.w, before.h + (before.w + piece.w * 0.5 + piece.h) * length)
-
-
-def _picked(piece: Piece, index: np.ndarray) -> Piece:
-    at = torch.from_numpy(index).to(piece.w.device)
-    return Piece(*(None if v is None else v[at] for v in piece))  # type: ignore
-
-
-def _woven(first: Piece, second: Piece) -> Piece:
-    """Return both of each pair, one after the other."""
-    pairs = zip(first, second, strict=True)
-    return Piece(*(None if a is None else torch.stack((a, b), 1).flatten(0, 1) for a, b in pairs))  # type: ignore
 
 
 def _put(found: Piece, where: np.ndarray, piece: Piece, index: np.ndarray) -> None:
     if len(where):
         at = torch.from_numpy(where).to(found.w.device)
-        for into, value in zip(found, _picked(piece, index), strict=True):
+        for into, value in zip(found, picked(piece, index), strict=True):
             if into is not None and value is not None:
                 into[at] = value
-
-
-def _sliced(pieces: Piece, a: int, b: int) -> Piece:
-    return Piece(*(None if v is None else v[a:b] for v in pieces))  # type: ignore
-
-
-def chen(pieces: Piece) -> Tensor:
-    """Return the Lévy area of consecutive pieces, (n, batch, m) each: (batch, m, m)."""
-    w, h = pieces
-    assert h is not None
-    before = w.cumsum(0) - w
-    mixed = (h + before * 0.5).unsqueeze(-1) * w.unsqueeze(-2)
-    mixed = mixed.sum(0)
-    return mixed - mixed.mT
 
 
 def _descended_each(times: np.ndarray, rows: np.ndarray, path: Brownian) -> Piece:
@@ -404,103 +299,15 @@ def _descended_each(times: np.ndarray, rows: np.ndarray, path: Brownian) -> Piec
         size /= 2
         first, second = halves(piece, size, size, drawn[j + 1])
         right = torch.from_numpy((leaves >> (depth - j - 1)) % 2 == 1).to(path.device)
-        middle, right = _beyond(before, first, size), right.reshape(spread)
+        middle, right = beyond(before, first, size), right.reshape(spread)
         before = _chosen(right, middle, before)
         piece = _chosen(right, second, first)
     left = torch.from_numpy((places - leaves) * size).reshape(spread).to(path.device)
     inside, _ = halves(piece, left, size - left, drawn[depth + 1])
-    found = _beyond(before, inside, left)
+    found = beyond(before, inside, left)
     return Piece(*(None if v is None else v.unflatten(0, times.shape) for v in found))  # type: ignore
 
 
 def _chosen(where: Tensor, a: Piece, b: Piece) -> Piece:
     pairs = zip(a, b, strict=True)
     return Piece(*(None if u is None else torch.where(where, u, v) for u, v in pairs))  # type: ignore
-
-
-class Refined:
-    """A Brownian motion on the steps of a grid, refined from longer ones; nothing is drawn twice.
-
-    n = q 2^k steps are halved k times from q, so a grid of twice as many steps that has all the
-    points of this one refines the same path, for one draw a step. (For grids that do not contain
-    each other take a `Brownian`, which costs more.) Steps are made in blocks, as they are asked
-    for, in whatever order.
-
-    Args:
-        keys: one a sample.
-        shape: of one sample's motion.
-        edges: the times of the grid.
-        has_area: whether H is wanted.
-        ahead: how many numbers are made at once, about.
-    """
-
-    def __init__(
-        self,
-        keys: noise.Keys,
-        shape: tuple[int, ...],
-        edges: Sequence[float],
-        has_area: bool,
-        ahead: int,
-    ) -> None:
-        self._keys, self._shape, self._has_area = keys, shape, has_area
-        self._edges = np.asarray(edges, dtype=np.float64)
-        n = len(edges) - 1
-        self._depth = (n & -n).bit_length() - 1
-        self._roots = n >> self._depth
-        size = max(1, ahead // max(len(keys.low) * math.prod(shape), 1))
-        self._level = max(0, self._depth - (size.bit_length() - 1))
-        self._group = max(1, size >> self._depth)
-        self._above: dict[int, tuple[int, tuple[Piece, Piece]]] = {}
-        self._block: tuple[int, int, Piece] | None = None
-
-    def block(self, i: int) -> tuple[int, Piece]:
-        """Return steps around step i, (n, batch, *shape), and the number of the first of them."""
-        if self._block is None or not self._block[0] <= i < self._block[1]:
-            self._block = self._made(i)
-        return self._block[0], self._block[2]
-
-    def _made(self, i: int) -> tuple[int, int, Piece]:
-        if self._level:
-            top = i >> (self._depth - self._level)
-            nodes, piece = range(top, top + 1), self._node(self._level, top)
-        else:
-            first = (i >> self._depth) // self._group * self._group
-            nodes = range(first, min(first + self._group, self._roots))
-            piece = self._root(nodes)
-        for level in range(self._level, self._depth):
-            piece = _woven(*self._halved(level, nodes, piece))
-            nodes = range(2 * nodes.start, 2 * nodes.stop)
-        return nodes.start, nodes.stop, piece
-
-    def _node(self, level: int, k: int) -> Piece:
-        """Return one node; the last halving of every level is remembered, for its other half."""
-        if not level:
-            return self._root(range(k, k + 1))
-        known = self._above.get(level)
-        if known is None or known[0] != k // 2:
-            parent = range(k // 2, k // 2 + 1)
-            whole = self._node(level - 1, k // 2)
-            known = self._above[level] = (k // 2, self._halved(level - 1, parent, whole))
-        return known[1][k % 2]
-
-    def _root(self, nodes: range) -> Piece:
-        lengths = self._lengths(np.arange(nodes.start, nodes.stop + 1) << self._depth)
-        return fresh(self._draws(nodes), lengths, self._has_area)
-
-    def _halved(self, level: int, nodes: range, piece: Piece) -> tuple[Piece, Piece]:
-        at = np.arange(2 * nodes.start, 2 * nodes.stop + 1) << (self._depth - level - 1)
-        left, right = self._lengths(at).unflatten(0, (-1, 2)).unbind(1)
-        first = (
-            self._roots << level
-        )  # what came before: the roots' draws, and those of coarser levels
-        numbers = range(first + nodes.start, first + nodes.stop)
-        return halves(piece, left, right, self._draws(numbers))
-
-    def _lengths(self, at: np.ndarray) -> Tensor:
-        lengths = torch.from_numpy(np.abs(np.diff(self._edges[at])))
-        return lengths.to(self._keys.low.device).reshape(-1, *[1] * (1 + len(self._shape)))
-
-    def _draws(self, numbers: range) -> Tensor:
-        shape = (1 + self._has_area, *self._shape)
-        made = noise.normals(self._keys, shape, numbers, stream=STREAM, dtype=torch.float64)
-        return made.movedim(2, 0)

@@ -5,22 +5,25 @@ words. The key is the sample's seed; the counter holds the coordinate block, the
 (a step, say) and the stream (what the draw is for). So a sample is the same alone, in any batch,
 in any order, on any worker, and after a resume.
 
-The words are integers and agree on every device. The Gaussians are made from them by Box-Muller
-with a logarithm, a sine and a cosine built from correctly rounded operations alone (+, −, ×, ÷, √
-in float64, each its own kernel), so they too are bitwise the same on every IEEE device, whatever
-the batch, the alignment or the thread count. Library logarithms promise neither.
+The words are integers and agree on every device; the Gaussians are made from them by Box-Muller, in
+operations that round alike everywhere (`core.philox`). So they too are bitwise the same on every
+IEEE device, whatever the batch, the alignment or the thread count. Library logarithms promise
+neither.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
+from pathline.core.philox import MASK, Array, gaussians, log, philox, stacked
 
 STREAMS = {
     "initial": 0,
@@ -39,32 +42,14 @@ STREAMS = {
 moves of a Markov chain and its choices, seeds made from seeds, data of a known law, corrections
 between steps, the radius of noise that is not Gaussian, Brownian motion."""
 
-_MASK = 0xFFFFFFFF
-_MULTIPLY = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
+_PIECE = 2**13
+"""Blocks that a CPU makes at once: all that they need meanwhile stays in its cache."""
+
+_SHARED = 2**17
+"""Blocks from which on threads share the work."""
+
 _CANDIDATES = 8
 _ATTEMPTS = 16
-
-
-def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the four words of Philox-4x32-10, as int64 tensors with values below 2³².
-
-    Args:
-        counter: four int64 tensors of 32-bit words (broadcastable).
-        key: two int64 tensors of 32-bit words (broadcastable).
-
-    Paper: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        p0, p1 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]  # wraps to the exact low 64 bits
-        c0 = ((p1 >> 32) & _MASK) ^ c1 ^ k0
-        c2 = ((p0 >> 32) & _MASK) ^ c3 ^ k1
-        c1, c3 = p1 & _MASK, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
 
 
 class Keys(NamedTuple):
@@ -81,9 +66,9 @@ def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> Keys:
         UsageError: a seed that is not an integer from 0 to 2⁶⁴ − 1.
     """
     check_seeds(seeds)
-    low = torch.tensor([s & _MASK for s in seeds], dtype=torch.int64, device=device)[:, None]
-    high = torch.tensor([s >> 32 for s in seeds], dtype=torch.int64, device=device)[:, None]
-    return Keys(low, high)
+    words = np.array([*seeds], dtype=np.uint64)[:, None]
+    low, high = (torch.from_numpy(part.astype(np.int64)) for part in (words & MASK, words >> 32))
+    return Keys(low.to(device), high.to(device))
 
 
 def words(
@@ -103,12 +88,76 @@ def words(
         index: which draw of that stream, 0 ≤ index < 2³²; (batch, 1) int64 for one a sample.
         device: where the words are made; the values do not depend on it.
     """
+    place = _place(seeds, n_blocks, stream, index, device)
+    out = torch.empty(len(place[-1]), 4, n_blocks, dtype=torch.int64, device=device)
+    _fill(out, place, lambda *four: stacked(four))
+    return out
+
+
+def _place(
+    seeds: Sequence[int] | Keys,
+    n_blocks: int,
+    stream: str,
+    index: int | Tensor,
+    device: torch.device | str,
+) -> tuple[Tensor, ...]:
+    """Return counter and key of all blocks, six words that broadcast to (batch, n_blocks)."""
     low, high = seeds if isinstance(seeds, Keys) else keys(seeds, device)
     block = torch.arange(n_blocks, dtype=torch.int64, device=device)[None]
-    tag = torch.full((), STREAMS[stream], dtype=torch.int64, device=device)
+    tag = torch.full((1, 1), STREAMS[stream], dtype=torch.int64, device=device)
     if not isinstance(index, Tensor):
-        index = torch.full((), index, dtype=torch.int64, device=device)
-    return torch.stack(philox((block & _MASK, block >> 32, index, tag), (low, high)), dim=1)
+        index = torch.full((1, 1), index, dtype=torch.int64, device=device)
+    return block & MASK, block >> 32, index, tag, low, high
+
+
+def _fill(out: Tensor, place: Sequence[Tensor], make: Callable[..., Array]) -> None:
+    """Write what is made of the words of every block.
+
+    Args:
+        out: (batch, k, n_blocks).
+        place: counter and key, as `_place` returns them.
+        make: from four words to k arrays like them, (k, ...).
+    """
+    if out.device.type != "cpu":
+        out.copy_(make(*philox(place[:4], place[4:])).transpose(0, 1))
+        return
+
+    def put(piece: tuple[slice, slice]) -> None:
+        into = out[piece[0], :, piece[1]]
+        is_high = into.shape[0] > into.shape[2]  # a kernel likes a long last axis
+        cut = [_cut(word, *piece) for word in place]
+        arrays = [(word.T if is_high else word).numpy() for word in cut]
+        made = torch.from_numpy(make(*philox(arrays[:4], arrays[4:]))).to(out.dtype)
+        if not is_high:
+            into.copy_(made.transpose(0, 1))
+        elif into.is_contiguous():  # a matrix is turned in tiles
+            into.flatten(1).copy_(made.flatten(0, 1).T)
+        else:
+            into.copy_(made.permute(2, 0, 1))
+
+    batch, _, n_blocks = out.shape
+    pieces, threads = _pieces(batch, n_blocks), torch.get_num_threads()
+    if threads == 1 or batch * n_blocks < _SHARED:
+        for piece in pieces:
+            put(piece)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(put, pieces))
+
+
+def _pieces(batch: int, n_blocks: int) -> list[tuple[slice, slice]]:
+    """Return the rows and columns that are made at once."""
+    wide = max(1, min(n_blocks, _PIECE))
+    high = max(1, _PIECE // wide)
+    rows = [slice(r, r + high) for r in range(0, batch, high)]
+    columns = [slice(c, c + wide) for c in range(0, n_blocks, wide)]
+    return [(r, c) for r in rows for c in columns]
+
+
+def _cut(word: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Return a part of a word that may be one for all rows or columns."""
+    word = word[rows] if len(word) > 1 else word
+    return word[:, columns] if word.shape[1] > 1 else word
 
 
 def uniform(
@@ -153,14 +202,18 @@ def normal(
     >>> torch.equal(together[1:], normal([8], (3,)))
     True
     """
-    size = math.prod(shape)
-    w0, w1, w2, w3 = words(seeds, -(-size // 4), stream=stream, index=index, device=device).unbind(
-        1
-    )
-    radius_word, angle_word = torch.stack((w0, w2), 1), torch.stack((w1, w3), 1)
-    radius = _sqrt(-2.0 * _log((radius_word.to(torch.float64) + 0.5) * 2.0**-32))
-    cosine, sine = _turn(angle_word)
-    return _shaped(torch.cat((radius * cosine, radius * sine), 1), shape, size, dtype)
+    size, dtype = math.prod(shape), dtype or torch.get_default_dtype()
+    n_blocks = -(-size // 4)
+    place = _place(seeds, n_blocks, stream, index, device)
+    out = torch.empty(len(place[-1]), 4, n_blocks, dtype=dtype, device=device)
+    _fill(out, place, _normal)
+    return _shaped(out, shape, size, dtype)
+
+
+def _normal(w0: Array, w1: Array, w2: Array, w3: Array) -> Array:
+    """Return the four normals of a block; cosines first."""
+    pairs = gaussians(stacked((w0, w2)), stacked((w1, w3)))
+    return pairs.reshape(4, *w0.shape)
 
 
 def normals(
@@ -180,7 +233,7 @@ def normals(
     which = which.repeat_interleave(len(keys.low))[:, None]
     every = Keys(keys.low.repeat(n, 1), keys.high.repeat(n, 1))
     made = normal(every, shape, stream=stream, index=which, dtype=dtype, device=device)
-    return made.unflatten(0, (n, -1))
+    return made.unflatten(0, (n, len(keys.low)))
 
 
 def rademacher(
@@ -250,7 +303,7 @@ def _gammas(
     d = raised - 1 / 3
     root = 1 + z * (1 / math.sqrt(9 * d))  # a GPU divides by a number by multiplying
     v = root.clamp(min=1e-8) ** 3
-    accepted = (root > 0) & (_log(u) < z * z / 2 + d * (1 - v + _log(v)))
+    accepted = (root > 0) & (log(u) < z * z / 2 + d * (1 - v + log(v)))
     drawn = d * v
     return (drawn if shape >= 1 else drawn * w ** (1 / shape)), accepted
 
@@ -268,6 +321,8 @@ def derived_seeds(seeds: Sequence[int], index: int) -> list[int]:
 
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that are not integers from 0 to 2⁶⁴ − 1."""
+    if {*map(type, seeds)} <= {int} and (not seeds or 0 <= min(seeds) <= max(seeds) < 2**64):
+        return
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UsageError(f"seed {seed!r} is not an integer from 0 to 2⁶⁴ − 1.")
@@ -276,55 +331,3 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def _shaped(draws: Tensor, shape: Sequence[int], size: int, dtype: torch.dtype | None) -> Tensor:
     flat = draws.flatten(1)[:, :size]
     return flat.reshape(len(draws), *shape).to(dtype or torch.get_default_dtype())
-
-
-def _log(u: Tensor) -> Tensor:
-    """Natural logarithm of positive float64 numbers, to about 2e-16, in rounded operations only.
-
-    log(m·2ᵉ) = e log 2 + 2 artanh(s), s = (m − 1)/(m + 1), with m in [√½, √2).
-    """
-    mantissa, exponent = torch.frexp(u)
-    small = mantissa < math.sqrt(0.5)
-    mantissa = torch.where(small, mantissa * 2, mantissa)
-    exponent = exponent.to(torch.float64) - small.to(torch.float64)
-    s = (mantissa - 1) / (mantissa + 1)
-    series = _horner([2 / (2 * k + 1) for k in range(1, 11)], s * s)
-    return exponent * math.log(2) + s * (2 + s * s * series)
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    """Square root of positive float64 numbers, to about 2e-16, in rounded operations only.
-
-    `torch.sqrt` is not one on a CPU: MKL's differs from the rounded root in one of 80 numbers.
-    Halved exponents give 1/√x to 4 %, and four of Newton's steps the rest.
-    """
-    y = (0x5FE6EB50C7B537A9 - (x.view(torch.int64) >> 1)).view(torch.float64)
-    for _ in range(4):
-        y = y * (1.5 - 0.5 * x * y * y)
-    root = x * y
-    return root + 0.5 * y * (x - root * root)
-
-
-def _turn(word: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the angle 2π (word + ½)/2³², in rounded operations only.
-
-    The top two bits choose the quadrant; the rest is an angle in (−π/4, π/4).
-    """
-    quadrant = word >> 30
-    angle = ((word & 0x3FFFFFFF).to(torch.float64) + (0.5 - 2.0**29)) * (math.pi * 2.0**-31)
-    square = angle * angle
-    c = 1 + square * _horner([(-1) ** k / math.factorial(2 * k) for k in range(1, 9)], square)
-    s = angle * (
-        1 + square * _horner([(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 9)], square)
-    )
-    odd = (quadrant & 1).bool()
-    sign = 1.0 - 2.0 * (quadrant >> 1).to(torch.float64)
-    return torch.where(odd, -s, c) * sign, torch.where(odd, c, s) * sign
-
-
-def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """Σ coefficients[k] x^k, highest power first in the evaluation."""
-    total = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        total = total.mul_(x).add_(coefficient)
-    return total

@@ -150,7 +150,7 @@ def finite_status(x: Tensor) -> Tensor:
 
 def status_names(status: Tensor) -> tuple[str, ...]:
     """Return how each sample ended as receipts write it ("ok", "non_finite")."""
-    return tuple(_NAMES[code] for code in status.tolist())
+    return tuple(map(_NAMES.__getitem__, status.tolist()))
 
 
 _NAMES = {status.value: status.name.lower() for status in Status}

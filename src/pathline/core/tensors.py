@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors with a JSON header, never unpickled; and how exact products are."""
+"""Files of tensors: safetensors with a JSON header, never unpickled; and how products are made."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
@@ -64,3 +65,13 @@ def full_float32() -> Generator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextmanager
+def plain_attention() -> Generator[None]:
+    """Attend by products of matrices, which can be derived twice, and forwards.
+
+    torch's fused attention has neither derivative. What was computed inside keeps its own.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

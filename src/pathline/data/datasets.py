@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pathline.core.errors import unknown
-from pathline.data import emoji, fashion, timeseries
+from pathline.data import emoji, fashion, liver, timeseries
 from pathline.data.fetch import sha256_of
 
 __all__ = ["DATASETS", "Dataset", "DatasetInfo", "prepare"]
@@ -67,6 +67,13 @@ DATASETS: Mapping[str, Dataset] = {
         fashion.build,
         fashion.FILES,
         fashion.describe,
+    ),
+    "liver": Dataset(
+        "liver",
+        "visits of 312 patients with a liver disease, irregular and with gaps",
+        liver.build,
+        liver.FILES,
+        liver.describe,
     ),
     "timeseries": Dataset(
         "timeseries",

@@ -21,6 +21,7 @@ __all__ = [
     "check_labels",
     "check_times",
     "drop",
+    "onto_grid",
     "split",
     "stretch",
     "unit_times",
@@ -131,6 +132,36 @@ def stretch(values: Tensor, lengths: Tensor, length: int | None = None) -> Tenso
         share = (at - left)[:, None].to(series)
         made.append(torch.lerp(series[left], series[left + 1], share))
     return torch.stack(made)
+
+
+def onto_grid(values: Tensor, when: Tensor, length: int, *, end: float | None = None) -> Tensor:
+    """Return series whose times are their own on one even grid, each value at the nearest time.
+
+    What falls on one time of the grid is averaged, a channel at a time; all else is NaN.
+
+    Args:
+        values: (n, visits, channels), NaN where nothing was observed.
+        when: (n, visits), the times from 0; NaN where there was no visit.
+        length: of the grid, two or more.
+        end: its last time; the latest of all visits if None.
+
+    Raises:
+        UsageError: a time below 0 or after the end; the message has the series.
+    """
+    check_series(values)
+    last = float(when.nan_to_num().max()) if end is None else end
+    wrong = (when < 0) | (when > last)
+    if when.shape != values.shape[:2] or length < 2 or bool(wrong.any()):
+        where = "" if not wrong.any() else f" (series {int(wrong.nonzero()[0, 0])} has another)"
+        raise UsageError(
+            f"times are (n, visits) from 0 to {last:g}{where}, on a grid of 2 times or more."
+        )
+    seen = values.isfinite() & when.isfinite()[..., None]
+    place = (when.nan_to_num() / last * (length - 1)).round().long()[..., None].expand_as(values)
+    empty = values.new_zeros(len(values), length, values.shape[2])
+    total = empty.scatter_add(1, place, torch.where(seen, values, 0.0))
+    count = empty.scatter_add(1, place, seen.to(values))
+    return torch.where(count > 0, total / count, math.nan)
 
 
 def unit_times(length: int) -> Tensor:

@@ -10,6 +10,7 @@ Papers: Song et al. 2021 (arXiv:2011.13456), Sec. 4.3 and App. D.2; Shoemake 198
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ def interpolate(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     solver: Solver | str | None = None,
     grid: Grid | str | Sequence[float] | None = None,
     steps: int | None = None,
+    temperature: float = 1.0,
     **how: Any,
 ) -> Tensor:
     """Return data between x and y: both ends as the flow returns them, and what lies between.
@@ -72,18 +74,23 @@ def interpolate(  # noqa: PLR0913 - keyword-only: each is one idea of the house
         n: how many, both ends included; at least 2.
         solver: deterministic; Dormand-Prince at its tolerance if None.
         grid, steps: as for `solve`, of generation; an adaptive solver goes from t_max to t_min.
+        temperature: what codes are multiplied with; below 1 they move to the middle of the noise,
+            and what becomes of them is more typical and less varied.
         how: what else `solve` takes: guide, and the condition.
 
     Returns:
         (n, batch, *state).
 
     Raises:
-        UsageError: n below 2, shapes that differ, a solver that draws noise.
+        UsageError: n below 2, shapes that differ, a solver that draws noise, a temperature that is
+            not finite and above 0.
 
     Cost: n + 2 solves.
     """
     if n < 2:
         raise UsageError(f"n={n}: at least both ends are needed, 2.")
+    if not 0 < temperature < math.inf:
+        raise UsageError(f"a temperature is finite and above 0, and is {temperature}.")
     if x.shape != y.shape:
         raise UsageError(f"the shapes {tuple(x.shape)} and {tuple(y.shape)} differ.")
     if model.path is None:
@@ -95,5 +102,5 @@ def interpolate(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     out = as_grid(ends, steps)
     back = out.reverse(model.path)
     a, b = (solve(model, each, solver=rule, grid=back, **how).x for each in (x, y))
-    between = (slerp(a, b, k / (n - 1)) for k in range(n))
+    between = (temperature * slerp(a, b, k / (n - 1)) for k in range(n))
     return torch.stack([solve(model, z, solver=rule, grid=out, **how).x for z in between])

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
+from pathline.core.tensors import plain_attention
 from pathline.fields.denoiser import Denoiser, dtype_of
 from pathline.fields.field import Condition, Field, Prediction
 from pathline.fields.trace import Exact, Hutchinson, Trace
@@ -131,7 +132,8 @@ class FokkerPlanck:
         further = torch.is_grad_enabled()
         at, time = _leaves(x, t, further)
         with torch.enable_grad():
-            value = phi(at, time)
+            with plain_attention():
+                value = phi(at, time)
             if value.shape != (len(x),):
                 raise UsageError(
                     f"a potential says one number a sample, ({len(x)},), and this one says "
@@ -168,7 +170,8 @@ class FokkerPlanck:
         further = torch.is_grad_enabled()
         at, time = _leaves(x, t, further)
         with torch.enable_grad():
-            s = score(at, time)
+            with plain_attention():
+                s = score(at, time)
             _check_derived(s)
             divergence = self._halves(s, at, seeds)
             drift, half = self._coefficients(time, at)

@@ -17,10 +17,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
+from pathline.core.tensors import plain_attention
 from pathline.fields.denoiser import Denoiser, dtype_of
 from pathline.fields.field import Condition, Field
 from pathline.fields.views import View, change
@@ -77,7 +77,7 @@ def jvp(  # noqa: PLR0913 - a point, a direction, and how
     if method != "forward":
         raise UsageError(f"method={method!r}: choose 'forward' or 'difference'.")
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+        with plain_attention():
             if still:  # spares the derivatives of all that time alone decides
                 found = torch.func.jvp(lambda x: f(x, t), (x,), (dx,))
             else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
+from pathline.core.tensors import plain_attention
 
 Function = Callable[[Tensor], Tensor]
 Law = Literal["rademacher", "gaussian"]
@@ -195,7 +197,7 @@ class HutchPP(Trace):
 def _products(f: Function, x: Tensor) -> tuple[Tensor, Function]:
     """Return f(x), and v ↦ vᵀ ∂f/∂x; with gradients of their own where these are enabled."""
     further = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), plain_attention() if further else nullcontext():
         at = x if further and x.requires_grad else x.detach().requires_grad_()
         y = f(at)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import sha256
 from importlib import resources
@@ -77,13 +78,16 @@ class Recipe:
         accumulate: parts of a device's batch that go through the network one after the other, to
             save memory; the update is that of the whole.
         seed: of the weights, the data's order, the noise and the times.
-        rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero.
+        rate: of AdamW at its peak; it rises for `warmup` steps, then falls to zero, or by `drops`.
         warmup: steps until the peak.
         cooldown: steps at the end in which the rate falls as a line, after it stood at the peak:
             until they begin, `steps` decides nothing. None is a cosine over all that remains.
+        drops: instead of either, pairs of a share of `steps` and the factor that the rate is
+            multiplied with from there on, such as [[0.5, 0.3], [0.9, 0.3]].
+        betas: what a step keeps of AdamW's two moments; None is (0.9, 0.99).
         decay: weight decay of the matrices.
-        clip: the largest norm of the gradient.
-        ema: what a step keeps of the averaged weights.
+        clip: the largest norm of the gradient; inf clips nothing.
+        ema: what a step keeps of the averaged weights; 0 makes the model of the last weights.
         averages: widths σ_rel of further averages, such as [0.05, 0.1]: written down every
             `snapshot` steps, they make the average of any width after training.
         snapshot: steps between two snapshots of these; 0 takes one at the end.
@@ -106,6 +110,8 @@ class Recipe:
     rate: float = 1e-3
     warmup: int = 300
     cooldown: int | None = None
+    drops: tuple[tuple[float, float], ...] | None = None
+    betas: tuple[float, float] | None = None
     decay: float = 0.01
     clip: float = 1.0
     ema: float = 0.999
@@ -125,9 +131,36 @@ class Recipe:
                 f"accumulate = {self.accumulate} parts of one size do not make a batch of "
                 f"{self.batch}."
             )
+        if not (self.clip > 0 and 0 <= self.ema < 1):
+            raise UsageError(
+                f"training needs clip > 0 and 0 ≤ ema < 1; they are {self.clip}, {self.ema}."
+            )
         object.__setattr__(self, "averages", tuple(self.averages))
         for width in self.averages:
             exponent(width)  # refuses what is no width
+        if self.drops is not None:
+            pairs = (d if isinstance(d, Sequence) else (d,) for d in self.drops)
+            object.__setattr__(self, "drops", tuple(map(tuple, pairs)))
+            self._check_drops(self.drops)
+        if self.betas is not None:
+            object.__setattr__(self, "betas", tuple(self.betas))
+            if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
+                raise UsageError(f"betas are two numbers in [0, 1), not {self.betas}.")
+
+    def _check_drops(self, drops: Sequence[Sequence[float]]) -> None:
+        """Refuse drops that cannot be made, or a second rule beside them."""
+        if not all(len(d) == 2 and all(_is_number(v) and 0 < v < 1 for v in d) for d in drops):
+            raise UsageError(
+                "drops are pairs of a share of the steps and a factor of the rate, both between 0 "
+                f"and 1, such as [[0.5, 0.3]]; they are {list(drops)}."
+            )
+        shares = [drop[0] for drop in drops]
+        if shares != sorted(set(shares)):
+            raise UsageError(f"drops come one after the other, and their shares are {shares}.")
+        if self.cooldown is not None:
+            raise UsageError(
+                f"drops and cooldown = {self.cooldown} are two rules for one rate: leave one out."
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -235,11 +268,39 @@ def read_recipe(config: str | Path) -> Recipe:
         table = tomllib.loads(_text_of(config))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{config} is not a TOML file: {error}.") from error
+    _check_types(config, table, Recipe)
     watch = table.pop("watch", {})
     _check_keys(config, watch, Watch)
+    _check_types(config, watch, Watch)
     _check_keys(config, table, Recipe)
     watch["prompts"] = tuple(watch.get("prompts", ()))
     return Recipe(**table, watch=Watch(**watch))
+
+
+_TYPES: Mapping[str, tuple[type[Any] | tuple[type[Any], ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a text"),
+    "bool": (bool, "true or false"),
+    "tuple": (list, "a list"),
+    "Mapping": (dict, "a table"),
+    "Watch": (dict, "a table"),
+}
+"""What TOML must have given for a field, by the first word of its type."""
+
+
+def _check_types(config: str | Path, table: Mapping[str, Any], kind: type[Any]) -> None:
+    for f in fields(kind):
+        if f.name not in table:
+            continue
+        value, name = table[f.name], re.split(r"\W", str(f.type))[0]
+        wanted, said = _TYPES[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and name != "bool"):
+            raise UsageError(f"{f.name} in {config} is {said}, not {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _times(table: Mapping[str, Any], path: GaussianPath) -> Times:

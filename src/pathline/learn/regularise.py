@@ -18,7 +18,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from pathline.fields.field import selected
 from pathline.fields.fokker_planck import Clock, squared
 from pathline.fields.residuals import Residuals, check_derivable, residuals
 from pathline.fields.trace import Exact, Hutchinson, HutchPP, Trace
-from pathline.learn.objectives import Matching, drawn_noise
+from pathline.learn.objectives import EarlyTimes, Matching, drawn_noise
 
 __all__ = ["FokkerPlanckPenalty", "Collocation", "Regulariser", "regularisers"]
 
@@ -147,7 +147,7 @@ class FokkerPlanckPenalty(Regulariser):
     """E R², by how much the network misses the Fokker-Planck equation of its path.
 
     R where the network is a potential (`nets.Potential`), else ∇R of its score, for which the state
-    has eight elements at most unless the trace estimates. Times are drawn as the objective's.
+    has eight elements at most unless the trace estimates.
 
     Args:
         weight, points, warmup, every: as `Regulariser`. R is per unit of path time: of a path that
@@ -157,6 +157,8 @@ class FokkerPlanckPenalty(Regulariser):
             a manifold. With `accumulate` or several devices it is each part's own.
         trace: `{"kind": "hutchinson", "n": 4}`, "hutch++" or "exact"; by the dimension if None.
         per: "time", or "log_snr", which is bounded where α vanishes.
+        time_power: of the law Beta(1, power) that its times are drawn from, 1 for even ones; None
+            draws them as the objective's.
 
     Cost: three to four plain steps of as many samples.
     """
@@ -165,9 +167,12 @@ class FokkerPlanckPenalty(Regulariser):
     clip: float = 0.999
     trace: Mapping[str, Any] | None = None
     per: Clock = "time"
+    time_power: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.time_power is not None:
+            EarlyTimes(self.time_power)  # refuses what is no power
         if self.box is not None and not 0 < self.box < math.inf:
             raise UsageError(f"half the side of the box is finite and above 0, not {self.box}.")
         if not 0 < self.clip <= 1:
@@ -238,7 +243,9 @@ class FokkerPlanckPenalty(Regulariser):
         self, matching: Matching, x0: Tensor, cond: Condition, generator: torch.Generator
     ) -> Collocation:
         rows = torch.arange(self.points) % len(x0)
-        t = matching.draw_times(self.points, generator)
+        own = self.time_power
+        how = matching if own is None else replace(matching, times=EarlyTimes(own))
+        t = how.draw_times(self.points, generator)
         shape = (self.points, *x0.shape[1:])
         if self.box is None:
             eps = _noise(matching, x0, self.points, generator)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,13 +33,14 @@ from pathline.learn.couplings import (
 )
 from pathline.learn.exercise import Exercise
 from pathline.learn.journal import Journal, Row
+from pathline.learn.learning_rate import learning_rate
 from pathline.learn.recipe import Recipe, build_network
 from pathline.learn.regularise import Regulariser
 from pathline.learn.sharding import Strategy, fabric_strategy, like, loaded_moments, whole
 from pathline.learn.sources import Batch, Source, classes_of, starts
 from pathline.learn.steadied import check_reference, steadied
 
-__all__ = ["Run", "learning_rate", "read_state", "step_generator"]
+__all__ = ["Run", "read_state", "step_generator"]
 
 PROBE = 1000
 """Samples that a coupling is fitted to and diagnosed on."""
@@ -48,15 +48,8 @@ PROBE = 1000
 AHEAD = 8
 """Batches that are drawn while a GPU computes."""
 
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the rate of a step: a line up to the peak, then a cosine or a line down to zero."""
-    if step < recipe.warmup:
-        return recipe.rate * (step + 1) / recipe.warmup
-    if recipe.cooldown is not None:
-        return recipe.rate * min(1.0, (recipe.steps - step) / recipe.cooldown)
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.rate * (1 + math.cos(math.pi * done)) / 2
+BETAS = 0.9, 0.99
+"""What AdamW keeps of its moments where the recipe says nothing."""
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -154,7 +147,8 @@ class Run:
         )
         groups = _parameter_groups(network, recipe.decay)  # of shards, where there are some
         is_gpu = fabric.device.type == "cuda"
-        optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.99), fused=is_gpu)
+        betas = recipe.betas or BETAS
+        optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=betas, fused=is_gpu)
         optimizer = fabric.setup_optimizers(optimizer)
         average, *profiles = (
             [p.detach().clone() for p in network.parameters()] for _ in (None, *recipe.averages)

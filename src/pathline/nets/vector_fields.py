@@ -25,6 +25,7 @@ __all__ = [
     "NoiseNet",
     "ODENet",
     "OwnNoise",
+    "augmented",
     "clip_weights",
     "layers",
     "with_time",
@@ -72,6 +73,22 @@ def with_time(x: Tensor, t: Tensor | float) -> Tensor:
     return torch.cat((t.reshape(-1, 1).expand(len(x), 1), x), 1)
 
 
+def augmented(x: Tensor, extra: int) -> Tensor:
+    """Return states with so many zeros more, (batch, dim + extra).
+
+    Paths of an ODE never cross, so in `dim` numbers alone none can turn a set inside out; with room
+    beside them they pass each other.
+
+    Paper: Dupont, Doucet & Teh 2019 (arXiv:1904.01681).
+    """
+    if x.ndim != 2 or extra < 1:
+        raise UsageError(
+            f"states are (batch, dim) and 1 zero or more is added; given were {tuple(x.shape)} and "
+            f"{extra}."
+        )
+    return torch.cat((x, x.new_zeros(len(x), extra)), 1)
+
+
 class ODENet(nn.Module):
     """f = s tanh(MLP(x)), the right-hand side of a neural ODE.
 
@@ -102,6 +119,8 @@ class Hybrid(nn.Module):
     """A known right-hand side and a network that learns what it lacks: dx/dt = known(x, t) + NN(x).
 
     The last layer starts at a hundredth of its usual size, so training starts at what is known.
+    Units that grow with their inputs (SiLU) go on beyond the states that were seen; those that
+    saturate bend away from an interaction such as x y there.
 
     Args:
         known: what is known of the system; a module whose parameters are learned too, or any
@@ -122,7 +141,7 @@ class Hybrid(nn.Module):
     ) -> None:
         super().__init__()
         self.known, self.dim = known, dim
-        self.rest = layers((dim, *[width] * depth, dim), nn.Tanh)
+        self.rest = layers((dim, *[width] * depth, dim), nn.SiLU)
         with torch.no_grad():
             for parameter in self.rest[-1].parameters():
                 parameter.mul_(0.01)

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -44,7 +45,10 @@ class Separation:
 
     Args:
         scales: s, strictly rising and positive, at least 2.
-        mmse: 1 − λ(s) at each, from 0 to 1/(1 + s²).
+        mmse: 1 − λ(s) at each, from 0 to 1/(1 + s²), and never rising.
+
+    Raises:
+        UsageError: scales that do not rise; an mmse that does, or that is out of its bounds.
     """
 
     scales: tuple[float, ...] = field(repr=False)
@@ -62,6 +66,13 @@ class Separation:
                     f"at s = {s:.4g} the mmse per dimension lies in [0, {1 / (1 + s * s):.4g}] for "
                     f"data of mean 0 and E‖x‖² = d, and is {value:.4g}: normalise the data, "
                     "and see that both sums are divided by d."
+                )
+        for k, (low, high) in enumerate(pairwise(self.mmse)):
+            if high > low * (1 + 1e-9):
+                raise UsageError(
+                    f"λ falls from {1 - low:.4g} to {1 - high:.4g} between s = "
+                    f"{self.scales[k]:.4g} and {self.scales[k + 1]:.4g}, where less noise tells "
+                    "data better: increase the draws of an estimate."
                 )
 
     __hash__ = hash_once

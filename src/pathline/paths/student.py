@@ -53,7 +53,8 @@ class StudentT:
     dof: float = math.inf
 
     def __post_init__(self) -> None:
-        if isinstance(self.dof, str) or not self.dof > 0:
+        is_number = isinstance(self.dof, int | float) and not isinstance(self.dof, bool)
+        if not (is_number and self.dof > 0):
             raise UsageError(f"D must be a positive number or inf, and is {self.dof!r}.")
 
     @property

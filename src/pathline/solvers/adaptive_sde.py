@@ -24,6 +24,7 @@ from torch import Tensor
 from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
 from pathline.fields import SDE, Field, View
+from pathline.fields.around import Around
 from pathline.solvers.adaptive import Adaptive, Control
 from pathline.solvers.pace import Numbers, Reach
 from pathline.solvers.slope import Slope
@@ -102,10 +103,9 @@ class EulerHeunStep(Stepper):
             float(np.min(course.instants.numpy())),
             float(np.max(course.instants.numpy())),
         )
-        field = slope.problem.field
-        self._sde = field if isinstance(field, SDE) else None
-        self.evaluations = 1 if self._sde is None else 2
-        self._path = None if self._sde is None else self._sde.brownian
+        self._is_noisy = solver.noise is not None
+        self.evaluations = 2 if self._is_noisy else 1
+        self._path = _brownian(slope.problem.field)
 
     def narrow(self, rows: Tensor | None) -> None:
         self._rows = None if rows is None else rows.numpy()
@@ -118,7 +118,7 @@ class EulerHeunStep(Stepper):
         s, t = self.slope.times(np.stack((reach.start, reach.end)), x)
         ahead = x + h * first
         drift_error = 0.5 * h * (self.slope(ahead, t) - first)
-        if self._sde is None:
+        if not self._is_noisy:
             f = drift_error + 0.5 * h * first
             return self._tried(x, x + 0.5 * h * first + f, drift_error)
         g = self._diffusion(x, s)
@@ -134,8 +134,7 @@ class EulerHeunStep(Stepper):
         return Trial(new, rms(error / self.unit(x, new).detach()), None, [])
 
     def _diffusion(self, x: Tensor, t: Tensor) -> Tensor:
-        assert self._sde is not None
-        return self._sde.diffuse(x, t, self.slope.cond)
+        return self.slope.problem.field.bind(t[None], x, self.slope.cond)(~0, x)
 
     def _increments(self, g: Tensor, x: Tensor, reach: Reach) -> Tensor:
         """Return W over the step of each sample, (n, m) or (n, *state)."""
@@ -162,6 +161,13 @@ class EulerHeunStep(Stepper):
             "inside a step of a stochastic solve there is no state to be had; put save times on "
             "the grid, and take trajectory=True."
         )
+
+
+def _brownian(field: Field) -> Brownian | None:
+    """Return the motion that a field is driven by, if it has one of its own."""
+    while isinstance(field, Around):
+        field = field.inner
+    return field.brownian if isinstance(field, SDE) else None
 
 
 def product(g: Tensor, w: Tensor, x: Tensor) -> Tensor:

@@ -14,21 +14,35 @@ Paper: Kloeden & Platen 1992, Sec. 5.3 and 10.3; Davie 2014 (arXiv:1409.7570) fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pathline.core import noise
-from pathline.core.brownian import Brownian, Piece, Refined
+from pathline.core.bridge import Piece
+from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
+from pathline.core.refined import Refined
 from pathline.solvers.plan import Coefficient, Functional, Plan
 
 AHEAD = 2**15
 """Numbers that are drawn at once: for small states, the motion over many steps."""
 
-Weighed = tuple[tuple[Functional, Coefficient], ...]
-"""Functionals of the Brownian motion, and what each is multiplied with."""
+
+class Weighed(NamedTuple):
+    """What the diffusion at a state is multiplied with: Σ c w.
+
+    Args:
+        terms: functionals of the Brownian motion, and the coefficient of each.
+        slot: which of the sums over its leg it is; legs of one kind have the same ones.
+    """
+
+    terms: tuple[tuple[Functional, Coefficient], ...]
+    slot: int
+
 
 _AREAS = ("h", "ij", "ij_ito")
 _CONSTANT = ("one", "unit")
@@ -49,7 +63,10 @@ class Source:
     def __init__(self, plan: Plan, seeds: Sequence[int] | Brownian, like: Tensor) -> None:
         kinds = {product.kind for row in plan.rows for product in row.g}
         self._legs, self._has_area = plan.legs, not kinds.isdisjoint(_AREAS)
-        self._like, self._seeds, self._made = like, seeds, dict[Functional, Tensor]()
+        self._like, self._seeds = like, seeds
+        self._made = dict[tuple[str, int, int], Tensor]()
+        self._over_legs = dict[tuple[str, int, int], Sequence[Tensor]]()
+        self._sums = _sums(plan)
         self._refined: Refined | None = None
         self._block: tuple[int, int] = (0, 0)
         if isinstance(seeds, Brownian):
@@ -60,16 +77,51 @@ class Source:
     def __call__(self, asked: int | Functional) -> Tensor:
         """Return a functional over its leg."""
         assert isinstance(asked, Functional)
-        if asked.kind in _CONSTANT:
+        kind, leg, channel, channels = asked
+        if kind in _CONSTANT:
             return self._constant(asked)
+        self._come(leg, channels)
+        key = kind, channel, channels
+        if key not in self._over_legs:
+            self._over_legs[key] = self._functional(asked).to(self._like.dtype).unbind()
+        return self._over_legs[key][leg - self._block[0]]
+
+    def sum(self, asked: Weighed, channels: int) -> tuple[Tensor | None, float]:
+        """Return Σ c w as a tensor (None is 1) and a number that it is multiplied with.
+
+        Sums of several functionals are made over all legs of the block at once.
+
+        Args:
+            asked: the sum.
+            channels: of the motion; 0 for one of each element.
+        """
+        functional, c = asked.terms[0]
+        if len(asked.terms) == 1 and not isinstance(c, Tensor):
+            if functional.kind == "one" and not channels:
+                return None, c
+            return self(_of(functional, channels)), c
+        leg, key = functional.leg, ("sum", asked.slot, channels)
+        weights = self._sums.get(asked.slot)
+        if weights is None:
+            each = [self(_of(f, channels)) * c for f, c in asked.terms]
+            return reduce(torch.add, each), 1.0
+        self._come(leg, channels)
+        if key not in self._over_legs:
+            weights = weights[slice(*self._block)]
+            w = [self._functional(_of(f, channels)) for f, _ in asked.terms]
+            shape = (-1, *[1] * (w[0].ndim - 1))
+            columns = [c.reshape(shape) for c in weights.to(w[0].device).unbind(1)]
+            total = reduce(torch.add, (v * c for v, c in zip(w, columns, strict=True)))
+            self._over_legs[key] = total.to(self._like.dtype).unbind()
+        return self._over_legs[key][leg - self._block[0]], 1.0
+
+    def _come(self, leg: int, channels: int) -> None:
+        """Have the motion over a leg ready."""
         first, stop = self._block
-        if not first <= asked.leg < stop:
+        if not first <= leg < stop:
             self._made.clear()
-            first = self._advance(asked)
-        key = asked._replace(leg=0)
-        if key not in self._made:
-            self._made[key] = self._functional(asked).to(self._like.dtype)
-        return self._made[key][asked.leg - first]
+            self._over_legs.clear()
+            self._advance(leg, channels)
 
     def _constant(self, asked: Functional) -> Tensor:
         n = asked.channels
@@ -77,19 +129,18 @@ class Source:
             return self._like.new_ones((1, n) if n else (1,) * self._like.ndim)
         return torch.eye(n, dtype=self._like.dtype, device=self._like.device)[asked.channel][None]
 
-    def _advance(self, asked: Functional) -> int:
-        """Make the motion around a leg, and return the number of the first leg that is there."""
-        shape = self._shape(asked)
+    def _advance(self, leg: int, channels: int) -> None:
+        """Make the motion around a leg."""
+        shape = (channels,) if channels else tuple(self._like.shape[1:])
         if isinstance(self._seeds, Brownian):
-            first, piece = asked.leg, self._over(self._seeds, asked.leg, shape)
+            first, piece = leg, self._over(self._seeds, leg, shape)
         else:
             if self._refined is None:
                 edges = [self._legs[0][0], *(t for _, t in self._legs)]
                 self._refined = Refined(self._keys, shape, edges, self._has_area, AHEAD)
-            first, piece = self._refined.block(asked.leg)
+            first, piece = self._refined.block(leg)
         self._piece = piece
         self._block = first, first + len(piece.w)
-        return first
 
     def _over(self, path: Brownian, leg: int, shape: tuple[int, ...]) -> Piece:
         if path.shape != shape:
@@ -100,9 +151,6 @@ class Source:
         n = max(1, AHEAD // max(len(path) * math.prod(shape), 1))
         legs = self._legs[leg : leg + n]
         return path.over([legs[0][0], *(t for _, t in legs)])
-
-    def _shape(self, asked: Functional) -> tuple[int, ...]:
-        return (asked.channels,) if asked.channels else tuple(self._like.shape[1:])
 
     def _functional(self, asked: Functional) -> Tensor:
         """Return a functional over all legs of the block."""
@@ -127,7 +175,7 @@ class Source:
 
     def _iterated(self, asked: Functional, w: Tensor) -> Tensor:
         """Return ∫∫ dW_j dW_k for every k, (legs, batch, m)."""
-        key = Functional("ij", -1, -1, asked.channels)  # the whole matrix, kept for its other rows
+        key = "ij", -1, asked.channels  # the whole matrix, kept for its other rows
         if key not in self._made:
             areas = self._areas(w)
             self._made[key] = 0.5 * w.unsqueeze(-1) * w.unsqueeze(-2) + areas
@@ -170,25 +218,81 @@ def _check_path(path: Brownian, plan: Plan, like: Tensor, has_area: bool) -> Non
         raise UsageError(f"the Brownian path is on {path.device}, the state on {like.device}.")
 
 
-def times_noise(
-    g: Tensor, weighed: Weighed, draw: Callable[[Functional], Tensor], ndim: int
-) -> Tensor:
-    """Return the product of a diffusion with a sum of functionals, (batch, *state).
+def _of(functional: Functional, channels: int) -> Functional:
+    """Return the functional of a motion with so many channels."""
+    same = functional.channels == channels
+    return functional if same else functional._replace(channels=channels)
+
+
+def products(plan: Plan) -> list[tuple[tuple[int, Weighed], ...]]:
+    """Return what each row multiplies diffusions with: the number of a state, and its sum."""
+    slots, made = dict[int, int](), list[tuple[tuple[int, Weighed], ...]]()
+    for row in plan.rows:
+        found: dict[int, list[tuple[Functional, Coefficient]]] = {}
+        for product, c in row.g.items():
+            found.setdefault(product.state, []).append((product.functional, c))
+        sums = list[tuple[int, Weighed]]()
+        for k in sorted(found):
+            leg = found[k][0][0].leg
+            slots[leg] = slot = slots.get(leg, -1) + 1
+            sums.append((k, Weighed(tuple(found[k]), slot)))
+        made.append(tuple(sums))
+    return made
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must also serve a solve with gradients
+def _sums(plan: Plan) -> dict[int, Tensor]:
+    """Return the coefficients of each slot's sum over every leg, (legs, terms) float64.
+
+    Left out are slots that not all legs fill with the same functionals, and those with constants or
+    with a coefficient for each sample.
+    """
+    slots = dict[int, dict[int, Weighed]]()
+    for row in products(plan):
+        for _, by in row:
+            slots.setdefault(by.slot, {})[by.terms[0][0].leg] = by
+    found = dict[int, Tensor]()
+    for slot, each in slots.items():
+        kinds = {tuple((f.kind, f.channel, f.leg - leg) for f, _ in by.terms)
+                 for leg, by in each.items()}  # fmt: skip
+        plain = [c for by in each.values() for _, c in by.terms if not isinstance(c, Tensor)]
+        if len(kinds) != 1 or len(each) != len(plan.legs):
+            continue
+        (one,) = kinds
+        varies = all(kind not in _CONSTANT and not away for kind, _, away in one)
+        if varies and len(plain) == len(one) * len(each):
+            rows = [[c for _, c in each[leg].terms] for leg in range(len(each))]
+            found[slot] = torch.tensor(rows, dtype=torch.float64)
+    return found
+
+
+def product_pulled(v: Tensor, g: Tensor, by: Weighed, source: Source) -> Tensor:
+    """Return the cotangent of g that v, (batch, *state), the one of g·Σ c w, brings; like g."""
+    channels = 0 if g.ndim == v.ndim else g.shape[-1]
+    total, c = source.sum(by, channels)
+    scaled = v if c == 1 else v * c
+    if total is None:
+        return scaled
+    if not channels:
+        return scaled * total
+    return scaled.unsqueeze(-1) * total.reshape(len(total), *[1] * (v.ndim - 1), channels)
+
+
+def plus_product(x: Tensor, g: Tensor, by: Weighed, source: Source) -> Tensor:
+    """Return x + g·Σ c w, (batch, *state).
 
     Args:
+        x: (batch, *state).
         g: (batch, *state) for one motion an element, (batch, *state, m) for m channels.
-        weighed: functionals, and what each is multiplied with.
-        draw: what makes them.
-        ndim: of the state.
+        by: the sum.
+        source: what makes functionals.
     """
-    channels = 0 if g.ndim == ndim else g.shape[-1]
-    total = None
-    for functional, c in weighed:
-        term = draw(functional._replace(channels=channels))
-        term = term if not isinstance(c, Tensor) and c == 1 else term * c
-        total = term if total is None else total + term
-    assert total is not None
+    channels = 0 if g.ndim == x.ndim else g.shape[-1]
+    total, c = source.sum(by, channels)
+    if total is None:
+        return torch.add(x, g, alpha=c)
     if not channels:
-        return g * total
-    spread = total.reshape(len(total), *[1] * (ndim - 1), channels)
-    return (g * spread).sum(-1) if channels > 1 else (g * spread).squeeze(-1)
+        return torch.addcmul(x, g, total, value=c)
+    spread = total.reshape(len(total), *[1] * (x.ndim - 1), channels)
+    return torch.add(x, (g * spread).sum(-1) if channels > 1 else (g * spread).squeeze(-1), alpha=c)

@@ -111,11 +111,17 @@ def diagnosis(job: Job, record: Evaluator | Tally, solution: Solution) -> str:
     if isinstance(record, Tally) and worst is not Status.NON_FINITE:
         t = float(record.t[failed[0]])
         return f"{who}: {_SAID[worst]}, at t = {t:.6g}; {worst.advice}"
-    return f"{who}: {_first_trouble(job)}; {worst.advice}"
+    trouble = _first_trouble(job)
+    if trouble is None and isinstance(record, Tally):
+        trouble = f"a step from t = {float(record.t[failed[0]]):.6g} is not finite"
+    return f"{who}: {trouble or AGAIN}; {worst.advice}"
 
 
-def _first_trouble(job: Job) -> str:
-    """Run once more, looking at everything, and say where it first went wrong."""
+AGAIN = "not finite at the end, though not when run again"
+
+
+def _first_trouble(job: Job) -> str | None:
+    """Run once more, looking at everything, and say where it first went wrong, if it does."""
     watched = Watched(job.field)
     again = replace(job, field=watched)
     with torch.no_grad():
@@ -124,4 +130,4 @@ def _first_trouble(job: Job) -> str:
                 watched.trouble = f"the state is not finite at t = {told_time(step.t)}"
             if watched.trouble is not None:
                 return f"{watched.trouble}, step {step.index + 1} of {job.plan.steps}"
-    return "not finite at the end, though not when run again"
+    return None

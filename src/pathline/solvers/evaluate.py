@@ -133,11 +133,16 @@ class Watched(Around):
 
 
 def check_output(f: Tensor, x: Tensor) -> None:
-    """Refuse a field whose output is not shaped like the state."""
+    """Refuse a field whose output is not shaped like the state, or is complex."""
     if f.shape != x.shape:
         hint = ""
         if f.ndim == x.ndim and f.shape[1] == 2 * x.shape[1]:
             hint = " (a network that also predicts a variance? pass only the first half on)"
         raise UsageError(
             f"the field returned shape {tuple(f.shape)} for a state of {tuple(x.shape)}{hint}."
+        )
+    if f.is_complex():
+        raise UsageError(
+            f"the field returned {f.dtype} for a state of {x.dtype}: give states of real and "
+            "imaginary parts, torch.view_as_real(x)."
         )

@@ -20,9 +20,9 @@ from pathline.core.brownian import Brownian
 from pathline.core.errors import PathlineError, UsageError
 from pathline.fields import Evaluate, Field, Prediction
 from pathline.paths import Time
-from pathline.solvers.driving import Source, Weighed, times_noise
+from pathline.solvers.driving import Source, Weighed, plus_product, products
 from pathline.solvers.evaluate import Evaluator
-from pathline.solvers.plan import Coefficient, Functional, Plan, Row, sample_first
+from pathline.solvers.plan import Coefficient, Functional, Plan, sample_first
 
 
 class Step:
@@ -66,7 +66,7 @@ class Step:
 
 
 Term = tuple[str, int, Coefficient]
-"""What is summed: "x", "f", "z" or "p" (a product), its number, its coefficient."""
+"""What is summed: "x", "f" or "z", its number, its coefficient."""
 
 
 class Sum(NamedTuple):
@@ -125,43 +125,40 @@ def instructions(
         spent.setdefault(i, []).append(k)
     known: set[int] = set()
     diffused: set[int] = set()
-    for i, row in enumerate(plan.rows):
+    for i, (row, multiplied) in enumerate(zip(plan.rows, products(plan), strict=True)):
         fresh = tuple(k for k in sorted(row.f) if k not in known)
         known.update(fresh)
-        products = _products(row, place)
-        diffusions = tuple(k for k, _ in products if k not in diffused)
+        placed = tuple((k, _placed(by, place)) for k, by in multiplied)
+        diffusions = tuple(k for k, _ in placed if k not in diffused)
         diffused.update(diffusions)
         named = zip("xfz", (row.x, row.f, row.z), strict=True)
         terms = [
             (letter, k, place(c)) for letter, coefficients in named for k, c in coefficients.items()
         ]
-        terms += [("p", k, 1.0) for k, _ in products]
+        terms += [("x", k, 0.0) for k, _ in placed[:1] if not terms]
         number, unused = len(plan.start) + i, tuple(spent.get(i, ()))
         added = place(row.constant) if row.has_constant else None
-        summed, ready = _sum(terms), (diffusions, products)
+        summed, ready = _sum(terms, bool(placed)), (diffusions, placed)
         yield Instruction(
             number, row.t, fresh, tuple(row.z), summed, row.lands, unused, added, *ready
         )
 
 
-def _products(
-    row: Row, place: Callable[[Coefficient], Coefficient]
-) -> tuple[tuple[int, Weighed], ...]:
-    """Return what the diffusion at each state is multiplied with."""
-    found: dict[int, list[tuple[Functional, Coefficient]]] = {}
-    for product, c in row.g.items():
-        found.setdefault(product.state, []).append((product.functional, place(c)))
-    return tuple((k, tuple(found[k])) for k in sorted(found))
+def _placed(by: Weighed, place: Callable[[Coefficient], Coefficient]) -> Weighed:
+    return by._replace(terms=tuple((functional, place(c)) for functional, c in by.terms))
 
 
-def _sum(terms: list[Term]) -> Sum:
-    """Order terms so that the sum begins with a bare one, which saves a kernel, if there is one."""
+def _sum(terms: list[Term], goes_on: bool) -> Sum:
+    """Order terms so that the sum begins with a bare one, which saves a kernel, if there is one.
+
+    A sum of a bare state alone is a copy, unless it goes on.
+    """
 
     def is_one(term: Term) -> bool:
         return not isinstance(term[2], Tensor) and term[2] == 1
 
     first, *others = sorted(terms, key=is_one, reverse=True)
-    return Sum(first, is_one(first) and bool(others), tuple(others))
+    return Sum(first, is_one(first) and (bool(others) or goes_on), tuple(others))
 
 
 class Execution:
@@ -188,7 +185,7 @@ class Execution:
 
     def advance(self, row: Instruction) -> Tensor:
         """Take a row and return the state that it makes."""
-        number, _, evaluations, draws, terms, _, spent, constant, diffusions, products = row
+        number, _, evaluations, draws, terms, _, spent, constant, diffusions, multiplied = row
         known = self.known
         states, slopes = known["x"], known["f"]
         for k in evaluations:
@@ -197,22 +194,26 @@ class Execution:
             self.latest = (self.plan, k, x, f)
         if draws:
             known["z"] = {d: self._draw(d) for d in draws}
-        if products:
-            diffused = known["g"]
-            for k in diffusions:
-                diffused[k] = self._evaluate(~k, states[k])
-            known["p"] = {
-                k: times_noise(diffused[k], w, self._draw, states[k].ndim) for k, w in products
-            }
         new = self._combine(terms, known)
+        if multiplied:
+            new = self._with_noise(new, diffusions, multiplied)
         states[number] = new = new if constant is None else new + constant
         for k in spent:
-            states.pop(k, None)
-            slopes.pop(k, None)
-        if products:
-            for k in spent:
-                known["g"].pop(k, None)
+            for made in (states, slopes, known["g"]):
+                made.pop(k, None)
         return new
+
+    def _with_noise(
+        self, x: Tensor, fresh: tuple[int, ...], multiplied: tuple[tuple[int, Weighed], ...]
+    ) -> Tensor:
+        """Return a sum with the products of diffusions and noise added to it."""
+        diffused, source = self.known["g"], self._draw
+        assert isinstance(source, Source)
+        for k in fresh:
+            diffused[k] = self._evaluate(~k, self.known["x"][k])
+        for k, by in multiplied:
+            x = plus_product(x, diffused[k], by, source)
+        return x
 
     def replace(self, row: Instruction, x: Tensor) -> None:
         """Go on from another state than the one that a row has made."""

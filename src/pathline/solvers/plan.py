@@ -337,17 +337,22 @@ def _folded(plan: Plan, view: View) -> Plan:
     for i, k in enumerate(plan.evaluated):
         pairs = [pairs[i] for pairs in changed]
         if not all(math.isfinite(c) for pair in pairs for c in pair):
-            raise UsageError(
-                f"a network that predicts {view} does not tell {plan.view} at "
-                f"t = {told_time(plan.times[k])}; {_instead(plan.path, plan.times[k])}."
-            )
+            raise untold(plan.path, view, plan.view, plan.times[k])
         p, q = torch.tensor(pairs, dtype=torch.float64).unbind(1)
         changes[k] = pairs[0] if plan.batch is None else (p, q)
     return replace(plan, view=view, rows=tuple(_fold(row, changes) for row in plan.rows))
 
 
+def untold(path: GaussianPath, source: View, goal: View, t: Time) -> UsageError:
+    """Return what to say where α or σ vanishes, so that one view does not tell another."""
+    return UsageError(
+        f"a network that predicts {source} does not tell {goal} at t = {told_time(t)}; "
+        f"{_instead(path, t)}."
+    )
+
+
 def _instead(path: GaussianPath, t: Time) -> str:
-    """Say where a grid should be that stands where α or σ vanishes."""
+    """Say where a grid should be that stands there."""
     if (torch.as_tensor(t) < path.t_min).any():
         return (
             f"let the grid stop short of data, at t_min = {path.t_min:.6g}, and give it "

@@ -15,6 +15,7 @@ from pathline.solvers.evaluate import check_output
 from pathline.solvers.executors import inner_of
 from pathline.solvers.levels import steady
 from pathline.solvers.pace import Numbers
+from pathline.solvers.plan import untold
 from pathline.solvers.stepped import Problem
 
 Times = tuple[Tensor, ...]
@@ -130,8 +131,5 @@ class Slope:
         p, q = steady(part(0), t), steady(part(1), t)
         known = (p + q).isfinite()
         if not bool(known.all()):
-            raise UsageError(
-                f"a network that predicts {source} does not tell {self._view} at "
-                f"t = {t[~known][0]:.6g}; start the grid at a smaller t."
-            )
+            raise untold(path, source, goal, float(t[~known][0]))
         return p, q

@@ -25,6 +25,7 @@ from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Step
 from pathline.solvers.grids import Grid, grids
 from pathline.solvers.levels import steady
+from pathline.solvers.plan import untold
 from pathline.solvers.solver import Solver, Writer, check_path, solvers
 
 
@@ -313,10 +314,7 @@ class Evaluation:
         q = steady(lambda s: change(path, source, goal, s)[1], t)
         known = (p + q).isfinite()
         if not bool(known.all()):
-            raise UsageError(
-                f"a network that predicts {source} does not tell {goal} at "
-                f"t = {t[~known][0]:.6g}; start the grid at a smaller t."
-            )
+            raise untold(path, source, goal, float(t[~known][0]))
         return p, q
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def points_of(plan: Plan, save: Save) -> tuple[int, ...]:
     off = (wanted[:, None] - points).abs()
     nearest = off.argmin(1)
     slack = 1e-9 * float((points[-1] - points[0]).abs())
-    missed = (off.amin(1) > slack).nonzero()
+    missed = (~(off.amin(1) <= slack)).nonzero()
     if len(missed):
         t = float(wanted[missed[0]])
         raise UsageError(
@@ -86,6 +87,9 @@ def points_of(plan: Plan, save: Save) -> tuple[int, ...]:
             f"{float(points[nearest[missed[0]]]):.6g}. Put it on the grid, or take an adaptive "
             "solver."
         )
+    for a, b in pairwise(nearest.tolist()):
+        if a >= b:
+            raise UsageError(_disordered(float(points[a]), float(points[b])))
     return tuple(plan.landings[i] for i in nearest.tolist())
 
 
@@ -123,6 +127,12 @@ def _rows(save: Save, batch: int) -> list[Numbers]:
     return [torch.as_tensor(row, dtype=torch.float64).detach().cpu().numpy() for row in each]
 
 
+def _disordered(a: float, b: float) -> str:
+    """Return what to say of a save time and the one after it."""
+    what = "comes twice" if a == b else f"is followed by {b:.6g}"
+    return f"the save time {a:.6g} {what}; give times in the order of the solve, each once."
+
+
 def _check(
     sample: int, row: Numbers, clocks: Numbers, ends: tuple[float, float], way: float
 ) -> None:
@@ -133,11 +143,7 @@ def _check(
     wrong = np.flatnonzero(np.diff(clocks) <= 0)
     if len(wrong):
         a, b = row[wrong[0]], row[wrong[0] + 1]
-        what = "comes twice" if a == b else f"is followed by {b:.6g}"
-        raise UsageError(
-            f"sample {sample}: the save time {a:.6g} {what}; give times in the order of the solve, "
-            "each once."
-        )
+        raise UsageError(f"sample {sample}: {_disordered(float(a), float(b))}")
     out = (clocks < ends[0]) | (clocks > ends[1])
     if out.any():
         raise UsageError(

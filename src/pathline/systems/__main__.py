@@ -19,7 +19,8 @@ PAGES = Path("benchmarks")
 
 def keep(slug: str, train: bool) -> None:
     """Measure a system, and keep its values."""
-    trained = [claim.id for claim in systems.build(slug).claims if claim.needs == "training"]
+    system = systems.build(slug)
+    trained = [claim.id for claim in system.claims if claim.needs == "training"]
     if train and not trained:
         return
     report = run(slug, only=trained if train else None, train=train)
@@ -28,6 +29,8 @@ def keep(slug: str, train: bool) -> None:
     write_atomically(MEASURED / f"{name}.json", content + "\n")
     if train:
         write_atomically(PAGES / f"training-{slug}.md", markdown(report))
+        if system.tables is not None:
+            system.tables(PAGES)
     held = sum(claim.passed for claim in report.claims)
     print(f"{name}: {held} of {len(report.claims)} claims hold; {report.seconds:.0f} s")
 

@@ -34,10 +34,10 @@ OBJECT = 12
 """Side of an emoji on its photograph, in pixels."""
 STRENGTH = 150.0
 """η κ."""
-VERSION = 1
+VERSION = 2
 """Of the edits that are kept."""
 NEAR = 1.5
-"""How far a centroid may be off, in pixels."""
+"""How far an object may be off, in pixels."""
 
 
 def photographs() -> list[Tensor]:
@@ -112,11 +112,25 @@ def centroid(x: Tensor, ground: Tensor) -> Tensor:
     return torch.stack(((off * rows).sum(), (off * columns).sum())) / off.sum()
 
 
+def place(x: Tensor, number: int) -> Tensor:
+    """Return where a picture shows an emoji, the (row, column) of its corner.
+
+    Of all places it is that where the colours differ least, Σ α ‖x − c‖².
+    """
+    _, colours, alpha = drawing(number)
+    squares = F.conv2d(x.square().sum(0)[None, None], alpha[None])
+    off = (squares - 2 * F.conv2d(x[None], (alpha * colours)[None]))[0, 0]
+    best = int(off.argmin())
+    return torch.tensor([best // off.shape[1], best % off.shape[1]], dtype=torch.float32)
+
+
 @dataclass(frozen=True)
 class Case:
     """One edit: what is given, what is asked for, and what a perfect one would look like."""
 
     text: str
+    number: int
+    at: tuple[int, int]
     picture: Tensor
     ground: Tensor
     task: Task
@@ -129,12 +143,15 @@ class Outcome(NamedTuple):
     """What came of an edit.
 
     Args:
-        off: how far the centroid is off that of the perfect edit, in pixels.
+        off: how far the centroid of what differs from the background is off that of the perfect
+            edit, in pixels.
+        misplaced: how far the object is from where it was asked to go, in pixels.
         kept: PSNR of what is to stay, in dB.
         alone: the same of the inversion without an edit.
     """
 
     off: float
+    misplaced: float
     kept: float
     alone: float
 
@@ -187,12 +204,17 @@ class OnPhotos:
         case = case_of(i)
         made = self.edited(case, how, i)
         found = centroid(made.x[0], case.ground) - centroid(case.wanted, case.ground)
+        misplaced = place(made.x[0], case.number) - torch.tensor(case.at)
         both = (psnr(x[0], case.picture, case.kept) for x in (made.x, made.reconstruction))
-        outcome = Outcome(float(found.norm()), *both)
+        outcome = Outcome(float(found.norm()), float(misplaced.norm()), *both)
         write_atomically(file, json.dumps(outcome))
         return outcome
 
     def placed(self, how: str) -> float:
+        """Return the share of edits whose object is within 1.5 pixels of its place."""
+        return sum(self.outcome(i, how).misplaced <= NEAR for i in self._numbers(how)) / self.n
+
+    def centred(self, how: str) -> float:
         """Return the share of edits whose centroid is off by 1.5 pixels at most."""
         return sum(self.outcome(i, how).off <= NEAR for i in self._numbers(how)) / self.n
 
@@ -225,8 +247,7 @@ def case_of(i: int) -> Case:
     wanted, target = composed(ground, i, second)
     if i % 2 == 0:
         picture, mask = composed(ground, i, first)
-        return Case(
-            label, picture, ground, Move(mask, *shift, fill="swap"), wanted, ~(mask | target)
-        )
+        move = Move(mask, *shift, fill="swap")
+        return Case(label, i, second, picture, ground, move, wanted, ~(mask | target))
     other, mask = composed(background(2 * i + 1), i, first)
-    return Case(label, ground, ground, Paste(mask, *shift), wanted, ~target, other)
+    return Case(label, i, second, ground, ground, Paste(mask, *shift), wanted, ~target, other)

@@ -7,7 +7,6 @@ a linear layer says which digit it was. The whole batch shares its steps, as in 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from pathline.core.files import write_atomically
 from pathline.core.progress import track
 from pathline.data import digits
-from pathline.data.fetch import cache_folder
 from pathline.learn.solve_costs import Decay, Heuristics, Plain, SolveCost
 from pathline.solvers import AdaptiveRK
 from pathline.solvers.adaptive import Control
+from pathline.systems.kept import kept
 
 SPAN = (0.0, 1.0)
 SOLVER = AdaptiveRK(method="tsit5", rtol=1e-6, atol=1e-6, norms="batch", control=Control())
@@ -84,10 +82,7 @@ def outcome(lesson: Lesson, seed: int) -> Mapping[str, float]:
     """
     told = f"{lesson} {seed} {SOLVER}"
     name = hashlib.sha256(told.encode()).hexdigest()[:16]
-    file = cache_folder() / "digits-ode" / f"{name}.json"
-    if not file.is_file():
-        write_atomically(file, json.dumps(_trained(lesson, seed)))
-    return json.loads(file.read_text("utf-8"))
+    return kept(f"digits-ode/{name}", lambda: _trained(lesson, seed))
 
 
 def _trained(lesson: Lesson, seed: int) -> dict[str, float]:

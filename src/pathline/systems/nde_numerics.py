@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pathline.core import brownian, noise
+from pathline.core import bridge, noise
 from pathline.core.brownian import Brownian
 from pathline.fields import CDE, SDE, Field, VectorField
 from pathline.learn.path_laws import with_path_kl
@@ -171,17 +171,17 @@ def join_off() -> float:
     worst = 0.0
     for left, right in ((0.3, 0.9), (0.5, 0.5), (1e-3, 1.0)):
         w, h = noise.normal(range(5000, 6000), (2,), dtype=torch.float64).T[..., None]
-        whole = brownian.Piece(w * (left + right) ** 0.5, h * ((left + right) / 12) ** 0.5)
-        parts = brownian.halves(whole, left, right, x)
-        again = brownian.joined(*parts, left, right)
+        whole = bridge.Piece(w * (left + right) ** 0.5, h * ((left + right) / 12) ** 0.5)
+        parts = bridge.halves(whole, left, right, x)
+        again = bridge.joined(*parts, left, right)
         assert again.h is not None and whole.h is not None
         worst = max(worst, float((again.h - whole.h).abs().max()),
                     float((again.w - whole.w).abs().max()))  # fmt: skip
     for s, r, t in ((0.0, 0.3, 1.1), (0.25, 0.5, 2.0)):
         parts, whole = motion().over((s, r, t)), motion().over((s, t))
         assert parts.h is not None and whole.h is not None
-        ends = [brownian.Piece(parts.w[i], parts.h[i]) for i in range(2)]
-        again = brownian.joined(ends[0], ends[1], r - s, t - r)
+        ends = [bridge.Piece(parts.w[i], parts.h[i]) for i in range(2)]
+        again = bridge.joined(ends[0], ends[1], r - s, t - r)
         assert again.h is not None
         worst = max(worst, float((again.h - whole.h[0]).abs().max()))
     return worst

@@ -5,7 +5,6 @@ What was trained is kept in the cache as its outcome, a small JSON each: minutes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,6 @@ import torch
 from torch import Tensor
 
 from pathline.core import noise
-from pathline.core.files import write_atomically
-from pathline.data.fetch import cache_folder
 from pathline.domains.series import CDEClassifier, Fit, accuracy, fit, prepared
 from pathline.domains.series import problems as series
 from pathline.fields import VectorField
@@ -25,16 +22,12 @@ from pathline.learn.shooting import Shooting, fit_trajectories, sparse_regressio
 from pathline.learn.symbolic import Formulas, choose, fine_tune, search
 from pathline.nets.vector_fields import Hybrid, ODENet
 from pathline.solvers import AdaptiveRK, solve
+from pathline.systems.kept import kept
 
 NAMES = ("x", "y")
 
 
-def kept(name: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return an outcome from the cache, made on first use."""
-    path = cache_folder() / "neural-differential-equations" / f"{name}.json"
-    if not path.is_file():
-        write_atomically(path, json.dumps(dict(make())) + "\n")
-    return json.loads(path.read_text("utf-8"))
+HOME = "neural-differential-equations"
 
 
 @dataclass(frozen=True)
@@ -43,15 +36,15 @@ class Trained:
 
     @cached_property
     def spirals(self) -> Mapping[str, float]:
-        return kept("spirals-1", spirals)
+        return kept(f"{HOME}/spirals-1", spirals)
 
     @cached_property
     def predators(self) -> Mapping[str, Any]:
-        return kept("lotka-volterra-1", predators)
+        return kept(f"{HOME}/lotka-volterra-2", predators)
 
     @cached_property
     def formulas(self) -> Mapping[str, Any]:
-        return kept("formulas-1", formulas)
+        return kept(f"{HOME}/formulas-1", formulas)
 
 
 # -- spirals

@@ -30,8 +30,8 @@ def run(
 
     Args:
         slug: which system.
-        out: the folder for the report, <slug>.html and <slug>.json, made if it is missing; None
-            writes nothing.
+        out: the folder for the report, <slug>.html and <slug>.json, and for the system's tables if
+            all was trained, made if it is missing; None writes nothing.
         only: ids of the claims to measure; all that can be measured here if None or empty.
         train: whether claims that train a model are measured too.
 
@@ -53,7 +53,8 @@ def run(
         return report
     page, numbers = (folder / f"{system.slug}.{ending}" for ending in ("html", "json"))
     write_page(report, experiment, page)
-    report = replace(report, artifacts=(page, numbers))
+    tables = system.tables(folder) if train and not only and system.tables is not None else ()
+    report = replace(report, artifacts=(page, numbers, *tables))
     write_atomically(numbers, json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n")
     return report
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pathline.systems import stable_sde_measures as measures
-from pathline.systems.stable_sde_trained import Trained
+from pathline.systems.stable_sde_trained import Trained, write
 from pathline.systems.system import Claim, Plot, System, register
 
 
@@ -85,4 +85,5 @@ register(System(
     experiment=Experiment,
     claims=CLAIMS,
     plots=plots,
+    tables=write,
 ))  # fmt: skip

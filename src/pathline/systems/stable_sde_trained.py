@@ -1,6 +1,6 @@
 """Stable neural SDEs, trained: accuracies over data sets and missing rates, beside baselines.
 
-`write("benchmarks")` trains what is missing and writes the table. Every training is kept in the
+`write(FOLDER)` trains what is missing and writes the table. Every training is kept in the
 cache, by its settings, and one that was cut short goes on.
 """
 
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pathline.core.files import write_atomically
 from pathline.core.progress import track
-from pathline.data.fetch import cache_folder
 from pathline.domains.series import (
     Fit,
     GRUClassifier,
     Parts,
+    Series,
     StableClassifier,
     accuracy,
     archive,
@@ -30,6 +30,8 @@ from pathline.domains.series import (
     frequencies,
     prepared,
 )
+from pathline.systems import stable_sde_gaps as gaps
+from pathline.systems.kept import file_of, kept
 
 MODELS = ("lsde", "lnsde", "gsde", "naive", "gru")
 STABLE = MODELS[:3]
@@ -39,7 +41,7 @@ SETS = ("ItalyPowerDemand", "BasicMotions", "JapaneseVowels")
 ON_SETS = ("lnsde", "naive", "gru")
 HOW = Fit(iterations=600, batch=64, rate=3e-3)
 SERIES = 512
-VERSION = 1
+VERSION, FILES = 1, "stable-neural-sde-table"
 
 
 class Task(NamedTuple):
@@ -50,14 +52,14 @@ class Task(NamedTuple):
     missing: float
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> Parts[Series]:
         """The data."""
         if self.data != "frequencies":
             return archive(self.data, missing=self.missing)
         train, test = (frequencies(range(k, k + SERIES)) for k in (0, 10_000))
         return prepared(train, test, classes=3, missing=self.missing)
 
-    def network(self, parts: Parts) -> nn.Module:
+    def network(self, parts: Parts[Series]) -> nn.Module:
         """The model with the weights that it begins with."""
         torch.manual_seed(0)
         channels, classes = parts.train.channels, parts.train.classes
@@ -66,23 +68,26 @@ class Task(NamedTuple):
         return StableClassifier(self.model, channels, classes)  # type: ignore[arg-type]
 
     @property
-    def kept(self) -> Path:
-        """The file of its outcome."""
-        home = cache_folder() / "stable-neural-sde" / f"{VERSION}-{HOW.iterations}"
-        return home / f"{self.model}-{self.data}-{self.missing:g}.json"
+    def file(self) -> Path:
+        """That of its outcome."""
+        return file_of(self._name)
+
+    @property
+    def _name(self) -> str:
+        folder = f"stable-neural-sde/{VERSION}-{HOW.iterations}"
+        return f"{folder}/{self.model}-{self.data}-{self.missing:g}"
 
     def outcome(self) -> float:
         """Return the test accuracy, from the cache if it is there."""
-        kept = self.kept
-        state = kept.with_suffix(".pt")
-        if not kept.is_file():
-            parts = self.parts
-            model = self.network(parts)
-            fit(model, parts.train, parts.valid, HOW, state=state)
-            found = {"accuracy": accuracy(model, parts.test), "how": asdict(HOW)}
-            write_atomically(kept, json.dumps(found) + "\n")
-            state.unlink(missing_ok=True)
-        return json.loads(kept.read_text("utf-8"))["accuracy"]
+        found = kept(self._name, self._trained)["accuracy"]
+        self.file.with_suffix(".pt").unlink(missing_ok=True)
+        return found
+
+    def _trained(self) -> dict[str, Any]:
+        parts = self.parts
+        model = self.network(parts)
+        fit(model, parts.train, parts.valid, HOW, state=self.file.with_suffix(".pt"))
+        return {"accuracy": accuracy(model, parts.test), "how": asdict(HOW)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Trained:
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Return accuracies over the share that was observed; empty if one was not trained yet."""
         tasks = {m: [Task(m, "frequencies", r) for r in RATES] for m in STABLE}
-        if not all(task.kept.is_file() for each in tasks.values() for task in each):
+        if not all(task.file.is_file() for each in tasks.values() for task in each):
             return {}
         return {m: [(1 - t.missing, t.outcome()) for t in each] for m, each in tasks.items()}
 
@@ -119,25 +124,33 @@ class Trained:
         return self.on_the_archive("lnsde") - self.on_the_archive("naive")
 
 
-def write(folder: str | Path) -> None:
-    """Train what is missing, and write all accuracies as `stable-neural-sde.json` and `.md`."""
+def write(folder: str | Path) -> tuple[Path, ...]:
+    """Train what is missing, write all that was measured, JSON and a page; return the files."""
     home, trained = Path(folder), Trained()
     tasks = [Task(m, "frequencies", r) for m in MODELS for r in RATES]
     tasks += [Task(m, name, 0.5) for name in SETS for m in ON_SETS]
-    rows = [{**task._asdict(), "accuracy": task.outcome()} for task in track(tasks, "trainings")]
-    write_atomically(home / "stable-neural-sde.json", json.dumps(rows, indent=1) + "\n")
+    rows: list[dict[str, Any]] = [
+        {**task._asdict(), "accuracy": task.outcome()} for task in track(tasks, "trainings")
+    ]
     first = [[m, *(f"{trained.frequencies(m, r):.3f}" for r in RATES)] for m in MODELS]
     second = [[n, *(f"{Task(m, n, 0.5).outcome():.3f}" for m in ON_SETS)] for n in SETS]
     second.append(["mean", *(f"{trained.on_the_archive(m):.3f}" for m in ON_SETS)])
+    found = {gap: gap.outcome() for gap in track(gaps.ALL, "gaps")}
+    rows += [{**gap._asdict(), "error": error} for gap, error in found.items()]
+    third = [[d, *(f"{found[gaps.Gap(m, d)]:.3f}" for m in gaps.MODELS)] for d in gaps.DATA]
     text = (
         f"{TITLE}\n\n{ABOUT}\n\n"
         + _table(["model", *(f"{r:.0%} missing" for r in RATES)], first)
         + f"\n\n{ARCHIVE}\n\n"
         + _table(["set", *ON_SETS], second)
-        + "\n\nAgain, and on where it was cut off: "
-        '`pathline.systems.stable_sde_trained.write("benchmarks")`.\n'
+        + f"\n\n{gaps.ABOUT}\n\n"
+        + _table(["set", *gaps.MODELS], third)
+        + "\n\nAgain, and on where it was cut off: `pathline run stable-neural-sde --train`.\n"
     )
-    write_atomically(home / "stable-neural-sde.md", text)
+    numbers, page = home / f"{FILES}.json", home / f"{FILES}.md"
+    write_atomically(numbers, json.dumps(rows, indent=1) + "\n")
+    write_atomically(page, text)
+    return numbers, page
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -145,7 +158,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TITLE = "# Series with gaps, classified"
+TITLE = "# Series with gaps: classified, filled in, foretold"
 ABOUT = f"""Test accuracies. Three frequencies in noise, {SERIES} series to learn from and as many
 to measure, of length 40 with two channels, one of which is noise; each channel loses its share of
 values independently. Hidden states of 32, {HOW.iterations} steps of Adam at most. `gru` is told

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -145,6 +146,8 @@ class System:
         experiment: makes the object that claims read, anew for every run.
         claims: what must hold.
         plots: what the report draws of the experiment.
+        tables: writes what was trained beyond the claims into a folder, and returns the files; a
+            run with all of the training claims ends with it.
     """
 
     slug: str
@@ -154,6 +157,7 @@ class System:
     experiment: Callable[[], Any]
     claims: tuple[Claim, ...]
     plots: Callable[[Any], Sequence[Plot]] = no_plots
+    tables: Callable[[Path], Sequence[Path]] | None = None
 
     def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]

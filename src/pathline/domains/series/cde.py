@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pathline.domains.series.series import Series
+from pathline.domains.series.series import Observed, check_channels
 from pathline.fields import CDE
 from pathline.nets.vector_fields import CDENet
 from pathline.solvers import Solver, solve
@@ -48,7 +48,7 @@ class CDEClassifier(nn.Module):
         self.last = nn.Linear(hidden, classes)
         self.solver, self.is_driven = solver, is_driven
 
-    def forward(self, series: Series, seeds: Sequence[int] = ()) -> Tensor:
+    def forward(self, series: Observed, seeds: Sequence[int] = ()) -> Tensor:
         """Return logits, (n, classes).
 
         Args:
@@ -56,13 +56,14 @@ class CDEClassifier(nn.Module):
             seeds: not used.
         """
         del seeds
+        check_channels(series, self.first.in_features - 1)
         control = series.control.to(self.first.weight.dtype)
         z = self.first(control.value(control.start))
         if self.is_driven:
             z = self.states(series, z)
         return self.last(z)
 
-    def states(self, series: Series, z: Tensor) -> Tensor:
+    def states(self, series: Observed, z: Tensor) -> Tensor:
         """Return the state at the end, (n, hidden)."""
         control = series.control.to(z.dtype)
         field = CDE(self.response, control)

@@ -12,40 +12,19 @@ Paper: Li, Wong, Chen & Duvenaud 2020 (arXiv:2001.01328), Sec. 5.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.core.progress import track
 from pathline.data.irregular import check_series, check_times
+from pathline.domains.series.latent import Elbo, backwards, log_likelihood, reader, start_kl
 from pathline.fields import SDE
 from pathline.learn.path_laws import with_path_kl
 from pathline.nets.vector_fields import OwnNoise, layers, with_time
 from pathline.solvers import solve
 
-__all__ = ["Elbo", "LatentSDE", "fit_latent_sde"]
-
-
-class Elbo(NamedTuple):
-    """The parts of the bound, means over series.
-
-    Args:
-        log_likelihood: of what was observed.
-        start: KL of the laws of z_0.
-        path: KL of the laws of the paths.
-    """
-
-    log_likelihood: Tensor
-    start: Tensor
-    path: Tensor
-
-    def total(self, weight: float = 1.0) -> Tensor:
-        """Return the bound, both divergences weighed."""
-        return self.log_likelihood - weight * (self.start + self.path)
+__all__ = ["LatentSDE"]
 
 
 class LatentSDE(nn.Module):
@@ -74,7 +53,7 @@ class LatentSDE(nn.Module):
         if not noise > 0 or substeps < 1:
             raise UsageError(f"noise is above 0 and substeps at least 1, not {noise}, {substeps}.")
         self.channels, self.latent, self.noise, self.substeps = channels, latent, noise, substeps
-        self.encoder = nn.GRU(2 * channels + 1, context, batch_first=True)
+        self.encoder = reader(channels, context)
         self.first = nn.Linear(context, 2 * latent)
         self.first_mean = nn.Parameter(torch.zeros(latent))
         self.first_log_std = nn.Parameter(torch.zeros(latent))
@@ -85,11 +64,7 @@ class LatentSDE(nn.Module):
 
     def contexts(self, times: Tensor, values: Tensor) -> Tensor:
         """Return what the encoder has seen from the end to each time, (batch, length, context)."""
-        seen = values.isfinite()
-        gaps = times.diff(append=times[-1:]).to(values)[None, :, None].expand(len(values), -1, 1)
-        told = torch.cat((values.nan_to_num(), seen.to(values), gaps), 2)
-        made, _ = self.encoder(told.flip(1))
-        return made.flip(1)
+        return backwards(self.encoder, times, values)
 
     def elbo(self, times: Tensor, values: Tensor, *, seed: int = 0) -> Elbo:
         """Return the parts of the bound, from one path of the posterior for each series.
@@ -121,11 +96,9 @@ class LatentSDE(nn.Module):
         assert path is not None
         at = path[:: self.substeps]
         said = self.readout(at[..., :-1]).transpose(0, 1)
-        off = torch.where(values.isfinite(), (values.nan_to_num() - said) / self.noise, 0.0)
-        count = values.isfinite().sum((1, 2))
-        unit = math.log(self.noise) + math.log(2 * math.pi) / 2
-        likelihood = -off.square().sum((1, 2)) / 2 - count * unit
-        return Elbo(likelihood.mean(), self._start_kl(mean, log_std), at[-1, :, -1].mean())
+        fits = log_likelihood(values, said, self.noise)
+        kl = start_kl(mean, log_std, self.first_mean, self.first_log_std)
+        return Elbo(fits.mean(), kl.mean(), at[-1, :, -1].mean(), kl.new_zeros(()))
 
     def sample(self, times: Tensor, n: int, *, seed: int = 0) -> Tensor:
         """Return series of the prior, without the noise of observation, (n, length, channels)."""
@@ -149,39 +122,3 @@ class LatentSDE(nn.Module):
         steps = torch.arange(self.substeps, dtype=torch.float64) / self.substeps
         inner = times[:-1, None] + times.diff()[:, None] * steps
         return [*inner.flatten().tolist(), float(times[-1])]
-
-    def _start_kl(self, mean: Tensor, log_std: Tensor) -> Tensor:
-        """Return the mean KL of the Gaussians of z_0."""
-        ratio = 2 * (log_std - self.first_log_std)
-        off = (mean - self.first_mean).square() / (2 * self.first_log_std).exp()
-        return ((ratio.exp() + off - 1 - ratio) / 2).sum(1).mean()
-
-
-def fit_latent_sde(  # noqa: PLR0913 - keyword-only
-    model: LatentSDE, times: Tensor, values: Tensor, *, iterations: int = 1000,
-    rate: float = 1e-2, batch: int = 64, seed: int = 0,
-) -> LatentSDE:  # fmt: skip
-    """Fit a latent SDE by Adam, in place; the divergences come in over the first fifth.
-
-    Args:
-        model: what is fitted.
-        times: (length,).
-        values: (n, length, channels), NaN where nothing was observed.
-        iterations: steps; the rate falls by 0.3 % at each.
-        rate: of Adam.
-        batch: series in a step.
-        seed: of batches and paths.
-    """
-    optimiser = torch.optim.Adam(model.parameters(), rate)
-    falling = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.997)
-    generator = torch.Generator().manual_seed(seed)
-    for step in track(range(iterations), "latent SDE"):
-        rows = torch.randperm(len(values), generator=generator)[:batch]
-        weight = min(1.0, (step + 1) / max(1.0, 0.2 * iterations))
-        bound = model.elbo(times, values[rows], seed=(seed << 40) + (step + 1) * len(values))
-        optimiser.zero_grad()
-        (-bound.total(weight)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 100.0)
-        optimiser.step()
-        falling.step()
-    return model

@@ -1,15 +1,16 @@
-"""A set of labelled series with gaps, as models read it: scaled, on [0, 1], with its control path.
+"""Series with gaps, as models read them: scaled, on [0, 1], with their control path.
 
-What a benchmark does to a complete set, in this order: series of unequal length are stretched to
-one; observations are dropped, each channel by itself; values are scaled by what is left of the
-training part. The coefficients of the control are made once for a set.
+`Series` are labelled; what is to be filled in or foretold is in `gaps`. What a benchmark does to a
+complete set, in this order: series of unequal length are stretched to one; observations are
+dropped, each channel by itself; values are scaled by what is left of the training part. The
+coefficients of the control are made once for a set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,37 +30,37 @@ from pathline.data.irregular import (
 from pathline.paths import controls
 from pathline.paths.controls import Control
 
-__all__ = ["Parts", "Series", "archive", "prepared"]
+__all__ = ["Observed", "Parts", "Series", "archive", "prepared"]
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
-    """Labelled series with common times and gaps.
+class Observed:
+    """What was seen of series at common times.
 
     Args:
         times: (length,) float64, increasing in [0, 1].
         values: (n, length, channels), scaled; NaN is missing.
-        labels: (n,) int64, from 0 to classes − 1.
-        classes: how many.
 
     Raises:
-        UsageError: times that are none, labels out of range, numbers that do not fit.
+        UsageError: times that are none, numbers that do not fit.
     """
 
     times: Tensor
     values: Tensor
-    labels: Tensor
-    classes: int
+
+    by_row: ClassVar[tuple[str, ...]] = ("values",)
+    """The fields that have a row for each series."""
 
     def __post_init__(self) -> None:
         check_series(self.values)
         check_times(self.times)
-        check_labels(self.labels, self.classes)
         n, length, _ = self.values.shape
-        if (len(self.labels), len(self.times)) != (n, length):
+        counts = {name: len(getattr(self, name)) for name in self.by_row}
+        if len(self.times) != length or set(counts.values()) != {n}:
+            found = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UsageError(
-                f"{n} series of {length} values need as many labels and times; there are "
-                f"{len(self.labels)} and {len(self.times)}."
+                f"every series has a row of each, and every value a time; there are {found}, of "
+                f"length {length}, and {len(self.times)} times."
             )
 
     def __len__(self) -> int:
@@ -85,9 +86,9 @@ class Series:
         ends = [self.control.value(t) for t in self.times[:-1]]
         return torch.stack([*ends, self.control.value(self.times[-1], side="left")])
 
-    def __getitem__(self, rows: Tensor | slice) -> Series:
+    def __getitem__(self, rows: Tensor | slice) -> Self:
         """Return some of the series; what was made of the set is not made again."""
-        part = Series(self.times, self.values[rows], self.labels[rows], self.classes)
+        part = replace(self, **{name: getattr(self, name)[rows] for name in self.by_row})
         if "control" in self.__dict__:
             part.__dict__["control"] = self.control[rows]
         if "knots" in self.__dict__:
@@ -95,12 +96,46 @@ class Series:
         return part
 
 
-class Parts(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Series(Observed):
+    """Labelled series.
+
+    Args:
+        times, values: as of `Observed`.
+        labels: (n,) int64, from 0 to classes − 1.
+        classes: how many.
+
+    Raises:
+        UsageError: times that are none, labels out of range, numbers that do not fit.
+    """
+
+    labels: Tensor
+    classes: int
+
+    by_row = "values", "labels"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_labels(self.labels, self.classes)
+
+
+def check_channels(series: Observed, channels: int) -> None:
+    """Refuse series of other channels than a model reads."""
+    if series.channels != channels:
+        raise UsageError(
+            f"the model reads series of {channels} channels, and these have {series.channels}."
+        )
+
+
+S = TypeVar("S", bound=Observed)
+
+
+class Parts(NamedTuple, Generic[S]):
     """A set for training, one that chooses, and one that measures."""
 
-    train: Series
-    valid: Series
-    test: Series
+    train: S
+    valid: S
+    test: S
 
 
 def prepared(
@@ -111,7 +146,7 @@ def prepared(
     missing: float = 0.0,
     seed: int = 0,
     valid: float = 0.15,
-) -> Parts:
+) -> Parts[Series]:
     """Drop observations, scale by what is left of the training part, and set some of it aside.
 
     Args:
@@ -136,7 +171,9 @@ def prepared(
     )
 
 
-def archive(name: str, *, missing: float = 0.0, seed: int = 0, joined: bool = True) -> Parts:
+def archive(
+    name: str, *, missing: float = 0.0, seed: int = 0, joined: bool = True
+) -> Parts[Series]:
     """Return a set of the UCR and UEA archives (`pathline.data.timeseries.SETS`).
 
     Args:

@@ -1,4 +1,4 @@
-"""Classification by a stable neural SDE whose drift reads the data path.
+"""Series read, and classified, by a stable neural SDE whose drift reads the data path.
 
     z_0 = ζ X(0),   dz = drift(z, t, X(t)) dt + diffusion(z, t) dW,   logits = ℓ(z(1))
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pathline.core.errors import UsageError
-from pathline.domains.series.series import Series
+from pathline.domains.series.series import Observed, check_channels
 from pathline.fields import SDE
 from pathline.fields.stable_sde import Driven, Kind, Noise, Reads, StableSDE, Variant, logarithm
 from pathline.solvers import solve
 
-__all__ = ["Readout", "StableClassifier"]
+__all__ = ["Readout", "StableClassifier", "StablePath"]
 
 
 class Readout(nn.Sequential):
@@ -39,13 +39,12 @@ class Readout(nn.Sequential):
         )
 
 
-class StableClassifier(nn.Module):
-    """A classifier of series by one of the three stable classes, or the naive neural SDE.
+class StablePath(nn.Module):
+    """Hidden states along series, by one of the three stable classes or the naive neural SDE.
 
     Args:
         kind: "lsde", "lnsde", "gsde" or "naive".
         channels: of the series, without time.
-        classes: how many.
         hidden: numbers in a state.
         depth: hidden layers of the drift.
         variant, reads, noise, allow_unstable: as for `StableSDE`.
@@ -56,7 +55,6 @@ class StableClassifier(nn.Module):
         self,
         kind: Kind,
         channels: int,
-        classes: int,
         *,
         hidden: int = 32,
         depth: int = 2,
@@ -72,26 +70,28 @@ class StableClassifier(nn.Module):
             kind, hidden, 1 + channels, depth=depth, variant=variant, reads=reads, noise=noise,
             allow_unstable=allow_unstable,
         )  # fmt: skip
-        self.readout = Readout(hidden, classes)
         self.step = step
+
+    @property
+    def hidden(self) -> int:
+        """Numbers in a state."""
+        return self.sde.hidden
 
     @property
     def penalised(self) -> Sequence[nn.Parameter]:
         """The parameters of drift and diffusion, whose norms training adds to the loss."""
         return list(self.sde.parameters())
 
-    def forward(self, series: Series, seeds: Sequence[int]) -> Tensor:
-        """Return logits, (n, classes).
+    def path(self, series: Observed, seeds: Sequence[int], times: Tensor | None = None) -> Tensor:
+        """Return the hidden states at the times of the solver, (times, n, hidden).
 
         Args:
             series: n of them.
             seeds: of the Brownian paths, one a series: fresh ones for every pass.
+            times: of Euler's steps, increasing; those of the observations, or finer ones, if None.
         """
-        return self.readout(self.path(series, seeds)[-1])
-
-    def path(self, series: Series, seeds: Sequence[int]) -> Tensor:
-        """Return the hidden states at the times of the solver, (times, n, hidden)."""
-        times = self._times(series)
+        check_channels(series, self.first.in_features - 1)
+        times = self._times(series) if times is None else times
         knots = series.knots if torch.equal(times, series.times) else torch.stack(
             [series.control.value(t) for t in times])  # fmt: skip
         z = self.first(knots[0].to(self.first.weight))
@@ -109,7 +109,14 @@ class StableClassifier(nn.Module):
         if self.sde.kind == "gsde" and self.sde.variant == "pure":
             return self._by_logarithm(driven, z, how)
         sde = SDE(driven.drift, driven.diffusion, noise="diagonal", sde_type="ito")
-        return _states(solve(sde, z, **how).trajectory)
+        made = _states(solve(sde, z, **how).trajectory)
+        if driven.lost:
+            warnings.warn(
+                f"{driven.lost} numbers of the diffusion were NaN, and 0 was taken for them: "
+                f"noise={self.sde.noise!r} left its domain.",
+                stacklevel=2,
+            )
+        return made
 
     def _by_logarithm(self, driven: Driven, z: Tensor, how: dict[str, Any]) -> Tensor:
         y, sign = logarithm(z)
@@ -118,7 +125,7 @@ class StableClassifier(nn.Module):
         )  # fmt: skip
         return sign * _states(solve(sde, y, **how).trajectory).exp()  # type: ignore[arg-type]
 
-    def _times(self, series: Series) -> Tensor:
+    def _times(self, series: Observed) -> Tensor:
         """Return the times of Euler's steps: the observations', or an even finer mesh."""
         gap = float(series.times.diff().min())
         if self.step is None and gap >= 1e-3:
@@ -135,6 +142,24 @@ class StableClassifier(nn.Module):
         if n < 1 or step <= 0:
             raise UsageError(f"a step is above 0, not {step}.")
         return torch.linspace(start, end, n + 1, dtype=torch.float64)
+
+
+class StableClassifier(StablePath):
+    """A classifier of series by one of the three stable classes, or the naive neural SDE.
+
+    Args:
+        kind, channels: as for `StablePath`.
+        classes: how many.
+        switches: hidden, depth, variant, reads, noise, allow_unstable and step of `StablePath`.
+    """
+
+    def __init__(self, kind: Kind, channels: int, classes: int, **switches: Any) -> None:
+        super().__init__(kind, channels, **switches)
+        self.readout = Readout(self.hidden, classes)
+
+    def forward(self, series: Observed, seeds: Sequence[int]) -> Tensor:
+        """Return logits, (n, classes); arguments as for `path`."""
+        return self.readout(self.path(series, seeds)[-1])
 
 
 def _states(trajectory: Tensor | None) -> Tensor:

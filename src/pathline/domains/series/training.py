@@ -1,4 +1,4 @@
-"""Training of classifiers of series: the weights that are best on the part that chooses are kept.
+"""Training of models of series: the weights that are best on the part that chooses are kept.
 
 All that is random in a step is a function of its number, so a training that is cut short goes on
 from its file as if nothing had happened.
@@ -7,10 +7,10 @@ from its file as if nothing had happened.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
 from pathline.core.progress import track
-from pathline.domains.series.series import Series
+from pathline.domains.series.series import Observed, Series
 from pathline.learn.run import step_generator
 
-__all__ = ["Fit", "accuracy", "fit", "predict"]
+__all__ = ["Aim", "Classes", "Fit", "accuracy", "averaged", "fit", "predict"]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a classifier is trained.
+    """How a model is trained.
 
     Args:
         iterations: steps of Adam, at most.
@@ -54,19 +54,52 @@ class Fit:
             raise UsageError("iterations, batch, every and patience are 1 or more, rate above 0.")
 
 
+class Aim(Protocol):
+    """What a model is trained for: a loss of a batch, and what is looked at on other series."""
+
+    def loss(self, model: Any, series: Any, seeds: Sequence[int], step: int) -> Tensor:
+        """Return the loss, (), with a gradient.
+
+        Args:
+            model: what is trained.
+            series: a batch of the training part.
+            seeds: of the batch's noise.
+            step: of the training, from 0.
+        """
+        ...
+
+    def look(self, model: Any, series: Any, seed: int) -> float:
+        """Return the loss on all of the part that chooses, with noise of this seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The cross entropy of labels."""
+
+    def loss(self, model: nn.Module, series: Series, seeds: Sequence[int], step: int) -> Tensor:
+        del step
+        return nn.functional.cross_entropy(model(series, seeds), series.labels)
+
+    def look(self, model: nn.Module, series: Series, seed: int) -> float:
+        said = predict(model, series, passes=1, seed=seed)
+        return float(nn.functional.nll_loss(said.clamp_min(1e-12).log(), series.labels))
+
+
 def fit(
-    model: nn.Module, train: Series, valid: Series, how: Fit | None = None, *,
-    state: Path | None = None,
+    model: nn.Module, train: Observed, valid: Observed, how: Fit | None = None, *,
+    aim: Aim | None = None, state: Path | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Train a classifier, in place; it ends with the weights that were best on `valid`.
+    """Train a model, in place; it ends with the weights that were best on `valid`.
 
     Args:
         model: called with (series, seeds); its `penalised` are the vector field's parameters.
         train, valid: what is learned from, and what chooses.
         how: steps, rates, seeds.
+        aim: what is minimised; the cross entropy of labels if None.
         state: a file from which a training that was cut short goes on; None keeps nothing.
     """
-    run = _Running(model, train, valid, how or Fit())
+    run = _Running(model, train, valid, how or Fit(), aim or Classes())
     if state is not None and state.is_file():
         run.restore(state)
     for _ in track(range(run.step, run.how.iterations), "training"):
@@ -84,8 +117,10 @@ def fit(
 class _Running:
     """A training on its way."""
 
-    def __init__(self, model: nn.Module, train: Series, valid: Series, how: Fit) -> None:
-        self.model, self.train, self.valid, self.how = model, train, valid, how
+    def __init__(
+        self, model: nn.Module, train: Observed, valid: Observed, how: Fit, aim: Aim
+    ) -> None:
+        self.model, self.train, self.valid, self.how, self.aim = model, train, valid, how, aim
         _ = train.knots, valid.knots  # made once
         self.optimiser = torch.optim.Adam(
             model.parameters(), how.rate, weight_decay=how.decay * how.rate
@@ -105,8 +140,8 @@ class _Running:
         torch.manual_seed(how.seed * 1_000_003 + self.step)  # dropout's
         batch = self.train[rows]
         self.model.train()
-        logits = self.model(batch, _seeds(how.seed, self.step, len(batch)))
-        loss = nn.functional.cross_entropy(logits, batch.labels)
+        seeds = _seeds(how.seed, self.step, len(batch))
+        loss = self.aim.loss(self.model, batch, seeds, self.step)
         if how.penalty:
             norms = [p.norm() for p in getattr(self.model, "penalised", ())]
             loss = loss + how.penalty * sum(norms)
@@ -118,8 +153,9 @@ class _Running:
 
     def look(self) -> None:
         """Measure the loss on the part that chooses."""
-        said = predict(self.model, self.valid, passes=1, seed=self.how.seed + 1)
-        loss = float(nn.functional.nll_loss(said.clamp_min(1e-12).log(), self.valid.labels))
+        self.model.eval()
+        with torch.no_grad():
+            loss = self.aim.look(self.model, self.valid, self.how.seed + 1)
         if loss < self.least:
             self.least, self.waited, self.best = loss, 0, _copied(self.model.state_dict())
             return
@@ -168,13 +204,29 @@ def predict(
         seed: of the noise; none of it is that of a training of another seed.
         batch: series at a time.
     """
+    return averaged(lambda part, seeds: model(part, seeds).softmax(1), model, series,
+                    passes=passes, seed=seed, batch=batch)  # fmt: skip
+
+
+@torch.no_grad()
+def averaged(
+    say: Callable[[Any, Sequence[int]], Tensor], model: nn.Module, series: Observed, *,
+    passes: int, seed: int = 0, batch: int = 512,
+) -> Tensor:  # fmt: skip
+    """Return what a model in evaluation mode says of (series, seeds), a mean over passes, (n, …).
+
+    Args:
+        say: what is asked, for a part of the series at a time.
+        model: the model.
+        series, passes, seed, batch: as for `predict`.
+    """
     model.eval()
     _ = series.knots
     made = list[Tensor]()
     for first in range(0, len(series), batch):
         part = series[slice(first, first + batch)]
         each = [
-            model(part, _seeds(seed, 2**24 + k, 2**16)[first % 2**15 :][: len(part)]).softmax(1)
+            say(part, _seeds(seed, 2**24 + k, 2**16)[first % 2**15 :][: len(part)])
             for k in range(passes)
         ]
         made.append(torch.stack(each).mean(0))

@@ -33,11 +33,14 @@ from pathline.learn.couplings.coupling import (
 )
 from pathline.learn.couplings.diagnose import choose_eps, diagnose
 from pathline.learn.couplings.sinkhorn import Potentials
+from pathline.learn.couplings.weighing import FEWEST, effective
 
 __all__ = ["BalancedGibbs", "Gibbs"]
 
 UNDERFLOW = -745.0
 """Where exp is zero in float64."""
+FAR = 100.0
+"""Standard deviations of log w with which hardly any batch has two pairs that count."""
 
 
 @couplings.register("gibbs", aliases=("w_cfm", "weighted"), paper="arXiv:2507.22270 (W-CFM)")
@@ -158,14 +161,17 @@ def _normalised(log_weight: Tensor) -> Tensor:
 
 
 def _checked(log_weight: Tensor, cost: Tensor, eps: float) -> Tensor:
-    """Return the weights of a batch, or refuse those of which one alone is left."""
+    """Return the weights of a batch, or refuse those of which one alone is left, not by chance."""
     if not math.isfinite(float(cost.sum())):
         raise UsageError("a cost is not finite: the source or the data hold a NaN or an infinity.")
     left = int((log_weight - log_weight.max() > UNDERFLOW).sum())
-    if left == 1 < len(log_weight):
+    if len(log_weight) == 1:
+        return log_weight
+    is_far = float(log_weight.std()) > FAR and effective(log_weight) < FEWEST
+    if left == 1 or is_far:
         std = float(cost.std())
         raise UsageError(
             f"eps = {eps:g} is far below the cost scale (std c = {std:.3g}): beside one weight of "
-            f"the batch all others are zero; try eps = {std:.2g}, or leave it to be chosen."
+            f"the batch all others are nothing; try eps = {std:.2g}, or leave it to be chosen."
         )
     return log_weight

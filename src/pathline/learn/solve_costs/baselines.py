@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +11,15 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.fields import Field
-from pathline.learn.solve_costs.cost import AnyField, Costed, SolveCost, with_noise
-from pathline.solvers import solve
-from pathline.solvers.solver import Solver
+from pathline.learn.solve_costs.cost import Asked, Costed, SolveCost
 
 
 @dataclass(frozen=True)
 class Plain(SolveCost):
     """No cost: what a field learns by itself."""
 
-    def solve(
-        self,
-        field: AnyField,
-        x: Tensor,
-        *,
-        solver: Solver | str,
-        grid: Sequence[float],
-        seed: int = 0,
-        **how: Any,
-    ) -> Costed:
-        how = with_noise(field, x, seed, how)
-        return Costed(solve(field, x, solver=solver, grid=grid, **how), x.new_zeros(()))
+    def costed(self, asked: Asked) -> Costed:
+        return Costed(asked.solved(), asked.x.new_zeros(()))
 
 
 @dataclass(frozen=True)
@@ -47,26 +34,16 @@ class RandomEnd(SolveCost):
 
     spread: float = 0.5
 
-    def solve(
-        self,
-        field: AnyField,
-        x: Tensor,
-        *,
-        solver: Solver | str,
-        grid: Sequence[float],
-        seed: int = 0,
-        **how: Any,
-    ) -> Costed:
-        *before, end = grid
+    def costed(self, asked: Asked) -> Costed:
+        *before, end = asked.grid
         if not 0 <= self.spread < abs(end - before[-1]):
             raise UsageError(
                 f"a spread of {self.spread:g} about t = {end:g} reaches back to the last time "
                 f"before, {before[-1]:g}; take less."
             )
-        u = float(noise.uniform([seed], (1,), stream="data", dtype=torch.float64))
-        moved, how = end + self.spread * (2 * u - 1), with_noise(field, x, seed, how)
-        return Costed(solve(field, x, solver=solver, grid=[*before, moved], **how),
-                      x.new_zeros(()))  # fmt: skip
+        u = float(noise.uniform([asked.seed], (1,), stream="data", dtype=torch.float64))
+        moved = end + self.spread * (2 * u - 1)
+        return Costed(asked.solved(grid=[*before, moved]), asked.x.new_zeros(()))
 
 
 @dataclass(frozen=True)
@@ -90,17 +67,8 @@ class Taylor(SolveCost):
         if self.order < 2:
             raise UsageError(f"order={self.order}: the derivative is the second or a higher one.")
 
-    def solve(
-        self,
-        field: AnyField,
-        x: Tensor,
-        *,
-        solver: Solver | str,
-        grid: Sequence[float],
-        seed: int = 0,
-        **how: Any,
-    ) -> Costed:
-        del seed
+    def costed(self, asked: Asked) -> Costed:
+        field, x = asked.field, asked.x
         if isinstance(field, Field):
             raise UsageError("the derivatives are those of a function f(x, t); give the function.")
         shape, derivative = x.shape[1:], flow_derivative(field, self.order)
@@ -112,7 +80,7 @@ class Taylor(SolveCost):
             return torch.cat((field(state, at).flatten(1), bent), 1)
 
         begun = torch.cat((x.flatten(1), x.new_zeros(len(x), 1)), 1)
-        sol = solve(both, begun, solver=solver, grid=grid, **how)
+        sol = replace(asked, field=both, x=begun).solved()
         solution = replace(sol, x=sol.x[:, :-1].unflatten(1, shape), receipt=None)
         return Costed(solution, sol.x[:, -1].mean())
 

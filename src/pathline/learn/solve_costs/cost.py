@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from pathline.core import noise
 from pathline.core.errors import UsageError, unknown
 from pathline.core.solution import Solution
 from pathline.fields import SDE, Field
-from pathline.solvers import AdaptiveRK
+from pathline.solvers import AdaptiveRK, solve
 from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.how import as_solver
 from pathline.solvers.pairs import PAIRS
@@ -62,10 +62,35 @@ class Costed:
         return self.solution.stats.nfe + self.extra
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A solve that was asked for.
+
+    Args:
+        field, x, solver, grid, seed: as of `SolveCost.solve`.
+        how: what `solve` takes besides; the seeds of an SDE's noise among it.
+    """
+
+    field: AnyField
+    x: Tensor
+    solver: Solver | str
+    grid: Sequence[float]
+    seed: int
+    how: Mapping[str, Any]
+
+    def solved(self, **other: Any) -> Solution:
+        """Solve it, with other arguments where they are given."""
+        told: dict[str, Any] = {"solver": self.solver, "grid": self.grid, **self.how, **other}
+        return solve(self.field, self.x, **told)
+
+
 class SolveCost(ABC):
     """Solves a field, and says what the solve costs."""
 
     @abstractmethod
+    def costed(self, asked: Asked) -> Costed:
+        """Solve what was asked, and return the solution with its cost."""
+
     def solve(
         self,
         field: AnyField,
@@ -89,6 +114,7 @@ class SolveCost(ABC):
         Raises:
             UsageError: the solver has no such cost.
         """
+        return self.costed(Asked(field, x, solver, grid, seed, with_noise(field, x, seed, how)))
 
 
 @dataclass(frozen=True)

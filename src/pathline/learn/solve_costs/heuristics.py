@@ -11,10 +11,10 @@ Paper: Pal et al. 2021 (arXiv:2105.03918).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,19 +23,17 @@ from torch.utils.checkpoint import checkpoint
 from pathline.core.errors import UsageError, unknown
 from pathline.learn.solve_costs.cost import (
     WHOLE,
-    AnyField,
+    Asked,
     Costed,
     Estimate,
     SolveCost,
     check_estimate,
     combined,
     embedded,
-    with_noise,
 )
-from pathline.solvers import AdaptiveRK, solve
+from pathline.solvers import AdaptiveRK
 from pathline.solvers.adaptive_sde import AdaptiveSDE
 from pathline.solvers.how import as_grid
-from pathline.solvers.solver import Solver
 from pathline.solvers.watching import StepRecord
 
 Over = Literal["mean", "sum", "max"]
@@ -68,17 +66,8 @@ class Heuristics(SolveCost):
         if self.over is not None and self.over not in get_args(Over):
             raise unknown("way to put steps together", self.over, get_args(Over))
 
-    def solve(
-        self,
-        field: AnyField,
-        x: Tensor,
-        *,
-        solver: Solver | str,
-        grid: Sequence[float],
-        seed: int = 0,
-        **how: Any,
-    ) -> Costed:
-        how = with_noise(field, x, seed, how)
+    def costed(self, asked: Asked) -> Costed:
+        x, how = asked.x, dict(asked.how)
         adjoint = how.pop("adjoint", None)
         if adjoint not in (None, "direct", "checkpoint"):
             raise UsageError(
@@ -86,24 +75,17 @@ class Heuristics(SolveCost):
                 f"'direct' or 'checkpoint', and not {adjoint!r}. `Local` takes one step, and any "
                 "adjoint."
             )
-        made = embedded(solver, self.kind, x)
+        made = embedded(asked.solver, self.kind, x)
         steps = _Steps(self.kind, made.shares, len(x))
         over = self.over or ("max" if self.kind == "stiffness" else "mean")
         if adjoint == "checkpoint":
-            return self._again(field, x, made, grid, over, how)
-        sol = solve(field, x, solver=made, grid=grid, adjoint="direct", on_step=steps, **how)
+            return self._again(replace(asked, how=how), made, over)
+        sol = asked.solved(solver=made, adjoint="direct", on_step=steps)
         return Costed(sol, steps.total(over, x))
 
-    def _again(
-        self,
-        field: AnyField,
-        x: Tensor,
-        solver: AdaptiveRK | AdaptiveSDE,
-        grid: Sequence[float],
-        over: str,
-        how: dict[str, Any],
-    ) -> Costed:
+    def _again(self, asked: Asked, solver: AdaptiveRK | AdaptiveSDE, over: str) -> Costed:
         """Solve without a graph, then take the same steps again, each with a graph when asked."""
+        x = asked.x
         if isinstance(solver, AdaptiveSDE) or (not solver.shares and len(x) > 1):
             raise UsageError(
                 "steps are taken again for the whole batch: give AdaptiveRK(norms='batch'), or "
@@ -116,19 +98,19 @@ class Heuristics(SolveCost):
                 ends.append(float(record.t[0] + record.h[0]))
 
         with torch.no_grad():
-            sol = solve(field, x, solver=solver, grid=grid, on_step=note, **how)
+            sol = asked.solved(solver=solver, on_step=note)
         steps = _Steps(self.kind, solver.shares, len(x))
         whole = replace(solver, first=WHOLE)
 
-        def leg(state: Tensor, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
+        def taken(state: Tensor, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
             one = _Steps(self.kind, solver.shares, len(x))
-            made = solve(field, state, solver=whole, grid=(s, t), adjoint="direct", on_step=one,
-                         **how)  # fmt: skip
+            leg = replace(asked, x=state, grid=(s, t))
+            made = leg.solved(solver=whole, adjoint="direct", on_step=one)
             return made.x, *one.parts
 
-        state, times = x, [float(as_grid(grid, None).times(None)[0]), *ends]
+        state, times = x, [float(as_grid(asked.grid, None).times(None)[0]), *ends]
         for s, t in pairwise(times):
-            state, rows, costs = checkpoint(leg, state, s, t, use_reentrant=False)
+            state, rows, costs = checkpoint(taken, state, s, t, use_reentrant=False)
             steps.add(rows, costs)
         return Costed(replace(sol, x=state), steps.total(over, x))
 

@@ -28,13 +28,13 @@ from pathline.fields import Field
 from pathline.learn.solve_costs.cost import (
     WHOLE,
     AnyField,
+    Asked,
     Costed,
     Estimate,
     SolveCost,
     check_estimate,
     combined,
     embedded,
-    with_noise,
 )
 from pathline.solvers import AdaptiveRK, grids, solve
 from pathline.solvers.adaptive import Adaptive
@@ -93,28 +93,18 @@ class Local(SolveCost):
         if self.size not in get_args(Size):
             raise unknown("length of the step", self.size, get_args(Size))
 
-    def solve(
-        self,
-        field: AnyField,
-        x: Tensor,
-        *,
-        solver: Solver | str,
-        grid: Sequence[float],
-        seed: int = 0,
-        **how: Any,
-    ) -> Costed:
-        made = as_solver(solver)
-        random = np.random.Generator(np.random.Philox(seed))
-        how = with_noise(field, x, seed, how)
+    def costed(self, asked: Asked) -> Costed:
+        field, x, grid, how = asked.field, asked.x, asked.grid, asked.how
+        made = as_solver(asked.solver)
+        random = np.random.Generator(np.random.Philox(asked.seed))
         if isinstance(made, Adaptive):
             prober = embedded(made, self.kind, x)
             pick = _Pick(self._part(len(x), random), random, prober.shares, _ends(grid))
             stops = grid if isinstance(prober, AdaptiveRK) else self._stops(grid, pick, how)
-            sol = solve(field, x, solver=prober, grid=stops, on_step=pick, **how)
-            point = pick.point
+            sol, point = asked.solved(solver=prober, grid=stops, on_step=pick), pick.point
         else:
             prober = embedded(self.probe, self.kind, x)
-            sol, point = self._planned(field, x, made, grid, random, how)
+            sol, point = self._planned(asked, made, random)
         cond = {k: v for k, v in how.items() if k not in OWN}
         if "seeds" in how:  # an increment of its own
             cond["seeds"] = noise.derived_seeds(how["seeds"], FRESH)
@@ -175,16 +165,10 @@ class Local(SolveCost):
         return np.broadcast_to(part, (batch,)).copy()
 
     def _planned(
-        self,
-        field: AnyField,
-        x: Tensor,
-        solver: Solver,
-        grid: Sequence[float],
-        random: np.random.Generator,
-        how: Mapping[str, Any],
+        self, asked: Asked, solver: Solver, random: np.random.Generator
     ) -> tuple[Solution, Point]:
         """Solve on a grid, that stops over at the point."""
-        times = [float(t) for t in as_grid(grid, None).times(None)]
+        how, times = asked.how, [float(t) for t in as_grid(asked.grid, None).times(None)]
         if len(times) < 3 and self.mode == "biased":
             raise UsageError(
                 f"mode='biased' draws one of the points that {type(solver).__name__} steps from, "
@@ -199,11 +183,11 @@ class Local(SolveCost):
             t = times[0] + float(random.random() * (1 - NEAREST)) * (times[-1] - times[0])
             i = int(np.searchsorted(way * np.array(times), way * t, side="right")) - 1
             stops = times if t in times else [*times[: i + 1], t, *times[i + 1 :]]
-        h, end, n = times[i + 1] - times[i], times[-1], len(x)
+        h, end, n = times[i + 1] - times[i], times[-1], len(asked.x)
         kept = times if how.get("trajectory") else [float(v) for v in how.get("save", ())]
         told = {k: v for k, v in how.items() if k not in ("trajectory", "save")}
         save = sorted({t, end, *kept}, key=lambda v: way * v)
-        sol = solve(field, x, solver=solver, grid=stops, save=save, **told)
+        sol = replace(asked, how=told).solved(solver=solver, grid=stops, save=save)
         assert sol.trajectory is not None
         states = dict(zip(save, sol.trajectory, strict=True))
         size = min(abs(h), abs(end - t)) * np.sign(h)

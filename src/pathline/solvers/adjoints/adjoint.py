@@ -23,10 +23,9 @@ from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 from pathline.solvers.adjoints.segments import Found, Loop, Walk
 from pathline.solvers.adjoints.sources import (
-    asking,
     check_steady,
-    hidden,
     random_module,
+    sources,
     transforms_are_active,
 )
 from pathline.solvers.evaluate import Evaluator
@@ -140,10 +139,10 @@ class Begun:
     """A loop that has made its first evaluation, with a graph: that tells whether anybody asks."""
 
     def __init__(self, loop: Loop) -> None:
-        self._loop, self._at = loop, 0
+        self._loop, self._at = loop._replace(drawn=loop.draw), 0
         self._first: tuple[int, Tensor] | None = None
         self._diffusion: Tensor | None = None
-        self._execution = loop.execution(self._evaluate, loop.given, loop.draw)
+        self._execution = loop.execution(self._evaluate, loop.given, self._loop.draw)
         self._x, unseen = loop.given[-1], bool(loop.plan.diffused)
         self._made = dict(enumerate(loop.given))
         while self._first is None or (unseen and self._diffusion is None):
@@ -172,11 +171,10 @@ class Begun:
         """Return the loop, with the first evaluation known, and who asks."""
         assert self._first is not None
         (k, f), loop = self._first, self._loop
-        known = asking(loop.call.field, loop.call.cond)
-        behind = hidden(self._seen, [*known, *loop.given])
+        who = sources((loop.call.field, loop.call.cond), self._seen, loop.given)
         del self._execution, self._made
         again = loop._replace(evaluator=Remembering(loop.evaluator, k, f.detach()))
-        return Found(again, (*known, *behind), bool(behind))
+        return Found(again, who.tensors, who.keeps_graph)
 
     def _advance(self) -> None:
         row = self._execution.program[self._at]

@@ -41,7 +41,7 @@ from pathline.solvers.adjoints.segments import (
     Walk,
     autocast,
 )
-from pathline.solvers.adjoints.sources import asking, check_steady, hidden
+from pathline.solvers.adjoints.sources import check_steady, sources
 from pathline.solvers.plan import Plan
 from pathline.solvers.runge_kutta import RK, RungeKutta
 from pathline.solvers.solver import Solver, solvers
@@ -146,15 +146,14 @@ class Continuous(Adjoint):
                 "ends with last='stop'."
             )
         check_steady((walk.field, walk.cond), self.name)
-        known = asking(walk.field, walk.cond)
         t = walk.course.instants[0].to(walk.x.device)
         f = walk.field.bind(t[None], walk.x.detach(), walk.cond)(0, walk.x)
         if not f.requires_grad:
             return walk.run()
-        behind = hidden([f], [*known, walk.x])
+        found = sources((walk.field, walk.cond), [f], [walk.x])
         del f
-        sources = [*known, *behind]
-        return through(_Walked(walk, sources, bool(behind), self), (walk.x,), sources)
+        work = _Walked(walk, found.tensors, found.keeps_graph, self)
+        return through(work, (walk.x,), found.tensors)
 
     def rule(self, forward: Solver | None) -> RungeKutta | AdaptiveRK:
         """Return the method of the way back, in the clock of the form."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.solvers.adjoints.adjoint import Adjoint, Cost, Gradients, Pass, adjoints
+from pathline.solvers.adjoints.rows import Rows, add, evaluated
 from pathline.solvers.adjoints.segments import Found, Stretcher, Totals, stretches
 from pathline.solvers.execute import Instruction, instructions
 from pathline.solvers.plan import Coefficient, Plan
@@ -147,18 +148,22 @@ class CarriedBack(Pass):
         program = tuple(instructions(found.loop.plan))
         self._stretcher = Stretcher(found, each_row=cut(found.loop.plan, program) is not None)
         self._way = way_back(found.loop.plan, self._stretcher.steps)
+        self._is_rows = all(len(back.rows) == 1 for back in self._way)
         self._wanted = {k for back in self._way for k in back.kept}
         self._kept = dict[int, Tensor]()
 
     def forward(self) -> Tensor:
-        stretcher, shown = self._stretcher, self._loop.shown
-        live, made = stretcher.start(), dict(enumerate(self._loop.given))
-        for i in range(len(stretcher.steps)):
-            live = stretcher.advance(i, live, self._loop.evaluator)
-            states = {k: x for (letter, k), x in live.items() if letter == "x"}
-            self._kept |= {k: x for k, x in states.items() if k in self._wanted}
-            made |= {k: states[k] for k in stretcher.numbers(i) if k in shown}
-        return self._loop.told(made, stretcher.result(live))
+        loop, given = self._loop, [x.detach() for x in self._loop.given]
+        made, x = dict(enumerate(given)), given[-1]
+        with torch.no_grad(), self._stretcher.mode:
+            execution = loop.execution(loop.evaluator, given, self._stretcher.draw)
+            for row in execution.program:
+                x = execution.advance(row)
+                if row.number in self._wanted:
+                    self._kept[row.number] = x
+                if row.number in loop.shown:
+                    made[row.number] = x
+        return loop.told(made, x)
 
     def backward(self, cotangent: Tensor, result: Tensor) -> Gradients:
         loop, totals = self._loop, Totals(self._found.sources)
@@ -167,8 +172,14 @@ class CarriedBack(Pass):
         states = {**given, **self._kept, self._way[0].number: last.detach()}
         ends = loop.ends(cotangent)
         drifts = list[Tensor]()
+        rows = (
+            Rows(self._stretcher, [back.rows[0] for back in self._way]) if self._is_rows else None
+        )
         for i, back in enumerate(self._way):
-            rest = self._pulled(len(self._way) - 1 - i, back, states, ends, totals)
+            if rows is not None:
+                rest = rows.taken(i, back.rows[0], back.solved, states, ends, totals)
+            else:
+                rest = self._pulled(len(self._way) - 1 - i, back, states, ends, totals)
             if back.solved is not None:
                 solved = (states[back.number] - rest) / back.coefficient
                 if back.solved in given:
@@ -203,15 +214,20 @@ class CarriedBack(Pass):
             found = self._stretcher.gradients([rest], sources, [cotangent], number)
             totals.add(found[len(leaves) :])
             for k, gradient in zip(leaves, found, strict=False):
-                _add(ends, k, gradient)
+                add(ends, k, gradient)
         if back.solved is not None:
-            _add(ends, back.solved, cotangent * back.coefficient)
+            add(ends, back.solved, cotangent * back.coefficient)
         return rest.detach()
 
 
-def _add(ends: dict[int, Tensor], k: int, gradient: Tensor | None) -> None:
-    if gradient is not None:
-        ends[k] = ends[k] + gradient if k in ends else gradient
+def _at_a_time(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Return of how many states the evaluations are there as each row is taken back."""
+    first, last = dict[int, int](), dict[int, int]()
+    for i, row in enumerate(rows):
+        for k in row:
+            first.setdefault(k, i)
+            last[k] = i
+    return [sum(first[k] <= i <= last[k] for k in first) for i in range(len(rows))]
 
 
 @adjoints.register("reversible", aliases=("exact_inverse",), paper="arXiv:2307.10829; 2102.04668")
@@ -236,9 +252,12 @@ class Reversible(Adjoint):
         way = way_back(plan, steps)
         rows = [[plan.rows[row.number - len(plan.start)] for row in back.rows] for back in way]
         each = [len({k for row in step for k in row.f}) for step in rows]
+        nfe = sum(each)
+        if all(len(back.rows) == 1 for back in way):
+            each, nfe = _at_a_time([evaluated(back.rows[0]) for back in way]), plan.nfe
         kept = {k for back in way for k in back.kept}
         states = 2 * _remembered(plan, steps) + len(kept - {back.solved for back in way})
-        return Cost(sum(each), sum(each), states, max(each))
+        return Cost(nfe, nfe, states, max(each))
 
     def prepared(self, found: Found) -> Pass:
         return CarriedBack(found)

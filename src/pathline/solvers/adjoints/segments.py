@@ -60,6 +60,7 @@ class Loop(NamedTuple):
         record: of the backward pass.
         shown: numbers of the states that are the result, (shown, batch, *state), the final one
             last; if there are none, the final state is.
+        drawn: what draws the noise, where it has been made before.
     """
 
     call: Call
@@ -68,6 +69,7 @@ class Loop(NamedTuple):
     executor: Executor
     record: Record
     shown: tuple[int, ...] = ()
+    drawn: Draw | None = None
 
     @property
     def plan(self) -> Plan:
@@ -111,7 +113,7 @@ class Loop(NamedTuple):
     @property
     def draw(self) -> Draw:
         """What draws the plan's noise, the same each time."""
-        return drawing(self.plan, self.call.seeds, self.given[0])
+        return self.drawn or drawing(self.plan, self.call.seeds, self.given[0])
 
     def bound(self, numbers: Sequence[int]) -> Evaluate:
         """Return f(k, x) at these states' times alone, bound anew: with a graph of its own."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,25 +83,78 @@ def asking(*roots: Any) -> list[Tensor]:
     return list(found.values())
 
 
+class Sources(NamedTuple):
+    """Who asks for a gradient of a field.
+
+    Args:
+        tensors: them; none of them depends on another.
+        keeps_graph: whether some lie behind a graph that is not ours to free.
+    """
+
+    tensors: tuple[Tensor, ...]
+    keeps_graph: bool
+
+
+def sources(roots: Sequence[Any], outputs: Sequence[Tensor], given: Sequence[Tensor]) -> Sources:
+    """Return who asks for a gradient: found in the roots, and behind an evaluation's outputs.
+
+    A tensor that was made of others that ask (a field's table of its own weights) is left out for
+    them: with both, what goes through it would be counted twice.
+
+    Args:
+        roots: the field, its condition.
+        outputs: of an evaluation.
+        given: the states at the start, whose gradients are taken by others.
+    """
+    known, is_cut = asking(*roots), False
+    while True:
+        behind = hidden(outputs, [*known, *given])
+        others = [*known, *behind]
+        apart = [each for each in known if not _depends(each, others)]
+        if len(apart) == len(known):
+            return Sources((*known, *behind), bool(behind) or is_cut)
+        known, is_cut = apart, True
+
+
+def _depends(made: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether a tensor was made of one of these."""
+    if made.grad_fn is None:
+        return False
+    known = [each for each in others if each is not made]
+    leaves = {id(each) for each in known}
+    edges = {(each.grad_fn, each.output_nr) for each in known if each.grad_fn is not None}
+    return any(
+        edge in edges or id(getattr(edge[0], "variable", None)) in leaves
+        for edge in _edges([(made.grad_fn, made.output_nr)])
+    )
+
+
+def _edges(
+    left: list[tuple[Node | None, int]], stops: set[tuple[Node | None, int]] | None = None
+) -> Iterator[tuple[Node, int]]:
+    """Yield what a graph is made of, each node once, from its ends back; but nothing at a stop."""
+    seen = set[Node]()
+    while left:
+        edge = left.pop()
+        node = edge[0]
+        if node is None or node in seen or (stops and edge in stops):
+            continue
+        seen.add(node)
+        yield node, edge[1]
+        left += node.next_functions  # type: ignore[arg-type]
+
+
 def hidden(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> list[Tensor]:
     """Return the leaves that outputs depend on and that are not among, or behind, the known ones.
 
     Cost: one look at every node of the graph, less than a microsecond each.
     """
-    stops = {(tensor.grad_fn, tensor.output_nr) for tensor in known if tensor.grad_fn is not None}
+    stops: set[tuple[Node | None, int]] = {
+        (tensor.grad_fn, tensor.output_nr) for tensor in known if tensor.grad_fn is not None
+    }
     ids = {id(tensor) for tensor in known}
-    left: list[tuple[Node | None, int]] = [(out.grad_fn, out.output_nr) for out in outputs]
-    seen, found = set[Node](), list[Tensor]()
-    while left:
-        edge = left.pop()
-        node = edge[0]
-        if node is None or node in seen or edge in stops:
-            continue
-        seen.add(node)
-        following = node.next_functions
-        if following:
-            left += following  # type: ignore[arg-type]
-            continue
+    found = list[Tensor]()
+    for node, _ in _edges([(out.grad_fn, out.output_nr) for out in outputs], stops):
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in ids:
             ids.add(id(leaf))

@@ -17,10 +17,9 @@ from pathline.core.errors import UsageError
 from pathline.solvers.adjoints.adjoint import Gradients, Pass, through
 from pathline.solvers.adjoints.segments import Totals, Walk, autocast
 from pathline.solvers.adjoints.sources import (
-    asking,
     check_steady,
     gradients,
-    hidden,
+    sources,
     transforms_are_active,
 )
 
@@ -45,15 +44,13 @@ def taped(walk: Walk, name: str) -> Tensor:
     if not torch.is_grad_enabled() or transforms_are_active():
         return walk.run()
     check_steady((walk.field, walk.cond), name)
-    known = asking(walk.field, walk.cond)
     t = walk.course.instants[0].to(walk.x.device)
     f = walk.field.bind(t[None], walk.x.detach(), walk.cond)(0, walk.x)
     if not f.requires_grad:
         return walk.run()
-    behind = hidden([f], [*known, walk.x])
+    found = sources((walk.field, walk.cond), [f], [walk.x])
     del f
-    sources = [*known, *behind]
-    return through(_Taped(walk, sources, bool(behind)), (walk.x,), sources)
+    return through(_Taped(walk, found.tensors, found.keeps_graph), (walk.x,), found.tensors)
 
 
 class _Taped(Pass):
