@@ -17,7 +17,6 @@ from pathline.studio.tabs import Bench
 from pathline.studio.work import diff, edit, sample
 from pathline.studio.work.recipe import Typed
 
-
 MANY = 5
 """Pictures on one sheet that are shown smaller."""
 
