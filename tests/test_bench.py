@@ -13,6 +13,7 @@ import torch
 
 import pathline as pl
 from pathline.bench import BENCHES, Bar, Report, Row, overhead, peers, timing
+from pathline.bench.kept import kept
 from pathline.bench.overhead import BARE, DIFFUSERS, GUIDED, OURS, contestants, methods
 from pathline.bench.peers import PATH, Absent, Case, azula, diffusers_steps, k_diffusion
 from pathline.bench.timing import Run, interleaved
@@ -237,3 +238,15 @@ def test_the_committed_table_keeps_the_bars_and_its_page_is_made_from_it():
     assert {bar.limit for bar in committed.bars} == {2.0, 0.2, None}
     assert COMMITTED.with_suffix(".md").read_text(encoding="utf-8") == committed.markdown()
     assert {row.method for row in committed.rows} == set(methods())
+
+
+def test_tensors_of_a_run_are_made_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathline.bench.kept.cache_folder", lambda: tmp_path)
+    made = count()
+
+    def make():
+        return {"x": torch.arange(6).reshape(2, 3).T + next(made)}
+
+    first = kept("bench", [1, "a"], make)["x"]
+    assert torch.equal(kept("bench", [1, "a"], make)["x"], first) and next(made) == 1
+    assert not torch.equal(kept("bench", [2, "a"], make)["x"], first)

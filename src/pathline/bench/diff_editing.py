@@ -106,8 +106,7 @@ def page(found: Sequence[Shown], photos: OnPhotos) -> str:
     names = list(found[0].row)
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(each.row.values()) + " |" for each in found]
-    table = "\n".join(lines)
-    editor = photos.editor
+    editor, text = photos.editor, "\n".join(lines)
     return f"""# Every task of DiffEditor, once
 
 `python -m pathline.bench.diff_editing`. Emoji on photographs, 32 × 32, by the shipped `emoji`, that
@@ -117,7 +116,7 @@ was shown no photograph: {editor.steps} steps, η κ = {editor.strength:g}, DDIM
 
 Columns: {", ".join(each.name for each in found)}. {ROWS}
 
-{table}
+{text}
 """
 
 

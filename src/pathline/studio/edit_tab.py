@@ -17,6 +17,9 @@ from pathline.studio.tabs import Bench
 from pathline.studio.work import diff, edit, sample
 from pathline.studio.work.recipe import Typed
 
+MANY = 5
+"""Pictures on one sheet that are shown smaller."""
+
 
 def editing(bench: Bench, canvas: str) -> None:
     """Edit: a picture, and what is done to it."""
@@ -101,7 +104,9 @@ def _edit(
 
     def show(made: edit.Shown) -> list[Any]:
         pictures = [
-            views.image(views.png_url(views.sheet(x, width=160)), caption, caption)
+            views.image(
+                views.png_url(views.sheet(x, width=160 if len(x) < MANY else 64)), caption, caption
+            )
             for caption, x in made.pictures
         ]
         html = views.row(*pictures) + views.table(made.told)
