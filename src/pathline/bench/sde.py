@@ -45,9 +45,9 @@ NOTES = (
     "draw in the state's precision.",
     "The gradient is that of the sum of squares at the end with respect to all weights: reversible "
     "Heun and its exact adjoint on both sides, with as many steps as that problem needs.",
-    "torchsde.sdeint is the call as its documentation has it, which makes the path by itself; the "
-    "bar is for that. A BrownianInterval made with dt, which few programs do, is many times faster "
-    "there, and is shown beside it.",
+    "torchsde.sdeint is the call as its documentation has it, which makes the path by itself. With "
+    "a BrownianInterval that was made with dt, as few programs do, it is many times faster; the "
+    "bar is for both.",
 )
 
 
