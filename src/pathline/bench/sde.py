@@ -45,9 +45,8 @@ NOTES = (
     "draw in the state's precision.",
     "The gradient is that of the sum of squares at the end with respect to all weights: reversible "
     "Heun and its exact adjoint on both sides, with as many steps as that problem needs.",
-    "torchsde.sdeint is the call as its documentation has it, which makes the path by itself. With "
-    "a BrownianInterval that was made with dt, as few programs do, it is many times faster; the "
-    "bar is for both.",
+    "torchsde.sdeint is the call as its documentation has it, which makes the path by itself; the "
+    "other one is given a BrownianInterval that was made for the step. The bar is for both.",
 )
 
 
