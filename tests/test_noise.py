@@ -59,10 +59,25 @@ def test_a_sample_is_bitwise_the_same_alone_in_any_batch_in_any_order(size, dtyp
 def test_thread_count_does_not_matter():
     torch.set_num_threads(2)
     try:
-        two = noise.normal(range(40), (3001,))
+        two = noise.normal(range(60), (9001,))  # many enough for threads to share them
     finally:
         torch.set_num_threads(1)
-    assert torch.equal(two, noise.normal(range(40), (3001,)))
+    assert torch.equal(two, noise.normal(range(60), (9001,)))
+
+
+def test_arrays_of_numpy_and_of_torch_give_the_same_bits():
+    """A CPU makes them with one and every other device with the other."""
+    words = noise.words(range(50), 500, stream="step", index=3, device="cpu")[:, :2].unbind(1)
+    one, other = philox.gaussians(*words), philox.gaussians(*(w.numpy() for w in words))
+    assert np.array_equal(one.numpy(), other)
+
+
+def test_many_draws_at_once_are_those_of_each_alone():
+    keys = noise.keys([3, 2**40])
+    for size in (1, 3, 9000):  # the last one takes two pieces
+        together = noise.normals(keys, (size,), [5, 0, 9], stream="step")
+        for made, index in zip(together, (5, 0, 9), strict=True):
+            assert torch.equal(made, noise.normal(keys, (size,), stream="step", index=index))
 
 
 def test_streams_and_indices_and_seeds_are_different_draws():

@@ -179,9 +179,26 @@ def test_the_reversible_adjoint_is_the_gradient_of_the_solver(has_noise, traject
         found[adjoint] = torch.cat([g.flatten() for g in gradients])
         if adjoint == "reversible":
             assert sol.backward.drift < 1e-12
+            assert sol.backward.nfe == sol.backward.vjps == sol.stats.nfe == 31
     for adjoint in ("checkpoint", "reversible"):
         off = (found[adjoint] - found["direct"]).norm() / found["direct"].norm()
         assert off < 1e-12
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "scalar"])
+def test_the_reversible_adjoint_takes_back_one_motion_an_element_or_for_all(noise):
+    drift, _ = networks()
+    scale = torch.full((3,), 0.4, dtype=torch.float64, requires_grad=True)
+    sde = SDE(lambda x, t: drift(x), lambda x, t: scale * x.cos(), noise=noise,
+              sde_type="stratonovich")  # fmt: skip
+    found = {}
+    for adjoint in ("direct", "reversible"):
+        x = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+        sol = pl.solve(sde, x, solver="reversible_heun", grid=uniform(20), seed=0, adjoint=adjoint)
+        gradients = torch.autograd.grad(sol.x.sin().sum(), [x, scale, *drift.parameters()])
+        found[adjoint] = torch.cat([g.flatten() for g in gradients])
+    off = (found["reversible"] - found["direct"]).norm() / found["direct"].norm()
+    assert off < 1e-12
 
 
 @pytest.mark.parametrize("has_noise", [False, True])

@@ -122,6 +122,25 @@ def test_noise_of_the_extra_step_is_its_own():
     )
 
 
+def test_the_error_of_a_step_with_noise_is_differentiated_with_its_scale():
+    """Against central differences of the same step, on the same path."""
+
+    def error(level):
+        law = SDE(lambda x, t: -x, lambda x, t: level * x, noise="diagonal",
+                  sde_type="stratonovich")  # fmt: skip
+        solver, seen = AdaptiveSDE(rtol=1.0, atol=1e-6, first=0.1), []
+        x = torch.ones(4, 2, dtype=torch.float64)
+        pl.solve(law, x, solver=solver, grid=[0.0, 0.1], seed=0, on_step=seen.append)
+        (record,) = seen
+        return record.error.sum()
+
+    level, d = torch.tensor(2.0, dtype=torch.float64, requires_grad=True), 1e-5
+    (found,) = torch.autograd.grad(error(level), level)
+    with torch.no_grad():
+        exact = (error(level + d) - error(level - d)) / (2 * d)
+    assert abs(float(found / exact) - 1) < 1e-8  # d² of a function of moderate curvature
+
+
 def test_derivatives_along_a_flow():
     """x' = x t: x'' = x (t² + 1), x''' = x (t³ + 3 t)."""
     x, t = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)

@@ -46,8 +46,7 @@ NOTES = (
     "The gradient is that of the sum of squares at the end with respect to all weights: reversible "
     "Heun and its exact adjoint on both sides, with as many steps as that problem needs.",
     "torchsde.sdeint is the call as its documentation has it, which makes the path by itself; the "
-    "bar is for that. A BrownianInterval made with dt, which few programs do, is many times faster "
-    "there, and is shown beside it.",
+    "other one is given a BrownianInterval that was made for the step. The bar is for both.",
 )
 
 

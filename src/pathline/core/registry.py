@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -50,13 +51,19 @@ class Entry(Generic[T]):
             UsageError: an argument it does not take, or a value it refuses.
         """
         arguments = {**self.preset, **arguments}
-        known = inspect.signature(self.make).parameters
+        known = _parameters(self.make)
         for name in arguments:
             if name not in known:
                 raise UsageError(
                     f"{self.name} takes no {name!r}; it takes {', '.join(known) or 'no arguments'}."
                 )
         return self.make(**arguments)
+
+
+@lru_cache(maxsize=512)
+def _parameters(make: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """Return what a registered callable takes; looking it up takes as long as a small step."""
+    return inspect.signature(make).parameters
 
 
 class Registry(Generic[T]):

@@ -131,7 +131,7 @@ class EulerHeunStep(Stepper):
         return self._tried(x, new, self._weight * drift_error + noise_error)
 
     def _tried(self, x: Tensor, new: Tensor, error: Tensor) -> Trial:
-        return Trial(new, rms(error / self.unit(x, new).detach()), None, [])
+        return Trial(new, rms(error / self.unit(x, new)), None, [])
 
     def _diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         return self.slope.problem.field.bind(t[None], x, self.slope.cond)(~0, x)

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pathline.core.errors import PathlineError, UsageError
 from pathline.core.files import write_atomically
-from pathline.fields.views import View, as_view, change
+from pathline.fields.views import View, as_view
 from pathline.paths import GaussianPath, Time, paths
 
 Coefficient = float | Tensor
@@ -219,7 +219,9 @@ class Plan:
         Raises:
             UsageError: `view` does not determine the plan's view where it is needed.
         """
-        return self if view == self.view else _folded(self, view)
+        from pathline.solvers.folding import folded
+
+        return self if view == self.view else folded(self, view)
 
     def inverse(self) -> Plan:
         """Return the plan that runs the same way back, by solving every row for its oldest state.
@@ -236,16 +238,9 @@ class Plan:
 
     def table(self) -> str:
         """Return the plan as text, one row a line."""
-        head = f"x_new = Σ a x + Σ b F + Σ c z;  F: {self.view};  {self.nfe} evaluations"
-        lines = [head]
-        for number, row in enumerate(self.rows, len(self.start)):
-            terms = [*_written("x", row.x), *_written("F", row.f), *_written("z", row.z)]
-            terms += [f"{_number(c)} g{p.state}·{_told(p)}" for p, c in row.g.items()]
-            if row.has_constant:
-                terms.append(_number(row.constant))
-            mark = "" if row.lands else "  (stage)"
-            lines.append(f"x{number:<4d} t = {told_time(row.t):<12} {' '.join(terms)}{mark}")
-        return "\n".join(lines)
+        from pathline.solvers.table import table
+
+        return table(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -325,51 +320,6 @@ class Plan:
         return measured_order(self)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is kept must also serve a solve with gradients
-def _folded(plan: Plan, view: View) -> Plan:
-    if plan.path is None:
-        raise UsageError(f"a plan without a path needs a {plan.view}, and the field is a {view}.")
-    at = plan.instants[list(plan.evaluated)]
-    columns = [at] if plan.batch is None else at.unbind(1)
-    changed = [_change(plan.path, view, plan.view, tuple(c.tolist())) for c in columns]
-    changes: dict[int, tuple[Coefficient, Coefficient]] = {}
-    for i, k in enumerate(plan.evaluated):
-        pairs = [pairs[i] for pairs in changed]
-        if not all(math.isfinite(c) for pair in pairs for c in pair):
-            raise untold(plan.path, view, plan.view, plan.times[k])
-        p, q = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-        changes[k] = pairs[0] if plan.batch is None else (p, q)
-    return replace(plan, view=view, rows=tuple(_fold(row, changes) for row in plan.rows))
-
-
-def untold(path: GaussianPath, source: View, goal: View, t: Time) -> UsageError:
-    """Return what to say where α or σ vanishes, so that one view does not tell another."""
-    return UsageError(
-        f"a network that predicts {source} does not tell {goal} at t = {told_time(t)}; "
-        f"{_instead(path, t)}."
-    )
-
-
-def _instead(path: GaussianPath, t: Time) -> str:
-    """Say where a grid should be that stands there."""
-    if (torch.as_tensor(t) < path.t_min).any():
-        return (
-            f"let the grid stop short of data, at t_min = {path.t_min:.6g}, and give it "
-            "last='denoise' to go on to data"
-        )
-    return "start the grid at a smaller t"
-
-
-@lru_cache(maxsize=1024)
-def _change(
-    path: GaussianPath, source: View, goal: View, times: tuple[float, ...]
-) -> list[tuple[float, float]]:
-    """Return `change` at these times; asked for one sample at a time, it knows no batch mates."""
-    p, q = change(path, source, goal, torch.tensor(times, dtype=torch.float64))
-    return list(zip(p.tolist(), q.tolist(), strict=True))
-
-
 def _check_row(row: Row, number: int, before: Time) -> None:
     named = [(letter, k, c) for letter, terms in (("x", row.x), ("F", row.f), ("z", row.z))
              for k, c in terms.items()]  # fmt: skip
@@ -389,49 +339,9 @@ def _is_finite(c: Coefficient) -> bool:
     return bool(torch.isfinite(c).all()) if isinstance(c, Tensor) else math.isfinite(c)
 
 
-def _fold(row: Row, changes: Mapping[int, tuple[Coefficient, Coefficient]]) -> Row:
-    x, f = dict(row.x), dict(row.f)
-    for k, b in row.f.items():
-        p, q = changes[k]
-        if isinstance(p, Tensor) and isinstance(q, Tensor):  # a stacked plan
-            f[k] = b * sample_first(q, torch.as_tensor(b).ndim)
-            x[k] = _sum(x.get(k, 0.0), b * sample_first(p, torch.as_tensor(b).ndim))
-        else:
-            f[k] = b * q
-            if p != 0:
-                x[k] = x.get(k, 0.0) + b * p
-    return replace(row, x=x, f=f)
-
-
-def _sum(a: Coefficient, b: Tensor) -> Coefficient:
-    """Add coefficients of a stacked plan, whose first axis is the sample whatever the others."""
-    if not isinstance(a, Tensor):
-        return a + b
-    ndim = max(a.ndim, b.ndim)
-    return sample_first(a, ndim) + sample_first(b, ndim)
-
-
 def sample_first(c: Tensor, ndim: int) -> Tensor:
     """Give a coefficient of a stacked plan `ndim` axes: the sample first, the others at the end."""
     return c.reshape(len(c), *[1] * (ndim - c.ndim), *c.shape[1:])
-
-
-def _written(letter: str, terms: Terms) -> Iterator[str]:
-    for k, c in terms.items():
-        yield f"{_number(c)} {letter}{k}"
-
-
-def _told(product: Product) -> str:
-    _, kind, leg, channel = product
-    if kind == "one":
-        return "1"
-    return (
-        f"e{channel}" if kind == "unit" else f"{kind}{channel if kind[:2] == 'ij' else ''}[{leg}]"
-    )
-
-
-def _number(c: Coefficient) -> str:
-    return f"[{'×'.join(map(str, c.shape))}]" if isinstance(c, Tensor) else f"{c:+.6g}"
 
 
 def _plain(terms: Terms) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from pathline.fields import Condition, View, change
 from pathline.paths import bshape
 from pathline.solvers.evaluate import check_output
 from pathline.solvers.executors import inner_of
+from pathline.solvers.folding import untold
 from pathline.solvers.levels import steady
 from pathline.solvers.pace import Numbers
-from pathline.solvers.plan import untold
 from pathline.solvers.stepped import Problem
 
 Times = tuple[Tensor, ...]

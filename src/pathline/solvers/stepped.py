@@ -23,9 +23,9 @@ from pathline.fields import Condition, Field, View, change
 from pathline.paths import GaussianPath, Time, bshape
 from pathline.solvers.evaluate import check_output
 from pathline.solvers.execute import Step
+from pathline.solvers.folding import untold
 from pathline.solvers.grids import Grid, grids
 from pathline.solvers.levels import steady
-from pathline.solvers.plan import untold
 from pathline.solvers.solver import Solver, Writer, check_path, solvers
 
 
