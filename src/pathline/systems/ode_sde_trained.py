@@ -33,7 +33,7 @@ DIM, BOX = 2, 3.5
 WEIGHTS = 0.0, 0.003, 0.03, 0.1
 """w, in the paper's terms: R per unit of the path's own clock, losses summed over coordinates."""
 SEEDS = 0, 1, 2
-SAMPLES = 60_000
+SAMPLES = 15_000
 HISTOGRAMS = Histograms(bins=32)
 INSTANTS = 20
 POINTS, PART = 40_000, 2000
@@ -107,7 +107,7 @@ def model(how: Recipe) -> Field:
 def outcome(weight: float, seed: int) -> Mapping[str, Any]:
     """Return what is measured on a training, from the file beside it if it is there."""
     how = recipe(weight, seed)
-    kept = folder(how) / f"outcome-{SAMPLES}.json"
+    kept = folder(how) / "outcome.json"
     if not kept.is_file():
         write_atomically(kept, json.dumps(measured(model(how), seed)))
     return json.loads(kept.read_text("utf-8"))
@@ -116,8 +116,8 @@ def outcome(weight: float, seed: int) -> Mapping[str, Any]:
 def measured(model: Field, turn: int = 0) -> dict[str, Any]:
     """Return residuals and distances of a model.
 
-    Samples and data of another turn are others: the share of each ring fluctuates by
-    almost as much as what is looked for. Within a turn they are the same for every weight.
+    Samples and data of another turn are others: the share of each ring among 15 000
+    fluctuates by more than what is looked for. Within a turn they are the same for every weight.
 
     "residual" is E (R − E[R | t])² on noised data at times of the training's law, per unit of the
     path's clock; "residual_box" E R² under the training's law of points, in the box.
