@@ -32,7 +32,7 @@ from pathline.steer import Classifier
 
 STEPS = 50
 SNR = 0.08
-"""r of the corrections, chosen on other noises: at 0.16 they add more noise than they take."""
+"""r of the corrections; 0.16 does as little good here."""
 SAMPLES, BATCH = 2000, 250
 LESSONS = {"guide": ClassLesson(), "judge": ClassLesson(span=(3.0, 5.0), seed=1)}
 
