@@ -11,6 +11,7 @@ from test_cli import assert_refused, done, files, run
 from tiny_model import tiny_model
 
 import pathline as pl
+from pathline.cli.reading import read_picture
 from pathline.core.images import read_pixels, read_receipt, to_pixels
 from pathline.fields.trace import Hutchinson
 from pathline.learn.likelihood import bits_per_dim
@@ -157,6 +158,15 @@ def test_a_likelihood_that_cannot_be_measured_is_refused(here):
         (["-n", 0], "at least 1 picture"),
     ):
         assert_refused(here, ["likelihood", "tiny", *words], says)
+
+
+def test_a_sheet_of_one_is_read_as_the_sample_on_it(here):
+    for options in (["-n", 1, "--scale", 5, "-o", "one.png"], ["-n", 2, "-o", "all/"],
+                    ["-n", 2, "-o", "two.png"]):  # fmt: skip
+        done("sample", "tiny", "--steps", 2, *options)
+    for name in ("one.png", "all/000001.png"):
+        assert (read_picture(name, 3).numpy() == sheet(name, 1)[0].transpose(2, 0, 1)).all()
+    assert_refused(here, ["complete", "tiny", "two.png"], "of a sheet of samples, take one")
 
 
 def test_pictures_that_cannot_be_used_are_refused(here):

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pathline.core.errors import UsageError
+from pathline.core.errors import ReceiptError, UsageError
+from pathline.core.images import place_of, read_receipt
 from pathline.fields import Denoiser
 
 
@@ -72,7 +73,7 @@ def check_size(name: Source, picture: Tensor, shape: Sequence[int]) -> None:
     if (height, width) != tuple(shape[1:]):
         raise UsageError(
             f"{name} has {width} × {height} pixels, and the model takes {shape[2]} × "
-            f"{shape[1]}: scale it first."
+            f"{shape[1]}: scale it first (of a sheet of samples, take one: pathline sample --each)."
         )
 
 
@@ -119,10 +120,22 @@ def _opened(name: Source, mode: str) -> np.ndarray:
             if mode != "RGBA" and whole.mode == "RGBA":
                 white = Image.new("RGBA", whole.size, "white")
                 whole = Image.alpha_composite(white, whole)
-            pixels = np.array(whole.convert(mode))
+            pixels = _alone(name, np.array(whole.convert(mode)))
     except (OSError, SyntaxError, ValueError) as reason:
         raise UsageError(f"cannot read a picture from {name}: {reason}.") from reason
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy()
+
+
+def _alone(name: Source, pixels: np.ndarray) -> np.ndarray:
+    """Return the sample of a sheet of one that pathline wrote, as it was; else the pixels."""
+    if isinstance(name, Held):
+        return pixels
+    try:
+        receipt = read_receipt(name)
+        layout, index = place_of(receipt)
+    except ReceiptError:
+        return pixels
+    return layout.alone(pixels) if index is not None or len(receipt.seeds) == 1 else pixels
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pathline.cli.output import Picture, check_writable, pictures_of, sheet_of
 from pathline.cli.request import Request, model_of, request_of
 from pathline.cli.sampling import watched
 from pathline.core.errors import ReceiptError
-from pathline.core.images import Layout, Pixels, read_pixels, read_receipt, to_pixels
+from pathline.core.images import Pixels, place_of, read_pixels, read_receipt, to_pixels
 from pathline.core.receipt import Receipt, versions
 
 File = Annotated[str, typer.Argument(help="A PNG that pathline wrote.")]
@@ -49,7 +49,7 @@ def replay(file: File, output: Output = None, model: Model = None) -> None:
 
 def remade(receipt: Receipt, request: Request) -> Picture:
     """Run the request of a receipt and lay the result out as it was."""
-    layout, index = _place(receipt)
+    layout, index = place_of(receipt)
     solutions = list(watched(request, "replaying"))
     if index is None:
         return sheet_of(request, solutions, layout)
@@ -77,19 +77,6 @@ def diff_edited_again(receipt: Receipt, model: str | None, near: Path) -> Pictur
     denoiser, source = model_of(receipt, model)
     made = watched_edit(request, denoiser, "replaying")
     return Picture("", to_pixels(made.x)[0], receipt_of_edit(request, made, source))
-
-
-def _place(receipt: Receipt) -> tuple[Layout, int | None]:
-    """Return the layout of a picture, and which sample of the batch it is (None: all)."""
-    told: Mapping[str, Any] = receipt.recipe.get("picture", {})
-    try:
-        layout, index = Layout(**told["layout"]), told["sample"]
-    except (KeyError, TypeError) as error:
-        raise ReceiptError("the receipt does not say how its samples stand.") from error
-    n = min(len(receipt.seeds), receipt.recipe.get("batch", len(receipt.seeds)))
-    if index is not None and index not in range(n):
-        raise ReceiptError(f"the receipt is damaged: it has no sample {index}.")
-    return layout, index
 
 
 @contextmanager

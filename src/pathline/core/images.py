@@ -89,6 +89,33 @@ class Layout:
             sheet[y : y + height, x : x + width] = sample
         return sheet
 
+    def alone(self, sheet: Pixels) -> Pixels:
+        """Return the sample of a sheet of one, as it was before it was enlarged.
+
+        Args:
+            sheet: (height, width), with colours after them or without.
+        """
+        height, width = sheet.shape[:2]
+        return sheet[self.gap : height - self.gap : self.scale,
+                     self.gap : width - self.gap : self.scale]  # fmt: skip
+
+
+def place_of(receipt: Receipt) -> tuple[Layout, int | None]:
+    """Return the layout of a picture, and which sample of the batch it is (None: all).
+
+    Raises:
+        ReceiptError: the receipt does not say it, or is damaged.
+    """
+    told: Mapping[str, Any] = receipt.recipe.get("picture", {})
+    try:
+        layout, index = Layout(**told["layout"]), told["sample"]
+    except (KeyError, TypeError) as error:
+        raise ReceiptError("the receipt does not say how its samples stand.") from error
+    n = min(len(receipt.seeds), receipt.recipe.get("batch", len(receipt.seeds)))
+    if index is not None and index not in range(n):
+        raise ReceiptError(f"the receipt is damaged: it has no sample {index}.")
+    return layout, index
+
 
 def encode_png(pixels: Pixels, receipt: Receipt | None = None) -> bytes:
     """Return one picture as the bytes of a PNG file, with its receipt inside."""
