@@ -11,6 +11,7 @@ from tiny_model import tiny_model
 
 import pathline as pl
 from pathline import edit
+from pathline.cli.reading import read_picture
 from pathline.core.images import Layout, read_pixels, read_receipt, to_pixels
 from pathline.solvers import grids
 
@@ -63,6 +64,15 @@ def test_words(here):
     assert told["evaluations"] == made.nfe
     assert read_receipt("out.png").recipe["edit"]["source"] == "red"
     replayed("out.png")
+
+
+def test_what_an_edit_wrote_is_read_as_it_was_made(here):
+    done("edit", "tiny", "a.png", "green", "--source", "red", "--steps", "4", "-o", "once.png")
+    sheet = read_pixels("once.png")
+    found = read_picture("once.png", 3).numpy().transpose(1, 2, 0)
+    assert found.shape == (8, 8, 3) and (Layout.of(1, 8).arrange(found[None]) == sheet).all()
+    done("edit", "tiny", "once.png", "--by", "sdedit", "--steps", "4", "-o", "again.png")
+    replayed("again.png")
 
 
 def test_noise(here):

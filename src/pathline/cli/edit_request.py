@@ -175,7 +175,9 @@ _WAYS: dict[By, Callable[[EditRequest, Denoiser, Tensor, Tensor | None], Edited]
 def receipt_of(request: EditRequest, made: Edited, model: Denoiser, source: str) -> Receipt:
     """Return the receipt of an edit: what remakes it, and what came of it."""
     told = {"name": model.name, "source": source, "weights": model.details.get("weights", {})}
-    recipe = {**made.receipt.recipe, "model": told, "edit": request.to_dict()}
+    layout = request.layout(made.x.shape[-1]).to_dict()
+    picture = {"layout": layout, "sample": None, "n": len(made.flat)}
+    recipe = {**made.receipt.recipe, "model": told, "edit": request.to_dict(), "picture": picture}
     if made.error is not None:
         recipe["round_trip_error"] = float(made.error.max())
     return replace(made.receipt, recipe=recipe, seeds=_seeds(made.receipt.seeds))

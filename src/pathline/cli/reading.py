@@ -135,7 +135,8 @@ def _alone(name: Source, pixels: np.ndarray) -> np.ndarray:
         layout, index = place_of(receipt)
     except ReceiptError:
         return pixels
-    return layout.alone(pixels) if index is not None or len(receipt.seeds) == 1 else pixels
+    n = receipt.recipe["picture"].get("n", len(receipt.seeds)) if index is None else 1
+    return layout.alone(pixels) if n == 1 else pixels
 
 
 def _is_transparent(image: Image.Image) -> bool:
