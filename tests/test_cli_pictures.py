@@ -12,7 +12,7 @@ from tiny_model import tiny_model
 
 import pathline as pl
 from pathline.cli.reading import read_picture
-from pathline.core.images import read_pixels, read_receipt, to_pixels
+from pathline.core.images import read_pixels, read_receipt, to_pixels, write_picture
 from pathline.fields.trace import Hutchinson
 from pathline.learn.likelihood import bits_per_dim
 from pathline.learn.noisy_classes import (
@@ -167,6 +167,8 @@ def test_a_sheet_of_one_is_read_as_the_sample_on_it(here):
     for name in ("one.png", "all/000001.png"):
         assert (read_picture(name, 3).numpy() == sheet(name, 1)[0].transpose(2, 0, 1)).all()
     assert_refused(here, ["complete", "tiny", "two.png"], "of a sheet of samples, take one")
+    write_picture("cut.png", read_pixels("one.png")[3:, 3:], read_receipt("one.png"))
+    assert_refused(here, ["complete", "tiny", "cut.png"], "scale it first")
 
 
 def test_pictures_that_cannot_be_used_are_refused(here):

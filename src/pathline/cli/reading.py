@@ -136,7 +136,9 @@ def _alone(name: Source, pixels: np.ndarray) -> np.ndarray:
     except ReceiptError:
         return pixels
     n = receipt.recipe["picture"].get("n", len(receipt.seeds)) if index is None else 1
-    return layout.alone(pixels) if n == 1 else pixels
+    sample = layout.alone(pixels)
+    is_sheet = n == 1 and np.array_equal(layout.arrange(sample[None]), pixels)
+    return sample if is_sheet else pixels
 
 
 def _is_transparent(image: Image.Image) -> bool:
