@@ -15,7 +15,7 @@ from pathline.fields import Denoiser
 from pathline.solvers import Grid
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import Times, grids
-from pathline.solvers.saved import FOUND, saved_schedule
+from pathline.solvers.saved import SAVED, saved_schedule
 from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS, default_steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.speed import speeds
@@ -92,12 +92,12 @@ def chosen_steps(
         UsageError: they do not go together, or the model has no such schedule.
     """
     name = solver or model.defaults.get("solver", DEFAULT_SOLVER)
-    if name != FOUND:
+    if name not in SAVED:
         rule = chosen_solver(name, order, model)
         return rule, chosen_grid(grid, steps, last, model, rule)
     if (order, grid, last) != (None, None, None):
-        raise UsageError("--solver s3 has orders and times of its own; leave the others out.")
-    schedule = saved_schedule(model, steps)
+        raise UsageError(f"--solver {name} has orders and times of its own; leave the others out.")
+    schedule = saved_schedule(model, steps, name)
     schedule.plan(model.path)  # refuses another path
     return schedule.solver, schedule.grid
 
@@ -183,9 +183,23 @@ def chosen_guides(
     return made.guide, made.specs
 
 
-def chosen_speed(name: str | None) -> Speed | None:
-    """Return the policy of a name, or none."""
-    return None if name is None else speeds.build(name)
+def chosen_speed(
+    name: str | None,
+    solver: str | None = None,
+    steps: int | None = None,
+    model: Denoiser | None = None,
+) -> Speed | None:
+    """Return the policy of a name, or that of the model's own schedule, or none.
+
+    Raises:
+        UsageError: there is no such policy, or the schedule has one already.
+    """
+    own = None
+    if model is not None and solver is not None and solver in SAVED:
+        own = saved_schedule(model, steps, solver).speed
+    if own is not None and name is not None:
+        raise UsageError(f"--solver {solver} leaves evaluations out by itself; leave --speed out.")
+    return own if name is None else speeds.build(name)
 
 
 def chosen_device(name: str | None) -> torch.device:

@@ -25,7 +25,8 @@ from pathline.steer import Classifier, Guide
 Model = Annotated[str, typer.Argument(help="A shipped model (pathline models), or a folder.")]
 Prompt = Annotated[str | None, typer.Argument(help="What to draw: words, or a class. Optional.")]
 SolverName = Annotated[
-    str | None, typer.Option(help="A name of pathline solvers; s3: found for this model.")
+    str | None,
+    typer.Option(help="A name of pathline solvers; s3, s3_guided: this model's own."),
 ]
 Order = Annotated[int | None, typer.Option(help="For solvers that have several.")]
 Steps = Annotated[int | None, typer.Option(help="More is closer to the exact solution.")]
@@ -115,7 +116,7 @@ def sample(  # noqa: PLR0913 - each is an option
         cond,
         drawn,
         batch,
-        speed=options.chosen_speed(speed),
+        speed=options.chosen_speed(speed, solver, steps, denoiser),
         typed=specs,
         particles=weighing,
     )

@@ -41,6 +41,13 @@ Statistics = Annotated[
     bool, typer.Option(help="Also measure what DPM-Solver-v3 needs (ems.safetensors).")
 ]
 
+Thin = Annotated[
+    bool,
+    typer.Option(
+        "--thin", help="For guided sampling: leave halves out; begins at what is in schedules/."
+    ),
+]
+
 PROMPTS = (
     "red heart", "green apple", "smiling face", "dog", "automobile", "rocket", "pizza", "tree",
     "blue car", "cat face", "house", "yellow star", "fish", "guitar", "umbrella", "banana",
@@ -67,19 +74,23 @@ def tune(  # noqa: PLR0913 - each is an option
     ray: Ray = False,
     workers: Workers = 1,
     statistics: Statistics = True,
+    thin: Thin = False,
     device: Device = None,
     json: Json = False,
 ) -> None:
     """Search for the best steps of a model at few evaluations; pathline sample --solver s3.
 
     Every fixed solver and grid is tried too, and the error is measured on other noises and
-    conditions than were searched on. An interrupted run goes on where it was.
+    conditions than were searched on. An interrupted run goes on where it was. With --thin the
+    schedules are for guided sampling alone, and leave unconditional halves of evaluations out:
+    pathline sample --solver s3_guided.
     """
     from pathline.data import cache_folder
     from pathline.learn.checkpoint import find_folder, load_model
     from pathline.solvers import ems
-    from pathline.solvers.saved import schedule_file
+    from pathline.solvers.saved import FOUND, GUIDED, schedule_file
     from pathline.speed.goal import bench_of
+    from pathline.speed.guided import tune_guided
     from pathline.speed.tune import TuneSettings, tries_within
     from pathline.speed.tune import statistics as measured
     from pathline.speed.tune import tune as search
@@ -96,21 +107,24 @@ def tune(  # noqa: PLR0913 - each is an option
     keep = work / f"{denoiser.name}.safetensors"
     with full_float32():
         bench = bench_of(denoiser, guide, train, test, (n, 2 * n), reference, keep)
-        if statistics:
+        if statistics and not thin:
             details = {**denoiser.details, "ems": measured(bench, out / ems.FILE, work)}
             bench = replace(bench, model=replace(denoiser, details=details))
         if minutes is not None:
             spent = (time.perf_counter() - begun) / 60
             settings = replace(settings, budget=tries_within(bench, counts, minutes, spent, work))
-        found = search(bench, counts, settings, out=out, work=work, ray=ray)
+        if thin:
+            found = tune_guided(bench, counts, settings, out=out, work=work)
+        else:
+            found = search(bench, counts, settings, out=out, work=work, ray=ray)
     if json:
         typer.echo(jsonlib.dumps([t.to_dict() for t in found], ensure_ascii=False, indent=1))
         return
     show([t.row() for t in found], as_json=False)
     where = schedule_file(out, 0).parent
     typer.echo(
-        f"{where}; {time.perf_counter() - begun:.0f} s; try pathline sample {model} --solver s3 "
-        f"--steps {counts[0]}"
+        f"{where}; {time.perf_counter() - begun:.0f} s; try pathline sample {model} --solver "
+        f"{GUIDED if thin else FOUND} --steps {counts[0]}"
     )
 
 

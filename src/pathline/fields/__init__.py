@@ -2,7 +2,7 @@
 
 from pathline.fields.cde import CDE, LogODE
 from pathline.fields.denoiser import Denoiser
-from pathline.fields.field import Condition, Evaluate, Field, Prediction, VectorField
+from pathline.fields.field import Condition, Evaluate, Field, Halves, Prediction, VectorField
 from pathline.fields.fokker_planck import FokkerPlanck, potential_of
 from pathline.fields.oracles import Dataset, Gaussian, Mixture
 from pathline.fields.residuals import Residuals, residuals
@@ -26,6 +26,7 @@ __all__ = [
     "Field",
     "FokkerPlanck",
     "Gaussian",
+    "Halves",
     "Mixture",
     "Prediction",
     "Residuals",

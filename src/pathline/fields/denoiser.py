@@ -148,11 +148,27 @@ def null_of(field: Any) -> Mapping[str, Any] | None:
     return getattr(field, "null", None)
 
 
+def repeated(value: Any, batch: int) -> Any:
+    """Repeat a null condition of one sample for the whole batch."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == 1:
+        return value.expand(batch, *value.shape[1:])
+    return value
+
+
 def with_network(field: Any, network: nn.Module) -> Field:
     """Return the field with another network in its denoiser."""
+    return _with_denoiser(field, lambda inner: replace(inner, network=network))
+
+
+def with_details(field: Any, **details: Any) -> Field:
+    """Return the field with more details in its denoiser."""
+    return _with_denoiser(field, lambda inner: replace(inner, details={**inner.details, **details}))
+
+
+def _with_denoiser(field: Any, make: Callable[[Denoiser], Denoiser]) -> Field:
     if isinstance(field, Denoiser):
-        return replace(field, network=network)
-    return replace(field, inner=with_network(field.inner, network))
+        return make(field)
+    return replace(field, inner=_with_denoiser(field.inner, make))
 
 
 def as_told(field: Field, cond: Condition) -> tuple[Field, Condition]:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +81,20 @@ class Prediction:
     def velocity(self) -> Tensor:
         """The probability flow dx/dt = α' x̂_0 + σ' ε̂."""
         return self.of("velocity")
+
+
+class Halves(NamedTuple):
+    """A field that guides by contrast, in its two halves, both in its own view.
+
+    Args:
+        both: f(k, x) → (the worse evaluation, the better one), in one call of the network.
+        better: f(k, x), the better one alone.
+        mixed: f(k, x, worse, better), what the field makes of them.
+    """
+
+    both: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+    better: Evaluate
+    mixed: Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Field(ABC):
@@ -174,6 +188,18 @@ class Field(ABC):
         del x
         instants = times.unbind()
         return lambda k, state: self.evaluate(state, instants[k], cond)
+
+    def halves(self, times: Tensor, x: Tensor, cond: Condition) -> Halves | None:
+        """Return the two evaluations that the field is mixed of at all these times.
+
+        None where it is one of its own, or two at some times only. What leaves a half out
+        (`solvers.ThinnedGuidance`) asks for it.
+
+        Args:
+            times, x, cond: as `bind`.
+        """
+        del times, x, cond
+        return None
 
     def bind_some(
         self, times: Tensor, numbers: Sequence[int], x: Tensor, cond: Condition

@@ -31,6 +31,7 @@ from pathline.solvers.solver import Solver, solvers
 from pathline.solvers.stepped import Stepped
 from pathline.solvers.stiff import Rodas
 from pathline.solvers.stochastic import SRK, EulerHeun, ItoEuler, Milstein, StratonovichRK
+from pathline.solvers.thinned import ThinnedGuidance
 from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
 
@@ -52,6 +53,7 @@ __all__ = [
     "Reversible",
     "Rodas",
     "Stepped",
+    "ThinnedGuidance",
     "Adams",
     "DDIM",
     "DEIS",

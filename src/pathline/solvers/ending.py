@@ -45,7 +45,9 @@ def solution_of(
         status, stats, report = record.status_of(status), record.stats(job.field.calls), None
     else:
         nfe, each, report = record.n, record.per_sample, record.report()
-        stats = Stats(nfe, _network_calls(job, nfe), job.plan.steps, per_sample=each)
+        calls = None if job.speed is None else job.speed.calls(job.field)
+        calls = _network_calls(job, nfe) if calls is None else calls
+        stats = Stats(nfe, calls, job.plan.steps, per_sample=each)
     stats = replace(stats, vjps=stats.nfe * job.field.vjps)
     seeds, grid = job.seeds or (), tuple(plain(t) for t in job.plan.grid)
     dtype = str(x.dtype).removeprefix("torch.")

@@ -134,7 +134,8 @@ def explain(  # noqa: PLR0913 - what `solve` and `sample` take
             "afterwards (Solution.stats)."
         )
     chosen = job.chosen(job.record())
-    calls = field.calls_at(plan.instants[list(plan.evaluated)])
+    calls = None if job.speed is None else job.speed.calls(field)
+    calls = field.calls_at(plan.instants[list(plan.evaluated)]) if calls is None else calls
     solver_told = str(plan.recipe.get("solver", {}).get("name", "a plan"))
     state = job.given[0]
     return Explanation(

@@ -17,7 +17,7 @@ from pathline.solvers.execute import Step
 from pathline.solvers.executors import Executor
 from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan
-from pathline.solvers.saved import FOUND, saved_schedule
+from pathline.solvers.saved import SAVED, saved_schedule
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Solver, check_gaussian, solvers
 from pathline.solvers.stepped import Course, Keep, Stepped
@@ -93,6 +93,23 @@ class How(NamedTuple):
     adjoint: Adjoint | None = None
     wanted: Wanted | None = None
 
+    def resolved(self, field: Field) -> How:
+        """Return the same with a saved schedule in the place of its name, and its policy.
+
+        Raises:
+            UsageError: the model has none, or a schedule with a policy of its own meets another.
+        """
+        made = self
+        if isinstance(self.solver, str) and self.solver in SAVED:
+            found = saved_schedule(field, self.steps, self.solver)
+            made = self._replace(solver=found, steps=None)
+        own = made.solver.speed if isinstance(made.solver, SolverSchedule) else None
+        if own is None:
+            return made
+        if made.speed not in (None, own):
+            raise UsageError("this schedule leaves evaluations out by itself; leave speed out.")
+        return made._replace(speed=own)
+
     def compile(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         plan = self._plan(field, guided, shape)
         adapts = isinstance(plan, Course) and plan.solver.is_adaptive
@@ -110,8 +127,6 @@ class How(NamedTuple):
 
     def _plan(self, field: Field, guided: Field, shape: Sequence[int]) -> Plan | Course:
         made, steps = self.solver, self.steps
-        if made == FOUND:
-            made, steps = saved_schedule(field, steps), None
         if isinstance(made, SolverSchedule):
             made = made.plan(field.path)
         if isinstance(made, Plan) and made.is_stochastic and made.path != field.path:

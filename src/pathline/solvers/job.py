@@ -175,6 +175,7 @@ def job_of(
     Raises:
         UsageError: what was asked for cannot work.
     """
+    how = how.resolved(field)
     guided = field if how.guide is None else how.guide(field)
     plan = how.compile(field, guided, shape)
     x = begin(plan)

@@ -1,11 +1,14 @@
 """Schedules that are saved beside a model, one for each number of evaluations.
 
 What solver="s3" means for a model is in its folder: schedules/nfe-05.json, nfe-08.json and so on.
+Beside them are those for guided sampling alone, solver="s3_guided": schedules/guided-05.json, which
+leave unconditional halves out, and spend what that saves on more steps.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pathline.core.errors import UsageError
@@ -15,27 +18,35 @@ from pathline.solvers.schedule import SolverSchedule
 FOUND = "s3"
 """The solver's name that stands for a model's own schedules."""
 
+GUIDED = "s3_guided"
+"""The same of those for guided sampling."""
+
+SAVED: Mapping[str, str] = {FOUND: "nfe", GUIDED: "guided"}
+"""What the files are called."""
+
 FOLDER = "schedules"
 
 
-def schedule_file(model: str | Path, nfe: int) -> Path:
+def schedule_file(model: str | Path, nfe: int, solver: str = FOUND) -> Path:
     """Return where a model folder keeps its schedule of so many evaluations."""
-    return Path(model) / FOLDER / f"nfe-{nfe:02d}.json"
+    return Path(model) / FOLDER / f"{SAVED[solver]}-{nfe:02d}.json"
 
 
-def saved_counts(model: str | Path) -> tuple[int, ...]:
+def saved_counts(model: str | Path, solver: str = FOUND) -> tuple[int, ...]:
     """Return the numbers of evaluations that a model folder has schedules for, rising."""
-    names = (file.name for file in (Path(model) / FOLDER).glob("nfe-*.json"))
-    found = (re.fullmatch(r"nfe-(\d+)\.json", name) for name in names)
+    kind = SAVED[solver]
+    names = (file.name for file in (Path(model) / FOLDER).glob(f"{kind}-*.json"))
+    found = (re.fullmatch(rf"{kind}-(\d+)\.json", name) for name in names)
     return tuple(sorted(int(match[1]) for match in found if match))
 
 
-def saved_schedule(field: Field, nfe: int | None = None) -> SolverSchedule:
+def saved_schedule(field: Field, nfe: int | None = None, solver: str = FOUND) -> SolverSchedule:
     """Return the schedule that was found for a model.
 
     Args:
         field: a denoiser that was loaded from a folder.
         nfe: evaluations; None for the most that there is a schedule for.
+        solver: "s3", or "s3_guided" for guided sampling alone.
 
     Raises:
         UsageError: the model is not from a folder, has no schedules, or none of so many
@@ -44,12 +55,13 @@ def saved_schedule(field: Field, nfe: int | None = None) -> SolverSchedule:
     folder = field.details.get("folder") if isinstance(field, Denoiser) else None
     if not isinstance(folder, str):
         raise UsageError(
-            'solver="s3" takes the schedule saved beside a model, and this one is not from a '
-            "folder; pass a SolverSchedule."
+            f"solver={solver!r} takes the schedule saved beside a model, and this one is not from "
+            "a folder; pass a SolverSchedule."
         )
-    counts = saved_counts(folder)
+    counts = saved_counts(folder, solver)
     if not counts:
-        raise UsageError(f"{folder} has no schedules; find some with: pathline tune {folder}")
+        more = "" if solver == FOUND else " --guidance W"
+        raise UsageError(f"{folder} has no schedules; find some with: pathline tune {folder}{more}")
     nfe = counts[-1] if nfe is None else nfe
     if nfe not in counts:
         near = sorted(sorted(counts, key=lambda n: abs(n - nfe))[:2])
@@ -57,9 +69,9 @@ def saved_schedule(field: Field, nfe: int | None = None) -> SolverSchedule:
             f"there is no schedule of {nfe} evaluations for this model, the nearest have "
             f"{' and '.join(map(str, near))}; or find one: pathline tune {folder} --nfe {nfe}"
         )
-    schedule = SolverSchedule.load(schedule_file(folder, nfe))
+    schedule = SolverSchedule.load(schedule_file(folder, nfe, solver))
     if schedule.nfe != nfe:
         raise UsageError(
-            f"{schedule_file(folder, nfe)} has {schedule.nfe} evaluations, and not {nfe}."
+            f"{schedule_file(folder, nfe, solver)} has {schedule.nfe} evaluations, and not {nfe}."
         )
     return schedule

@@ -25,6 +25,7 @@ from pathline.solvers.grids import Grid, Last, Times, check_times
 from pathline.solvers.plan import Plan
 from pathline.solvers.singlestep import DPM
 from pathline.solvers.solver import Solver
+from pathline.solvers.thinned import ThinnedGuidance, checked_ratios
 from pathline.solvers.unified import Constant, Scaling, StepChoice, Unified, frozen_constant
 from pathline.solvers.unipc import UniPC
 
@@ -42,6 +43,9 @@ class SolverSchedule:
         guess: x̂_0 at the first time, if it is taken for known; see `Unified`.
         last: "stop", or "denoise" for a closing step to data, x = x̂_0.
         about: what else is worth keeping, as plain values: the model, the score, how it was found.
+        ratios: for guided sampling alone: of each evaluation None, or how the difference of its two
+            halves is guessed from the last one; see `ThinnedGuidance`. () evaluates both always.
+        null_start: whether the unconditional half of the first one is known too.
 
     Raises:
         UsageError: the times do not fall or leave the path, or a step needs points that do not
@@ -54,6 +58,8 @@ class SolverSchedule:
     guess: Constant | None = None
     last: Last = "stop"
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    ratios: tuple[float | None, ...] = ()
+    null_start: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(float(t) for t in self.times))
@@ -63,6 +69,13 @@ class SolverSchedule:
         self._check_times()
         for i, choice in enumerate(self.choices, 1):
             _check_choice(choice, i, len(self.choices))
+        object.__setattr__(self, "ratios", checked_ratios(self.ratios))
+        if self.ratios and len(self.ratios) != self.plan().nfe:
+            raise UsageError(
+                f"{len(self.ratios)} ratios were given for {self.plan().nfe} evaluations."
+            )
+        if self.null_start and not self.ratios:
+            raise UsageError("null_start is for schedules with ratios.")
 
     def _check_times(self) -> None:
         if len(self.times) != len(self.choices) + 1:
@@ -108,9 +121,16 @@ class SolverSchedule:
     def nfe(self) -> int:
         """Evaluations of the field: one a step, one more for each implicit corrector.
 
-        An analytic first point saves one, and so does each evaluation that no step uses.
+        An analytic first point saves one, and so does each evaluation that no step uses. With
+        `ratios` it is guided evaluations, of two halves each, that cost as much.
         """
-        return self.plan().nfe
+        speed = self.speed
+        return self.plan().nfe if speed is None else -(-speed.halves // 2)
+
+    @property
+    def speed(self) -> ThinnedGuidance | None:
+        """What leaves halves of guided evaluations out; None where all are made."""
+        return ThinnedGuidance(self.ratios, self.null_start) if self.ratios else None
 
     @classmethod
     def of(cls, solver: Solver, path: GaussianPath, grid: Grid) -> SolverSchedule:
@@ -143,6 +163,7 @@ class SolverSchedule:
             "last": self.last,
             "guess": self.guess,
             "choices": [choice.describe() for choice in self.choices],
+            **({"ratios": list(self.ratios), "null_start": self.null_start} if self.ratios else {}),
             "about": dict(self.about),
         }
 
@@ -163,6 +184,8 @@ class SolverSchedule:
                 content["guess"],
                 content["last"],
                 content["about"],
+                tuple(content.get("ratios", ())),
+                bool(content.get("null_start", False)),
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"the schedule is damaged: {error}.") from error

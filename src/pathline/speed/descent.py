@@ -9,9 +9,9 @@ taken by differences,
 
 where R scales a step's first derivative (`StepChoice.scale`, R = 1 + κh); for a closer fit the
 weights of all evaluations, and of the state, move in every row (`StepChoice.nudges`, `gains`): then
-it is any linear method there is. A corrector has no numbers of its own: what it could add, the
-weights of the next row can. It needs no gradient of the network; and as a number moves only what
-comes after it, `Endpoint.remembering` saves two thirds.
+it is any linear method there is. Ratios of thinned guidance move too. A corrector has no numbers of
+its own: what it could add, the weights of the next row can. It needs no gradient of the network;
+and as a number moves only what comes after it, `Endpoint.remembering` saves two thirds.
 
 Papers: Liu et al. 2023 (arXiv:2312.07243); all weights free: Shaul et al. 2024 (arXiv:2403.01329).
 """
@@ -61,7 +61,7 @@ Freedom = Literal["slopes", "weights"]
 
 
 class Where(NamedTuple):
-    """A number in a step: the name of the field, and its place there."""
+    """A number in a step: the field's name, and its place there; "ratios" are by evaluation."""
 
     name: str
     place: int
@@ -229,6 +229,7 @@ class Numbers:
         weighs: list[tuple[int, Where]] = [(i, Where("scale", 0)) for i in ratios]
         if freedom == "weights":
             weighs = list(_nudges(schedule))
+        weighs += [(i, Where("ratios", 0)) for i, r in enumerate(schedule.ratios) if r is not None]
         return cls(schedule, [level.log_snr for level in levels], weighs, ratios)
 
     @property
@@ -252,13 +253,18 @@ class Numbers:
             h = float(levels[i + 1] - levels[i + 1 + choices[i].start])
             ratio += moves.pop((i, Where("scale", 0)), 0.0)
             choices[i] = replace(choices[i], scale=float(ratio / h))
+        ratios = list(self.schedule.ratios)
         for (i, (name, k)), move in moves.items():
+            if name == "ratios":
+                ratios[i] = (ratios[i] or 0.0) + move
+                continue
             numbers = list(getattr(choices[i], name))
             numbers += [0.0] * (max(k + 1, 2 if name == "gains" else 0) - len(numbers))
             numbers[k] += move
             choices[i] = replace(choices[i], **{name: tuple(numbers)})
         try:
-            return replace(self.schedule, times=(old[0], *inside, old[-1]), choices=tuple(choices))
+            times = (old[0], *inside, old[-1])
+            return replace(self.schedule, times=times, choices=tuple(choices), ratios=tuple(ratios))
         except PathlineError:  # two times became one
             return None
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,13 +24,16 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, Evaluate, Field
-from pathline.solvers.evaluate import Evaluator
+from pathline.solvers.evaluate import Call, Evaluator
 from pathline.solvers.execute import complete
 from pathline.solvers.plan import Plan
 from pathline.solvers.schedule import SolverSchedule
+from pathline.solvers.thinned import ThinnedEvaluator, ThinnedGuidance
 from pathline.solvers.unified import Constant, frozen_constant
 
 DIRECTIONS = 128
+
+V = TypeVar("V")
 
 
 MOST_REMEMBERED = 64
@@ -41,13 +44,15 @@ class Memory:
     """Evaluations of one batch under one condition, by time and state; the oldest are dropped."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[float, tuple[int, ...]], Tensor] = {}
+        self._known: dict[tuple[str, float, tuple[int, ...]], Any] = {}
 
-    def over(self, evaluate: Evaluate, plan: Plan) -> Evaluate:
-        """Return `evaluate`, asked only for what is not in memory."""
+    def over(
+        self, evaluate: Callable[[int, Tensor], V], plan: Plan, what: str = ""
+    ) -> Callable[[int, Tensor], V]:
+        """Return `evaluate`, asked only for what is not in memory; `what` tells several apart."""
 
-        def remembered(k: int, x: Tensor) -> Tensor:
-            key = (float(plan.instants[k]), _digest(x))
+        def remembered(k: int, x: Tensor) -> V:
+            key = (what, float(plan.instants[k]), _digest(x))
             value = self._known.pop(key, None)
             self._known[key] = value = evaluate(k, x) if value is None else value
             while len(self._known) > MOST_REMEMBERED:
@@ -132,11 +137,23 @@ class Endpoint:
         """Return where a plan or schedule takes the starts, without gradients."""
         plan = how.plan(self.field.path) if isinstance(how, SolverSchedule) else how
         plan = plan.folded(self.field.view)
+        speed = how.speed if isinstance(how, SolverSchedule) else None
         with torch.no_grad():
-            evaluate: Evaluate = Evaluator(self.field, plan, self.starts, self.cond)
-            if self.memory is not None:
-                evaluate = self.memory.over(evaluate, plan)
-            return complete(plan, evaluate, [self.starts])
+            return complete(plan, self._evaluator(plan, speed), [self.starts])
+
+    def _evaluator(self, plan: Plan, speed: ThinnedGuidance | None) -> Evaluate:
+        """Return what evaluates a plan, or halves of it, asking the memory first."""
+        if speed is None:
+            evaluate = Evaluator(self.field, plan, self.starts, self.cond)
+            return evaluate if self.memory is None else self.memory.over(evaluate, plan)
+        call, halves = Call(self.field, plan, self.starts, self.cond), None
+        if self.memory is not None:
+            halves = self.field.halves(plan.instants.to(self.starts.device), *call[2:4])
+        if self.memory is not None and halves is not None:
+            both = self.memory.over(halves.both, plan, "both")
+            better = self.memory.over(halves.better, plan, "better")
+            halves = halves._replace(both=both, better=better)
+        return ThinnedEvaluator(speed, call, halves)
 
     def residuals(self, how: Plan | SolverSchedule) -> Tensor:
         """Return the error of every number of every sample, (n, numbers) in float64."""

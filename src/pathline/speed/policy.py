@@ -12,13 +12,16 @@ from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 from pathline.fields import View
 from pathline.fields.views import as_view, change
-from pathline.solvers import Plan, Row
+from pathline.solvers import Plan, Row, ThinnedGuidance
 from pathline.solvers.evaluate import Speed
 from pathline.solvers.plan import Coefficient
+from pathline.solvers.thinned import NAME
 from pathline.speed.extrapolate import lagrange_weights
 
 speeds: Registry[Speed] = Registry("speed policy")
 """Every policy, by name."""
+
+speeds.register(NAME, aliases=("linear_ag",), paper="arXiv:2312.12487")(ThinnedGuidance)
 
 
 @speeds.register("cadence", aliases=("fixed", "every"))

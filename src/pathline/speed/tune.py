@@ -147,9 +147,9 @@ def tries_within(
     Raises:
         UsageError: not even the race between fixed solvers fits in.
     """
-    mark = _mark([bench.about, sorted(set(counts)), minutes, versions()])
+    mark = marked([bench.about, sorted(set(counts)), minutes, versions()])
     file = None if work is None else Path(work) / f"{mark}-tries.json"
-    kept = _kept(file)
+    kept = kept_in(file)
     if isinstance(kept, int):
         return kept
     seconds, evaluations = bench.seconds(), sum(set(counts))
@@ -164,7 +164,7 @@ def tries_within(
             f"{minutes:g} minutes are too few: fixed solvers and {LEAST} schedules take {least} "
             "here; give more, or ask for fewer numbers of evaluations."
         )
-    _keep(file, tries)
+    keep_in(file, tries)
     return tries
 
 
@@ -188,7 +188,9 @@ def statistics(bench: Bench, file: str | Path, work: str | Path | None = None) -
     x0 = bench.train.ends[:k].to(torch.float32)
     told: Any = {name: list(values[: len(x0)]) for name, values in bench.told.items()}
     resume = (
-        None if work is None else Path(work) / f"{_mark([bench.about, versions()])}-ems.safetensors"
+        None
+        if work is None
+        else Path(work) / f"{marked([bench.about, versions()])}-ems.safetensors"
     )
     table = calibrate(
         bench.model, x0, n, numbers="shared", method="difference", resume=resume, **told
@@ -258,7 +260,7 @@ class _Task:
     @property
     def mark(self) -> str:
         """What the result depends on."""
-        return _mark([self.bench.about, asdict(self.settings), self.nfe, versions()])
+        return marked([self.bench.about, asdict(self.settings), self.nfe, versions()])
 
     def file(self, what: str) -> Path | None:
         """Return where a part of the work is kept."""
@@ -266,15 +268,15 @@ class _Task:
 
     def result(self) -> Tuned:
         """Return what was found, or find it."""
-        kept = _kept(self.file("result"))
+        kept = kept_in(self.file("result"))
         if kept is not None:
             return Tuned(**kept | {"schedule": SolverSchedule.from_dict(kept["schedule"])})
         fixed = fixed_solvers(self.bench.train, self.nfe, self.bench.model)
-        kept_race = _kept(self.file("race"))
+        kept_race = kept_in(self.file("race"))
         finalists = race(self.bench.train, fixed, self.nfe) if kept_race is None else kept_race
-        _keep(self.file("race"), finalists)
+        keep_in(self.file("race"), finalists)
         found = _measured(self.bench, *self._search(fixed, finalists), fixed, finalists, self.nfe)
-        _keep(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
+        keep_in(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
         return found
 
     def _search(
@@ -311,11 +313,12 @@ class _Task:
         return [down.schedule, *more]
 
 
-def _mark(told: Any) -> str:
+def marked(told: Any) -> str:
+    """Return a short mark of plain values."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _kept(file: Path | None) -> Any:
+def kept_in(file: Path | None) -> Any:
     """Return what an earlier run has written; None if there is none, or it is damaged."""
     try:
         return None if file is None else json.loads(file.read_text(encoding="utf-8"))
@@ -323,7 +326,8 @@ def _kept(file: Path | None) -> Any:
         return None
 
 
-def _keep(file: Path | None, content: Any) -> None:
+def keep_in(file: Path | None, content: Any) -> None:
+    """Write it down for a later run; nowhere if there is no file."""
     if file is not None:
         write_atomically(file, json.dumps(content, ensure_ascii=False))
 

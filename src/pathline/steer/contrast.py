@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
-from pathline.fields import Condition, Evaluate, Field, View, change
-from pathline.fields.denoiser import null_of
+from pathline.fields import Condition, Evaluate, Field, Halves, View, change
+from pathline.fields.denoiser import null_of, repeated
 from pathline.paths import GaussianPath, bshape
 from pathline.steer.guide import Guide, Guided, named
 
@@ -123,6 +123,16 @@ class Contrasted(Guided):
 
         return evaluate
 
+    def halves(self, times: Tensor, x: Tensor, cond: Condition) -> Halves | None:
+        if not bool(self.guide.applies(self.path, times).all()):
+            return None
+        instants, mixed = times.unbind(), self.guide.mixed
+
+        def made(k: int, state: Tensor, worse: Tensor, better: Tensor) -> Tensor:
+            return mixed(worse, better, state, instants[k], self.inner)
+
+        return Halves(self.pair(times, x, cond), self.better(times, x, cond), made)
+
     @abstractmethod
     def better(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         """Return the better evaluation alone."""
@@ -203,13 +213,6 @@ def said_in(view: View, field: Field, times: Tensor, x: Tensor, cond: Condition)
 def twice(times: Tensor, n: int) -> Tensor:
     """Return times for a batch n times as large, where samples have their own."""
     return torch.cat([times] * n, -1) if times.ndim > 1 else times
-
-
-def repeated(value: Any, batch: int) -> Any:
-    """Repeat a null condition of one sample for the whole batch."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == 1:
-        return value.expand(batch, *value.shape[1:])
-    return value
 
 
 def joined(conditions: tuple[Condition, ...], batch: int) -> Condition | None:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from pathline.solvers.saved import SAVED
 from pathline.studio import views
 from pathline.studio.jobs import Jobs
 from pathline.studio.limits import Limits
@@ -210,7 +211,7 @@ def watching(bench: Bench) -> None:
         with gr.Row():
             typed = [
                 gr.Dropdown(
-                    [s for s in solver_names() if s != "s3"], value="euler", label="Solver"
+                    [s for s in solver_names() if s not in SAVED], value="euler", label="Solver"
                 ),
                 gr.Dropdown(grid_names(), value="uniform", label="Grid"),
                 gr.Number(10, label="Steps", precision=0),

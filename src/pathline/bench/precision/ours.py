@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
@@ -23,12 +23,13 @@ from pathline.bench.precision.query import Contestant, Ended, Query
 from pathline.core.errors import PathlineError, UsageError
 from pathline.data.fetch import sha256_of
 from pathline.fields import Denoiser
-from pathline.solvers import Grid, Plan, Solver, Stepped, ems, solvers
-from pathline.solvers.evaluate import Evaluator
+from pathline.solvers import Grid, Plan, Solver, Stepped, ems, null_start, solvers
+from pathline.solvers.evaluate import Call, Evaluator
 from pathline.solvers.execute import complete
 from pathline.solvers.grids import Spaced
 from pathline.solvers.grids import grids as every_grid
-from pathline.solvers.saved import FOUND, saved_counts, saved_schedule, schedule_file
+from pathline.solvers.saved import GUIDED, SAVED, saved_counts, saved_schedule, schedule_file
+from pathline.solvers.thinned import ThinnedGuidance
 
 NAME = "pathline"
 
@@ -47,7 +48,7 @@ def contestants(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
             absent[label] = str(reason)
             continue
         found += [_contestant(problem, label, tuned, *grid) for grid in _grids(problem.is_cheap)]
-    return found + _schedules(problem), absent
+    return [*found, *_schedules(problem)], absent
 
 
 def _deterministic(absent: dict[str, str]) -> Iterator[tuple[str, Solver]]:
@@ -109,33 +110,41 @@ def tuned(problem: Problem) -> list[str]:
     folder = problem.model.details.get("folder") if isinstance(problem.model, Denoiser) else None
     if not isinstance(folder, str):
         return []
-    files = [schedule_file(folder, n) for n in saved_counts(folder)]
-    files += [file for file in (Path(folder) / ems.FILE,) if file.is_file()]
+    files = [schedule_file(folder, n, name) for name in SAVED for n in saved_counts(folder, name)]
+    tables = (Path(folder) / ems.FILE, Path(folder) / null_start.FILE)
+    files += [file for file in tables if file.is_file()]
     return [sha256_of(*files)[:12]] if files else []
 
 
-def _schedules(problem: Problem) -> list[Contestant]:
-    """Return the schedules that were found for the model, as one sampler."""
+def _schedules(problem: Problem) -> Iterator[Contestant]:
+    """Yield the schedules that were found for the model: those of one kind are one sampler."""
     folder = problem.model.details.get("folder") if isinstance(problem.model, Denoiser) else None
-    counts = saved_counts(folder) if isinstance(folder, str) else ()
-    if not counts:
-        return []
+    halves = problem.field.halves(torch.ones(1), problem.x, {})
+    for name in SAVED:
+        counts = saved_counts(folder, name) if isinstance(folder, str) else ()
+        if counts and (name != GUIDED or halves is not None):
+            yield _schedule(problem, name, counts)
+
+
+def _schedule(problem: Problem, name: str, counts: Sequence[int]) -> Contestant:
     view = problem.field.view
 
     def run(query: Query, n: int) -> Ended:
-        return _run(saved_schedule(problem.model, n).plan(problem.path).folded(view), query)
+        schedule = saved_schedule(problem.model, n, name)
+        return _run(schedule.plan(problem.path).folded(view), query, schedule.speed)
 
     def calls(n: int) -> int:
         return max((count for count in counts if count <= n), default=0)
 
-    return [Contestant(NAME, FOUND, "its own", run, calls, is_tuned=True)]
+    return Contestant(NAME, name, "its own", run, calls, is_tuned=True)
 
 
-def _run(plan: Plan, query: Query) -> Ended:
+def _run(plan: Plan, query: Query, speed: ThinnedGuidance | None = None) -> Ended:
     x = query.start(float(plan.start[-1]))
-    evaluate = Evaluator(query.problem.field, plan, x, {})
+    call = Call(query.problem.field, plan, x, {})
+    evaluate = Evaluator(call.field, plan, x, {}) if speed is None else speed.evaluator(call)
     end = complete(plan, evaluate, [x])
-    query.calls += evaluate.n
+    query.calls += evaluate.n if speed is None else -(-speed.halves // 2)
     return Ended(end, float(plan.times[-1]))
 
 

@@ -22,7 +22,7 @@ from pathline.core import noise
 from pathline.core.errors import UsageError, unknown
 from pathline.core.files import write_atomically
 from pathline.data.fetch import cache_folder
-from pathline.fields import Condition, Denoiser, Evaluate, Field
+from pathline.fields import Condition, Denoiser, Evaluate, Field, Halves
 from pathline.fields.problems import m4
 from pathline.learn.checkpoint import load_model, model_names
 from pathline.paths import CondOT, GaussianPath, VPLinear
@@ -161,6 +161,9 @@ class Asked(Guided):
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         return self.inner.bind(times, x, self.prepared)
 
+    def halves(self, times: Tensor, x: Tensor, cond: Condition) -> Halves | None:
+        return self.inner.halves(times, x, self.prepared)
+
 
 NEAR = 1e-5
 """States nearer than this, in units of the largest element, are one for `Remembering`."""
@@ -196,6 +199,9 @@ class Remembering(Guided):
             return answer
 
         return evaluate
+
+    def halves(self, times: Tensor, x: Tensor, cond: Condition) -> Halves | None:
+        return self.inner.halves(times, x, cond)
 
     def _forget(self) -> None:
         """Drop what was asked longest ago; what was asked of the start is dropped last."""

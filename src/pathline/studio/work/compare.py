@@ -115,7 +115,7 @@ class Comparison:
         try:
             made = sample(
                 self.model, seeds=self.seeds, solver=how.solver, grid=how.grid, guide=how.guide,
-                observe=look, **how.cond,
+                speed=how.speed, observe=look, **how.cond,
             )  # fmt: skip
         except jobs.Stopped:
             raise

@@ -6,13 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pathline.cli.options import chosen_condition, chosen_guide, chosen_steps
+from pathline.cli.options import chosen_condition, chosen_guide, chosen_speed, chosen_steps
 from pathline.core.errors import UsageError
 from pathline.core.registry import Registry
 from pathline.fields import Denoiser
 from pathline.solvers import Grid, Solver, solvers
+from pathline.solvers.evaluate import Speed
 from pathline.solvers.grids import grids
-from pathline.solvers.saved import FOUND
+from pathline.solvers.saved import SAVED
 from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER
 from pathline.steer import Guide
 from pathline.studio.limits import Limits
@@ -40,6 +41,7 @@ class Recipe:
         solver, grid, guide: how.
         cond: what the model is told.
         calls: of the network, for a batch.
+        speed: what leaves evaluations out, if anything does.
     """
 
     solver: Solver
@@ -47,6 +49,7 @@ class Recipe:
     guide: Guide | None
     cond: dict[str, Any]
     calls: int
+    speed: Speed | None = None
 
     @property
     def name(self) -> str:
@@ -76,10 +79,11 @@ def recipe(model: Denoiser, typed: Typed, prompt: Any, limits: Limits) -> Recipe
     steps = None
     if typed.steps not in (None, ""):
         steps = limits.whole("steps", number("steps", typed.steps), 1, limits.steps)
+    name = word("solver", typed.solver)
     solver, grid = chosen_steps(
-        word("solver", typed.solver), None, word("grid", typed.grid), steps,
-        word("last", typed.last), model,
-    )  # fmt: skip
+        name, None, word("grid", typed.grid), steps, word("last", typed.last), model
+    )
+    speed = chosen_speed(None, name, steps, model)
     limits.whole("steps", grid.n, 1, limits.steps)
     told = text(prompt, limits)
     weight = None
@@ -90,7 +94,7 @@ def recipe(model: Denoiser, typed: Typed, prompt: Any, limits: Limits) -> Recipe
     guide = chosen_guide(weight, told, model)
     each = limits.steps if solver.is_adaptive else grid.n  # adaptive solvers say it afterwards
     calls = each * max(1, round(float(solver.nfe_per_step)))
-    return Recipe(solver, grid, guide, {**chosen_condition(told, model)}, calls)
+    return Recipe(solver, grid, guide, {**chosen_condition(told, model)}, calls, speed)
 
 
 def solver_of(typed: Typed, limits: Limits) -> tuple[Solver, Grid, str]:
@@ -129,8 +133,8 @@ def seeds(seed: Any, n: Any, limits: Limits) -> tuple[int, ...]:
 
 
 def solver_names() -> list[str]:
-    """Return what can be chosen: every solver, and the schedule that was found for a model."""
-    return [entry.name for entry in solvers] + [FOUND]
+    """Return what can be chosen: every solver, and the schedules that were found for a model."""
+    return [entry.name for entry in solvers] + [*SAVED]
 
 
 def grid_names() -> list[str]:

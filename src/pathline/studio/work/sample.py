@@ -56,8 +56,9 @@ class Sampling:
         how = self.how
         n = len(self.seeds)
         request = Request(
-            self.model, self.source, how.solver, how.grid, how.guide, how.cond, self.seeds, n
-        )
+            self.model, self.source, how.solver, how.grid, how.guide, how.cond, self.seeds, n,
+            speed=how.speed,
+        )  # fmt: skip
         solutions = list(request.run(lambda _: jobs.tick(0)))
         picture = _sheet(request, solutions)
         stats = solutions[0].stats

@@ -80,7 +80,7 @@ class Watching:
         with torch.no_grad():
             run = steps(
                 self.model, seeds=self.seeds, solver=how.solver, grid=how.grid, guide=how.guide,
-                **how.cond,
+                speed=how.speed, **how.cond,
             )  # fmt: skip
             for step in run:
                 jobs.tick(0)

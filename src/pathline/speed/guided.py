@@ -1,0 +1,210 @@
+"""Schedules for guided sampling: fewer unconditional halves, and more steps for the same cost.
+
+n evaluations of which the first m are whole, and whose first unconditional half is known
+(`solvers.null_start`), cost as many calls of the network as (n + m − 1)/2 guided ones. For each way
+to spend a number of evaluations so, the best schedule of n steps begins a descent, its ratios taken
+from how the difference of both halves shrinks on it; the descent moves them with all the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathline.core.errors import UsageError
+from pathline.core.files import write_atomically
+from pathline.core.receipt import versions
+from pathline.fields.denoiser import with_details
+from pathline.fields.views import change
+from pathline.solvers.execute import complete
+from pathline.solvers.exponential import DDIM, DPMpp
+from pathline.solvers.grids import LogSNR
+from pathline.solvers.null_start import FILE, measured_null_start, null_start_of
+from pathline.solvers.saved import GUIDED, saved_counts, schedule_file
+from pathline.solvers.schedule import SolverSchedule
+from pathline.speed.downhill import downhill, polished
+from pathline.speed.fixed import fixed_solvers, race
+from pathline.speed.goal import Bench
+from pathline.speed.metrics import Endpoint
+from pathline.speed.tune import Tuned, TuneSettings, keep_in, kept_in, marked
+
+MORE = 3
+"""At most so many steps more than evaluations;"""
+
+WHOLE = 3
+"""and at least so many whole evaluations, the first one included."""
+
+BEGUN = 2
+"""Descents that begin at each number of evaluations."""
+
+REPORT = "guided-report.json"
+
+
+def measured_ratios(
+    bench: Endpoint, schedule: SolverSchedule, whole: int
+) -> tuple[float | None, ...]:
+    """Return ρ_k of each evaluation after the first ones.
+
+    Args:
+        bench: its field is guided.
+        schedule: of n evaluations.
+        whole: how many of them are whole, 1 to n.
+
+    Raises:
+        UsageError: the field is not guided by contrast.
+
+    Cost: n evaluations of each sample of the bench.
+    """
+    plan = schedule.plan(bench.field.path).folded(bench.field.view)
+    halves = bench.field.halves(plan.instants.to(bench.starts.device), bench.starts, bench.cond)
+    if halves is None or bench.field.path is None:
+        raise UsageError("only guidance by contrast has halves: give a weight, --guidance 2.")
+    units = change(bench.field.path, "x0", bench.field.view, plan.instants)[1].tolist()
+    told = list[Tensor]()
+
+    def evaluate(k: int, x: Tensor) -> Tensor:
+        worse, better = halves.both(k, x)
+        told.append(((better - worse) / units[k]).double())
+        return halves.mixed(k, x, worse, better)
+
+    with torch.no_grad():
+        complete(plan, evaluate, [bench.starts])
+    last = told[whole - 1]
+    after = [float((d * last).sum() / last.square().sum()) for d in told[whole:]]
+    return (*[None] * whole, *after)
+
+
+def thinned(bench: Endpoint, schedule: SolverSchedule, whole: int) -> SolverSchedule:
+    """Return a schedule whose evaluations after the first ones are halves."""
+    ratios = measured_ratios(bench, schedule, whole)
+    return replace(schedule, ratios=ratios, null_start=True, about={})
+
+
+def spendings(nfe: int) -> list[tuple[int, int]]:
+    """Return the ways to spend the cost of so many guided evaluations: (steps, whole ones).
+
+    >>> spendings(5)
+    [(6, 5), (7, 4), (8, 3)]
+    """
+    each = ((n, 2 * nfe + 1 - n) for n in range(nfe + 1, nfe + MORE + 1))
+    return [(n, m) for n, m in each if WHOLE <= m < n]
+
+
+def tune_guided(
+    bench: Bench,
+    counts: Sequence[int],
+    settings: TuneSettings,
+    *,
+    out: str | Path,
+    work: str | Path | None = None,
+) -> list[Tuned]:
+    """Find the best schedule for guided sampling at each cost.
+
+    Args:
+        bench: the model, guided, its noises, and where they should lead.
+        counts: costs, in guided evaluations.
+        settings: what may be spent; the budget counts runs of a schedule at each cost.
+        out: the model's folder, whose schedules begin descents, and which gets the new ones.
+        work: a folder for what an interrupted call goes on from; None keeps nothing.
+
+    Raises:
+        UsageError: no way to spend a number of evaluations so; a field that has no halves; a place
+            that cannot be written.
+    """
+    if not counts or any(not spendings(nfe) for nfe in counts):
+        raise UsageError(f"numbers of guided evaluations are 3 or more, and were {list(counts)}.")
+    if bench.model is None:
+        raise UsageError("halves are thinned of a model, and there is none.")
+    bench = _with_null_start(bench, Path(out))
+    done = list[Tuned]()
+    for nfe in sorted(set(counts)):
+        task = _Guided(bench, nfe, settings, Path(out), None if work is None else Path(work))
+        done.append(task.result())
+        done[-1].schedule.save(schedule_file(out, nfe, GUIDED))
+        told = {"tuned": [t.to_dict() for t in done], "settings": asdict(settings)}
+        text = json.dumps(told | dict(bench.about) | {"versions": versions()}, indent=1)
+        write_atomically(schedule_file(out, 0).parent / REPORT, text + "\n")
+    return done
+
+
+def _with_null_start(bench: Bench, out: Path) -> Bench:
+    """Return a bench whose model knows what it says of pure noise; measured if it must be."""
+    assert bench.model is not None
+    try:
+        table = null_start_of(with_details(bench.model, folder=str(out)))
+    except UsageError:
+        table = measured_null_start(bench.model)
+        table.save(out / FILE)
+
+    def told(end: Endpoint) -> Endpoint:
+        return replace(end, field=with_details(end.field, null_start=table))
+
+    valid = None if bench.valid is None else told(bench.valid)
+    return replace(bench, train=told(bench.train), test=told(bench.test), valid=valid)
+
+
+@dataclass(frozen=True)
+class _Guided:
+    """One cost: where descents begin, where they end, and what comes of it on fresh noise."""
+
+    bench: Bench
+    nfe: int
+    settings: TuneSettings
+    out: Path
+    work: Path | None
+
+    def file(self, what: str) -> Path | None:
+        """Return where a part of the work is kept."""
+        mark = marked([self.bench.about, asdict(self.settings), self.nfe, GUIDED, versions()])
+        return None if self.work is None else self.work / f"{mark}-{what}.json"
+
+    def result(self) -> Tuned:
+        """Return what was found, or find it."""
+        kept = kept_in(self.file("result"))
+        if kept is not None:
+            return Tuned(**kept | {"schedule": SolverSchedule.from_dict(kept["schedule"])})
+        found = self._measured(self._found())
+        keep_in(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
+        return found
+
+    def _found(self) -> list[SolverSchedule]:
+        """Return where the best descent ends, before and after its polish."""
+        bench, what = self.bench.train, f"{self.nfe} guided evaluations: descent"
+        begin = [thinned(bench, self._plain(n), m) for n, m in spendings(self.nfe)]
+        begin = sorted(begin, key=bench.typical)[:BEGUN]
+        files = [self.file(f"down-{i}") for i in range(len(begin))]
+        down = downhill(bench, begin, self.settings.budget, "weights", files, what)
+        return [down.schedule, polished(bench, down, self.file("polish"), what)]
+
+    def _plain(self, n: int) -> SolverSchedule:
+        """Return the best schedule of n whole evaluations: a saved one, or the best fixed one."""
+        if n in saved_counts(self.out):
+            return SolverSchedule.load(schedule_file(self.out, n))
+        kept = kept_in(self.file(f"fixed-{n}"))
+        if kept is not None:
+            return SolverSchedule.from_dict(kept)
+        fixed = fixed_solvers(self.bench.train, n, self.bench.model)
+        ways = {name: way for name, way in fixed.items() if isinstance(way, SolverSchedule)}
+        best = ways[race(self.bench.train, ways, n)[0]]
+        keep_in(self.file(f"fixed-{n}"), best.to_dict())
+        return best
+
+    def _measured(self, found: Sequence[SolverSchedule]) -> Tuned:
+        """Choose, and measure on fresh noise beside what spends the same on whole evaluations."""
+        bench, path = self.bench, self.bench.train.field.path
+        assert path is not None  # a denoiser has one
+        schedule, plain = min(found, key=bench.judge), self._plain(self.nfe)
+        error, rival = bench.test(schedule), bench.test(plain)
+        usual = (each.plan(path, LogSNR(self.nfe)) for each in (DPMpp(), DDIM()))
+        default, ddim = map(bench.test, usual)
+        told: dict[str, Any] = {"nfe": self.nfe, "error": error, "whole": rival}
+        told |= {k: v for k, v in bench.about.items() if k != "conditions"}
+        kept = replace(schedule, about=told | {"versions": versions()})
+        seen, tries = bench.train.typical(schedule), self.settings.budget
+        return Tuned(self.nfe, kept, error, seen, "s3", rival, default, ddim, tries)
