@@ -229,6 +229,19 @@ def run(plan: Plan, field, given, seeds):
     return states
 
 
+def test_two_states_that_come_apart_are_told_of(recwarn):
+    """x' = −x: ŷ − y grows by about 1 + h λ a step, and is as large as y after a few units."""
+    x = torch.ones(2, 1, dtype=torch.float64)
+    for end, parts in ((2.0, False), (20.0, True)):
+        recwarn.clear()
+        sol = pl.solve(lambda x, t: -x, x, solver="reversible_heun", grid=uniform(200, end))
+        assert (
+            any("two states, which should be one, differ" in str(w.message) for w in recwarn)
+            == parts
+        )
+        assert (float((sol.x - math.exp(-end)).abs().max()) > 0.1 * math.exp(-end)) == parts
+
+
 @pytest.mark.parametrize("solver", ["euler_maruyama", "milstein", "srk", "heun", "euler_heun"])
 def test_gradients_by_checkpoints_are_those_of_autograd(solver):
     spread = torch.tensor([0.3, 0.5], dtype=torch.float64, requires_grad=True)

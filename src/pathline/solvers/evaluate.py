@@ -40,13 +40,19 @@ class Call(NamedTuple):
 
 
 class Evaluator:
-    """Between driver and field: counts evaluations and checks the first one's shape."""
+    """Between driver and field: counts evaluations and checks the first one's shape.
 
-    __slots__ = ("_bound", "n")
+    Attributes:
+        n: evaluations so far.
+        last: the state at which the last one was made.
+    """
+
+    __slots__ = ("_bound", "last", "n")
 
     def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
         warn_of_jumps(field, plan)
         self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
+        self.last: Tensor | None = None
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
         """Return the field at state number k, or for ~k the diffusion there."""
@@ -56,6 +62,7 @@ class Evaluator:
         if not self.n:
             check_output(f, x)
         self.n += 1
+        self.last = x
         return f
 
     @property

@@ -12,12 +12,20 @@ Paper: Kidger, Foster, Li & Lyons 2021 (arXiv:2105.13493), Alg. 1 and 2.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from pathline.fields.sde import Integral
+from pathline.solvers.plan import Plan
 from pathline.solvers.solver import Writer, solvers
 from pathline.solvers.stochastic import Stochastic
+
+
+APART = 0.1
+"""More than such a share of their size the two states should never differ."""
 
 
 @solvers.register("reversible_heun", aliases=("revheun",), paper="arXiv:2105.13493, Alg. 1")
@@ -48,3 +56,24 @@ class ReversibleHeun(Stochastic):
             g = self.products(i, {(new, "w"): 0.5})
             y = to.write(t.t, {hat: 0.5, new: 0.5}, {new: h / 2}, g=g)
             hat = new
+
+
+def warn_of_parting(plan: Plan, y: Tensor, hat: Tensor | None) -> None:
+    """Warn if a plan is of this rule and its two states, which should be one, have come apart.
+
+    Args:
+        plan: that was run.
+        y: where it ended, (batch, *state).
+        hat: the state at which it evaluated last.
+    """
+    if plan.recipe.get("solver", {}).get("name") != "reversible_heun" or hat is None:
+        return
+    y = y.detach()
+    size, apart = (float(each.norm()) for each in (y, hat.detach() - y))
+    if apart > APART * size:
+        warnings.warn(
+            "reversible Heun's two states, which should be one, differ by "
+            f"{apart / size if size else 1:.2g} of their size: the steps are too long, or the "
+            "problem decays, where they part ever farther; take more steps, or solver='heun'.",
+            stacklevel=4,
+        )

@@ -16,6 +16,7 @@ from pathline.core.errors import UsageError
 from pathline.core.solution import Solution
 from pathline.fields import Field
 from pathline.solvers.adjoints import Adjoint
+from pathline.solvers.adjoints.sources import transforms_are_active
 from pathline.solvers.ending import diagnosis, failed_samples, failure, solution_of
 from pathline.solvers.evaluate import Evaluator, Speed
 from pathline.solvers.events import Event
@@ -40,7 +41,8 @@ from pathline.solvers.how import (
     default_steps,
 )
 from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shape_of, start
-from pathline.solvers.plan import told_time
+from pathline.solvers.plan import Plan, told_time
+from pathline.solvers.reversible_heun import warn_of_parting
 from pathline.solvers.stepped import Keep, Tally
 from pathline.solvers.wanted import Save, Wanted
 from pathline.solvers.watching import OnStep, Watcher
@@ -282,4 +284,6 @@ def _ended(
     """Return a solution, or raise what went wrong with it."""
     if on_failure == "raise" and not solution.ok:
         raise failure(solution, diagnosis(job, record, solution))
+    if isinstance(record, Evaluator) and isinstance(job.plan, Plan) and not transforms_are_active():
+        warn_of_parting(job.plan, solution.x, record.last)
     return solution
