@@ -23,7 +23,6 @@ from pathline.solvers.plan import Plan
 from pathline.solvers.solver import Writer, solvers
 from pathline.solvers.stochastic import Stochastic
 
-
 APART = 0.1
 """More than such a share of their size the two states should never differ."""
 
