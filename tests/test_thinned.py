@@ -9,6 +9,7 @@ from tiny_model import tiny_model
 from typer.testing import CliRunner
 
 import pathline as pl
+from pathline.adapters.choice import plain_solver
 from pathline.cli.main import app
 from pathline.core import noise
 from pathline.fields.views import convert
@@ -112,6 +113,7 @@ def test_whole_evaluations_are_those_of_plain_guidance_to_the_bit():
     assert torch.equal(guided(model, speed=ThinnedGuidance([None] * 6)).x, guided(model).x)
 
 
+@pytest.mark.filterwarnings("ignore:the guidance is switched")
 def test_no_ratio_is_guidance_in_an_interval():
     plan = pl.DPMpp().plan(VP, grids.log_snr(6))
     at = plan.instants[list(plan.evaluated)]
@@ -151,6 +153,7 @@ def test_a_policy_is_told_and_rebuilt():
     assert speeds.rebuild(told) == ThinnedGuidance([None] * 5 + [0.3])
 
 
+@pytest.mark.filterwarnings("ignore:the guidance is switched")
 def test_what_cannot_be_is_refused(tmp_path):
     model = toy(folder=str(tmp_path))
     for ratios, says in (
@@ -269,6 +272,12 @@ def test_a_saved_one_is_used_by_name(tmp_path):
         guided(model, solver=GUIDED, steps=4, speed=pl.speed.Cadence(2))
     with pytest.raises(pl.UsageError, match="find some with: pathline tune .* --guidance"):
         saved_schedule(toy(folder=str(tmp_path / "none")), 4, GUIDED)
+
+
+def test_a_pipeline_cannot_leave_halves_out():
+    made = dataclasses.replace(plain(), ratios=[None] * 5 + [0.1])
+    with pytest.raises(pl.UsageError, match="evaluates both halves"):
+        plain_solver(made)
 
 
 # --- tuning --------------------------------------------------------------------------------------

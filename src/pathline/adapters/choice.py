@@ -35,6 +35,11 @@ def plain_solver(solver: Any) -> Any:
     """
     if isinstance(solver, Solver):
         return solvers.describe(with_plan(solver))
+    if isinstance(solver, SolverSchedule) and solver.ratios:
+        raise UsageError(
+            "a pipeline evaluates both halves of its guidance by itself, and this schedule leaves "
+            "some out; take one of whole evaluations (schedules/nfe-05.json)."
+        )
     if isinstance(solver, Plan | SolverSchedule):
         return solver.to_dict()
     as_solver(solver)

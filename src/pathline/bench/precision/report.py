@@ -25,7 +25,8 @@ FIRST_ORDER = "ddim"
 
 ABOUT = (
     "RMS error to the converged solution, each on its best grid; evaluations are counted calls of "
-    "the guided network. The same noises, held out, for everybody."
+    "the guided network, which are two of the network itself: of s3_guided, which leaves some of "
+    "these out, two count as one. The same noises, held out, for everybody."
 )
 
 FRECHET = "## Fréchet distance to held-out pictures, 500 of each"
