@@ -114,7 +114,8 @@ class ThinnedEvaluator(Evaluator):
         p, q = change(path, "x0", call.field.view, plan.instants)  # view = p x + q x̂_0
         self._p, self._q = p.tolist(), q.tolist()
         self._null: NullStart | None = null_start_of(call.field) if policy.null_start else None
-        if self._null is not None and abs(float(plan.times[0]) - path.t_max) > 1e-9:
+        begins = float(plan.instants[plan.evaluated[0]]) if plan.evaluated else path.t_max
+        if self._null is not None and abs(begins - path.t_max) > 1e-9:
             raise UsageError("what the model says of pure noise is known at t_max alone.")
 
     def __call__(self, k: int, x: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ def measured_ratios(
 
 def thinned(bench: Endpoint, schedule: SolverSchedule, whole: int) -> SolverSchedule:
     """Return a schedule whose evaluations after the first ones are halves."""
-    ratios = measured_ratios(bench, schedule, whole)
-    return replace(schedule, ratios=ratios, null_start=True, about={})
+    ratios, known = measured_ratios(bench, schedule, whole), schedule.guess is None
+    return replace(schedule, ratios=ratios, null_start=known, about={})
 
 
 def spendings(nfe: int) -> list[tuple[int, int]]:
@@ -176,7 +176,8 @@ class _Guided:
     def _found(self) -> list[SolverSchedule]:
         """Return where the best descent ends, before and after its polish."""
         bench, what = self.bench.train, f"{self.nfe} guided evaluations: descent"
-        begin = [thinned(bench, self._plain(n), m) for n, m in spendings(self.nfe)]
+        ways = [(self._plain(n), m) for n, m in spendings(self.nfe)]
+        begin = [thinned(bench, each, m - (each.guess is not None)) for each, m in ways]
         begin = sorted(begin, key=bench.typical)[:BEGUN]
         files = [self.file(f"down-{i}") for i in range(len(begin))]
         down = downhill(bench, begin, self.settings.budget, "weights", files, what)
