@@ -270,7 +270,7 @@ def test_a_saved_one_is_used_by_name(tmp_path):
     assert torch.equal(found.x, guided(model, solver=made, steps=None, speed=made.speed).x)
     with pytest.raises(pl.UsageError, match="by itself; leave speed out"):
         guided(model, solver=GUIDED, steps=4, speed=pl.speed.Cadence(2))
-    with pytest.raises(pl.UsageError, match="find some with: pathline tune .* --guidance"):
+    with pytest.raises(pl.UsageError, match="find some with: pathline tune .* --guidance W --thin"):
         saved_schedule(toy(folder=str(tmp_path / "none")), 4, GUIDED)
 
 

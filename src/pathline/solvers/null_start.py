@@ -102,7 +102,7 @@ def null_start_of(field: Field) -> NullStart:
     if not file.is_file():
         raise UsageError(
             "what the model says of pure noise without a condition is not known; measure it: "
-            "pathline tune MODEL --guidance W"
+            "pathline tune MODEL --guidance W --thin"
         )
     found = _loaded(file, file.stat().st_mtime_ns)
     weights = details.get("weights", {}).get("sha256")

@@ -60,8 +60,12 @@ def saved_schedule(field: Field, nfe: int | None = None, solver: str = FOUND) ->
         )
     counts = saved_counts(folder, solver)
     if not counts:
-        more = "" if solver == FOUND else " --guidance W"
-        raise UsageError(f"{folder} has no schedules; find some with: pathline tune {folder}{more}")
+        kind, more = (
+            ("", "") if solver == FOUND else (" for thinned guidance", " --guidance W --thin")
+        )
+        raise UsageError(
+            f"{folder} has no schedules{kind}; find some with: pathline tune {folder}{more}"
+        )
     nfe = counts[-1] if nfe is None else nfe
     if nfe not in counts:
         near = sorted(sorted(counts, key=lambda n: abs(n - nfe))[:2])
