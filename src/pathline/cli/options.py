@@ -195,8 +195,9 @@ def chosen_speed(
         UsageError: there is no such policy, or the schedule has one already.
     """
     own = None
-    if model is not None and solver is not None and solver in SAVED:
-        own = saved_schedule(model, steps, solver).speed
+    if model is not None:
+        solver = solver or model.defaults.get("solver", DEFAULT_SOLVER)
+        own = saved_schedule(model, steps, solver).speed if solver in SAVED else None
     if own is not None and name is not None:
         raise UsageError(f"--solver {solver} leaves evaluations out by itself; leave --speed out.")
     return own if name is None else speeds.build(name)

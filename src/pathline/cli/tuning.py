@@ -95,6 +95,8 @@ def tune(  # noqa: PLR0913 - each is an option
     from pathline.speed.tune import statistics as measured
     from pathline.speed.tune import tune as search
 
+    if thin and ray:
+        raise UsageError("--thin scores one schedule after the other; leave --ray out.")
     begun = time.perf_counter()
     counts, minutes = parsed_seeds(nfe), _minutes(budget)
     settings = TuneSettings(_tries(budget), n, 2 * n, reference, seed, workers)

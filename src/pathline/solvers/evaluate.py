@@ -15,7 +15,7 @@ from torch import Tensor
 from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
 from pathline.core.solution import finite_status
-from pathline.fields import Condition, Evaluate, Field
+from pathline.fields import Condition, Evaluate, Field, Halves
 from pathline.fields.around import Around
 from pathline.solvers.history import warn_of_jumps
 from pathline.solvers.plan import Plan
@@ -131,17 +131,27 @@ class Watched(Around):
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         inner = self.inner.bind(times, x, cond)
 
-        def evaluate(k: int, state: Tensor) -> Tensor:
-            f = inner(k, state)
-            bad = finite_status(state) | finite_status(f)
-            if self.trouble is None and bool(bad.any()):
-                output = "the diffusion" if k < 0 else "the field's output"
-                part = "the state" if finite_status(state).any() else output
-                at = times[max(k, ~k)].expand(len(state))[bad.bool()][0]
-                self.trouble = f"{part} is not finite at t = {at:.6g}"
-            return f
+        return lambda k, state: self._seen(k, state, inner(k, state), times)
 
-        return evaluate
+    def halves(self, times: Tensor, x: Tensor, cond: Condition) -> Halves | None:
+        inner = self.inner.halves(times, x, cond)
+        if inner is None:
+            return None
+
+        def mixed(k: int, state: Tensor, worse: Tensor, better: Tensor) -> Tensor:
+            return self._seen(k, state, inner.mixed(k, state, worse, better), times)
+
+        return inner._replace(mixed=mixed)
+
+    def _seen(self, k: int, state: Tensor, f: Tensor, times: Tensor) -> Tensor:
+        """Return an output that has been looked at."""
+        bad = finite_status(state) | finite_status(f)
+        if self.trouble is None and bool(bad.any()):
+            output = "the diffusion" if k < 0 else "the field's output"
+            part = "the state" if finite_status(state).any() else output
+            at = times[max(k, ~k)].expand(len(state))[bad.bool()][0]
+            self.trouble = f"{part} is not finite at t = {at:.6g}"
+        return f
 
 
 def check_output(f: Tensor, x: Tensor) -> None:

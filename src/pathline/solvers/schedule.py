@@ -125,7 +125,7 @@ class SolverSchedule:
         `ratios` it is guided evaluations, of two halves each, that cost as much.
         """
         speed = self.speed
-        return self.plan().nfe if speed is None else -(-speed.halves // 2)
+        return self.plan().nfe if speed is None else speed.evaluations
 
     @property
     def speed(self) -> ThinnedGuidance | None:

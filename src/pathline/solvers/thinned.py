@@ -14,7 +14,6 @@ evaluated before; here it is this one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,17 +54,18 @@ class ThinnedGuidance(Speed):
         made = sum(2 if ratio is None else 1 for ratio in self.ratios)
         return made - self.null_start
 
+    @property
+    def evaluations(self) -> int:
+        """Guided evaluations, of two halves each, that cost as much."""
+        return -(-self.halves // 2)
+
     def calls(self, field: Field) -> int:
         return self.halves * field.calls // 2
-
-    @property
-    def looks_at_data(self) -> bool:
-        return False
 
     def evaluator(self, call: Call) -> Evaluator:
         return ThinnedEvaluator(self, call)
 
-    def describe(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def describe(self) -> dict[str, Any]:
         return {"name": NAME, "ratios": list(self.ratios), "null_start": self.null_start}
 
 

@@ -207,5 +207,5 @@ class _Guided:
         told: dict[str, Any] = {"nfe": self.nfe, "error": error, "whole": rival}
         told |= {k: v for k, v in bench.about.items() if k != "conditions"}
         kept = replace(schedule, about=told | {"versions": versions()})
-        seen, tries = bench.train.typical(schedule), self.settings.budget
-        return Tuned(self.nfe, kept, error, seen, "s3", rival, default, ddim, tries)
+        seen = bench.train.typical(schedule)
+        return Tuned(self.nfe, kept, error, seen, "s3", rival, default, ddim, 0)

@@ -144,7 +144,7 @@ def _run(plan: Plan, query: Query, speed: ThinnedGuidance | None = None) -> Ende
     call = Call(query.problem.field, plan, x, {})
     evaluate = Evaluator(call.field, plan, x, {}) if speed is None else speed.evaluator(call)
     end = complete(plan, evaluate, [x])
-    query.calls += evaluate.n if speed is None else -(-speed.halves // 2)
+    query.calls += evaluate.n if speed is None else speed.evaluations
     return Ended(end, float(plan.times[-1]))
 
 

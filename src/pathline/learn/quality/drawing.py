@@ -21,7 +21,7 @@ from pathline.core.receipt import versions
 from pathline.fields import Denoiser
 from pathline.learn.quality.reference import to_uint8
 from pathline.solvers import sample
-from pathline.solvers.saved import FOUND
+from pathline.solvers.saved import SAVED
 from pathline.solvers.solve import DEFAULT_GRID, DEFAULT_SOLVER, DEFAULT_STEPS
 from pathline.steer import CFG
 
@@ -90,7 +90,7 @@ def draw(
                 model,
                 seeds=seeds,
                 solver=how.solver,
-                grid=None if how.solver == FOUND else how.grid,
+                grid=None if how.solver in SAVED else how.grid,
                 steps=how.steps,
                 guide=guide,
                 **told,
