@@ -196,8 +196,8 @@ def chosen_speed(
     """
     own = None
     if model is not None:
-        solver = solver or model.defaults.get("solver", DEFAULT_SOLVER)
-        own = saved_schedule(model, steps, solver).speed if solver in SAVED else None
+        named = str(solver or model.defaults.get("solver", DEFAULT_SOLVER))
+        own = saved_schedule(model, steps, named).speed if named in SAVED else None
     if own is not None and name is not None:
         raise UsageError(f"--solver {solver} leaves evaluations out by itself; leave --speed out.")
     return own if name is None else speeds.build(name)
