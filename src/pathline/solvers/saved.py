@@ -59,10 +59,8 @@ def saved_schedule(field: Field, nfe: int | None = None, solver: str = FOUND) ->
             "a folder; pass a SolverSchedule."
         )
     counts = saved_counts(folder, solver)
+    kind, more = ("", "") if solver == FOUND else (f" for {solver}", " --guidance W --thin")
     if not counts:
-        kind, more = (
-            ("", "") if solver == FOUND else (" for thinned guidance", " --guidance W --thin")
-        )
         raise UsageError(
             f"{folder} has no schedules{kind}; find some with: pathline tune {folder}{more}"
         )
@@ -71,7 +69,7 @@ def saved_schedule(field: Field, nfe: int | None = None, solver: str = FOUND) ->
         near = sorted(sorted(counts, key=lambda n: abs(n - nfe))[:2])
         raise UsageError(
             f"there is no schedule of {nfe} evaluations for this model, the nearest have "
-            f"{' and '.join(map(str, near))}; or find one: pathline tune {folder} --nfe {nfe}"
+            f"{' and '.join(map(str, near))}; or find one: pathline tune {folder}{more} --nfe {nfe}"
         )
     schedule = SolverSchedule.load(schedule_file(folder, nfe, solver))
     if schedule.nfe != nfe:
