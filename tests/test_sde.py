@@ -18,7 +18,8 @@ from pathline.solvers.reversal import inverse
 
 DRIFT, NOISE = 0.5, 0.8
 ITO = ("euler_maruyama", "milstein", "srk")
-STRATONOVICH = ("heun", "midpoint", "euler_heun", "reversible_heun")
+STRATONOVICH = ("heun", "midpoint", "euler_heun", "reversible_heun", "slow_rk")
+WITH_AREA = ("srk", "slow_rk")
 
 
 def uniform(n, end=1.0, start=0.0):
@@ -62,12 +63,12 @@ def form(sde, solver):
 @pytest.mark.parametrize(
     ("solver", "order"),
     [("euler_maruyama", 0.5), ("milstein", 1.0), ("srk", 1.5), ("heun", 1.0), ("midpoint", 1.0),
-     ("euler_heun", 1.0), ("reversible_heun", 1.0)],
+     ("euler_heun", 1.0), ("reversible_heun", 1.0), ("slow_rk", 1.5)],
 )  # fmt: skip
 def test_strong_orders_on_geometric_brownian_motion(solver, order):
     """Four halvings on one path each, 1000 of them; in one dimension all noise commutes."""
     n, counts = 1000, (16, 32, 64, 128, 256)
-    path = Brownian(0.0, 1.0, tuple(range(n)), (1,), depth=8, has_area=solver == "srk")
+    path = Brownian(0.0, 1.0, tuple(range(n)), (1,), depth=8, has_area=solver in WITH_AREA)
     exact = torch.exp(DRIFT - NOISE**2 / 2 + NOISE * path(0.0, 1.0))
     sde, x = form(geometric(), solver).driven(path), torch.ones(n, 1, dtype=torch.float64)
     errors = [
@@ -87,8 +88,9 @@ def test_the_other_integral_is_another_process():
 
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [("euler_maruyama", 1.0), ("heun", 1.0), ("srk", 1.5), ("reversible_heun", 1.0)],
-)
+    [("euler_maruyama", 1.0), ("heun", 1.0), ("srk", 1.5), ("reversible_heun", 1.0),
+     ("slow_rk", 1.5)],
+)  # fmt: skip
 def test_strong_orders_with_additive_noise(solver, order):
     n, counts = 200, (16, 32, 64, 128)
     path = Brownian(0.0, 1.0, tuple(range(n)), (1,), depth=10, has_area=True)
@@ -98,6 +100,64 @@ def test_strong_orders_with_additive_noise(solver, order):
         (pl.solve(sde, x, solver=solver, grid=uniform(m)).x - exact).abs().mean() for m in counts
     ]
     assert slope(counts, errors) == pytest.approx(order, abs=0.2)  # 200 paths
+
+
+def bounded():
+    """A drift and a noise that do not commute, and depend on time."""
+    return SDE(
+        lambda x, t: torch.sin(2 * x) + t,
+        lambda x, t: 0.5 + (0.3 + 0.2 * t) * torch.sin(x),
+        noise="diagonal",
+        sde_type="stratonovich",
+    )
+
+
+@pytest.mark.parametrize(("solver", "order"), [("heun", 1.0), ("slow_rk", 1.5)])
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
+def test_strong_orders_where_drift_and_noise_do_not_commute(solver, order, ends):
+    """The reference is of another method in the other form, forward; back, a start found again."""
+    n, counts = 200, (8, 16, 32, 64)
+    path = Brownian(0.0, 1.0, tuple(range(n)), (1,), depth=10, has_area=True)
+    x = torch.ones(n, 1, dtype=torch.float64)
+    end = pl.solve(bounded().ito().driven(path), x, solver="srk", grid=uniform(1024)).x
+    start, exact = (x, end) if ends[0] < ends[1] else (end, x)
+    sde = bounded().driven(path)
+    found = [pl.solve(sde, start, solver=solver, grid=uniform(m, ends[1], ends[0])).x
+             for m in counts]  # fmt: skip
+    assert slope(counts, [(y - exact).abs().mean() for y in found]) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "scalar"])
+def test_the_correction_is_the_derivative_in_every_mode(noise):
+    """½ g' g, by the tape, within torch.func and without gradients, and differentiable."""
+    w = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64, requires_grad=True)
+
+    def g(x):
+        return w * torch.sin(x) + 0.2 * x**2
+
+    x = torch.linspace(-1, 2, 15, dtype=torch.float64).reshape(5, 3)
+    sde = SDE(lambda x, t: -x, lambda x, t: g(x), noise=noise, sde_type="stratonovich")
+    drift = sde.ito().drift
+    exact = -x + 0.5 * (w * torch.cos(x) + 0.4 * x) * g(x)
+    assert torch.allclose(drift(x, 0.0), exact, rtol=1e-14)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert torch.allclose(drift(x, 0.0), exact.detach(), rtol=1e-14)
+    within = torch.func.vmap(lambda x: drift(x[None], 0.0)[0])(x)
+    assert torch.allclose(within, exact, rtol=1e-14)
+    y = x.clone().requires_grad_()
+    found = torch.autograd.grad(drift(y, 0.0).square().sum(), [y, w])
+    closed = -y + 0.5 * (w * torch.cos(y) + 0.4 * y) * g(y)
+    for a, b in zip(found, torch.autograd.grad(closed.square().sum(), [y, w]), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+    still = SDE(lambda x, t: -x, lambda x, t: torch.ones_like(x), noise=noise, sde_type="ito")
+    assert torch.equal(still.stratonovich().drift(x, 0.0), -x)
+    assert (
+        not SDE(torch.add, lambda x, t: x, noise=noise, sde_type="ito")
+        .stratonovich()
+        .drift(x, 0.0)
+        .requires_grad
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +188,14 @@ def test_weak_order_one_or_more(solver):
     x = torch.ones(n, 1, dtype=torch.float64)
     sde = form(geometric(), solver)
     for m in counts:
-        path = Brownian(0.0, 1.0, tuple(range(n)), (1,), depth=3, has_area=solver == "srk")
+        path = Brownian(0.0, 1.0, tuple(range(n)), (1,), depth=3, has_area=solver in WITH_AREA)
         exact = torch.exp(DRIFT - NOISE**2 / 2 + NOISE * path(0.0, 1.0))
         found = pl.solve(sde.driven(path), x, solver=solver, grid=uniform(m)).x
         errors.append(abs(float((found - exact).mean())))
     assert slope(counts, errors) > 0.8
 
 
-@pytest.mark.parametrize("solver", ["euler_maruyama", "srk", "heun", "reversible_heun"])
+@pytest.mark.parametrize("solver", ["euler_maruyama", "srk", "heun", "reversible_heun", "slow_rk"])
 def test_the_stationary_law_of_ornstein_uhlenbeck(solver):
     """dx = −x dt + 0.7 dW has the variance 0.245; at h = 0.05 Euler's is 0.245/(1 − h/2)."""
     n, h = 4000, 0.05
@@ -242,7 +302,9 @@ def test_two_states_that_come_apart_are_told_of(recwarn):
         assert (float((sol.x - math.exp(-end)).abs().max()) > 0.1 * math.exp(-end)) == parts
 
 
-@pytest.mark.parametrize("solver", ["euler_maruyama", "milstein", "srk", "heun", "euler_heun"])
+@pytest.mark.parametrize(
+    "solver", ["euler_maruyama", "milstein", "srk", "heun", "euler_heun", "slow_rk"]
+)
 def test_gradients_by_checkpoints_are_those_of_autograd(solver):
     spread = torch.tensor([0.3, 0.5], dtype=torch.float64, requires_grad=True)
     rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -376,6 +438,8 @@ def test_a_plan_with_products_is_saved_and_told():
         (lambda x: solved(geometric(), x, "heun"), r"sde.stratonovich\(\).*½ Σ"),
         (lambda x: solved(geometric().stratonovich(), x, "srk"), r"sde.ito\(\)"),
         (lambda x: solved(general(), x, "srk"), "takes diagonal or scalar or additive noise"),
+        (lambda x: solved(general(), x, "slow_rk"), "takes diagonal or scalar or additive noise"),
+        (lambda x: solved(geometric(), x, "slow_rk"), r"sde.stratonovich\(\)"),
         (lambda x: solved(geometric(), x, "dopri5"), "integrates no noise"),
         (lambda x: solved(geometric(), x, "adams_2"), "integrates no noise"),
         (lambda x: pl.solve(geometric(), x, solver="milstein", grid=uniform(4)), "needs seeds"),

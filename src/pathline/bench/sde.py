@@ -1,9 +1,10 @@
 """Stochastic equations: time beside torchsde, and diffrax where it is installed.
 
-Everybody gets as many steps as his strong error asks for: the distance at the end from the solution
-along the very path that he has drawn, which geometric Brownian motion has in closed form and a
-network along a path of many steps. Of each library the fastest of its methods counts, of torchsde
-once with the path that `sdeint` makes and once with one that was made for a known step.
+Everybody gets as many steps as a strong error asks for: the root mean square distance at the end
+from the solution along the very path that he has drawn, which geometric Brownian motion has in
+closed form and a network along a path of many steps. A gradient's error is that of the gradient
+with respect to each sample's own start. Of each library the fastest of its methods counts, of
+torchsde once with the path that `sdeint` makes and once with one that was made for a known step.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from importlib import import_module
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -31,7 +31,11 @@ from pathline.solvers import grids, solve
 AT_MOST = 0.5
 """The bar: of torchsde's time."""
 
-LADDER = (8, 16, 32, 64)
+LEVELS = (2e-2, 2e-3, 5e-4)
+"""Strong errors; a gradient's are relative to its own root mean square."""
+
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+REFERENCE = 4096
 DRIFT, NOISE = 0.5, 0.5
 
 ABOUT = (
@@ -40,13 +44,18 @@ ABOUT = (
 )
 
 NOTES = (
-    "Of each library the fastest of its methods is shown, with the steps that it took. Ours draws "
-    "its noise in float64 by a counter, so a sample is the same in any batch; torchsde and diffrax "
-    "draw in the state's precision.",
-    "The gradient is that of the sum of squares at the end with respect to all weights: reversible "
-    "Heun and its exact adjoint on both sides, with as many steps as that problem needs.",
+    "Of each library the fastest of its methods is shown, with the fewest steps of a ladder "
+    f"({', '.join(map(str, LADDER))}) that come within the error. Ours draws its noise in float64 "
+    "by a counter, so a sample is the same in any batch; torchsde and diffrax draw in the state's "
+    "precision.",
+    "A gradient is that of the sum of squares at the end with respect to the starts and all "
+    "weights, through the steps or by reversible Heun's exact adjoint, whichever is faster; memory "
+    "is not compared. Its error is that of the part for the starts, relative to its size.",
     "torchsde.sdeint is the call as its documentation has it, which makes the path by itself; the "
-    "other one is given a BrownianInterval that was made for the step. The bar is for both.",
+    "other one is given a BrownianInterval that was made for the step. The bar is for both. "
+    "torchsde takes each equation as it is given; for its srk on the network's Itô form somebody "
+    "has to derive the correction of the drift, and those times are told without a bar. Ours takes "
+    "either form and converts by itself (`sde.stratonovich()`, in these times).",
 )
 
 
@@ -59,20 +68,21 @@ class Problem:
         sde: as we have it; the diffusion is diagonal.
         module: as torchsde has it.
         x: the states at the start, (batch, d).
-        error: how near everybody comes, in root mean square.
-        methods: torchsde's names of the methods.
+        ours, theirs: names of the methods.
+        by_hand: the same process in Itô's form, for torchsde.
     """
 
     name: str
     sde: SDE
     module: Any
     x: Tensor
-    error: float
-    methods: Sequence[str]
+    ours: Sequence[str]
+    theirs: Sequence[str]
+    by_hand: Any = None
 
     @property
     def is_learned(self) -> bool:
-        """Whether it has weights."""
+        """Whether it has weights, and no closed form."""
         return bool(list(self.module.parameters()))
 
 
@@ -125,6 +135,22 @@ class _Network(nn.Module):
         return self.scale * torch.sin(y) + 0.2
 
 
+class _ByHand(nn.Module):
+    """The same process as an Itô equation, the correction worked out on paper."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, net: _Network) -> None:
+        super().__init__()
+        self.net = net
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net.f(t, y) + 0.5 * self.net.scale * torch.cos(y) * self.net.g(t, y)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net.g(t, y)
+
+
 def _turned(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, t: function(t, x)
 
@@ -134,148 +160,133 @@ def problems() -> Iterator[Problem]:
     made = _Motion()
     sde = SDE(_turned(made.f), _turned(made.g), noise="diagonal", sde_type="ito")
     x = torch.ones(256, 8, dtype=torch.float64)
-    yield Problem("geometric", sde, made, x, 2e-2, ("euler", "milstein", "srk"))
+    ours = ("euler_maruyama", "milstein", "srk", "slow_rk")
+    yield Problem("geometric", sde, made, x, ours, ("euler", "milstein", "srk"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = _Network().double()
         x = torch.randn(256, 8, dtype=torch.float64)
     sde = SDE(_turned(net.f), _turned(net.g), noise="diagonal", sde_type="stratonovich")
     methods = ("midpoint", "heun", "euler_heun", "reversible_heun")
-    yield Problem("network", sde, net, x, 2e-2, methods)
+    yield Problem("network", sde, net, x, (*methods, "slow_rk"), methods, _ByHand(net))
 
 
-OURS, CALL, JAX = "pathline", "torchsde.sdeint", "diffrax"
+OURS, CALL, HAND, JAX = "pathline", "torchsde.sdeint", "torchsde on Itô by hand", "diffrax"
 PEER = "torchsde with a path for the step"
-NAMES = {"euler": "euler_maruyama"}
-REFERENCE, PEER_REFERENCE = 512, 256
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).square().mean().sqrt())
+def rms(x: Tensor) -> float:
+    """Return the root mean square."""
+    return float(x.square().mean().sqrt())
 
 
-def _exact(problem: Problem, w: Tensor) -> Tensor:
+def exact(problem: Problem, w: Tensor) -> Tensor:
+    """Return where geometric Brownian motion ends, given W there."""
     return problem.x * torch.exp(DRIFT - 0.5 * NOISE**2 + NOISE * w)
 
 
-@torch.no_grad()
-def our_error(problem: Problem, method: str, n: int) -> float:
-    """Return our strong error, along one path for all numbers of steps."""
-    seeds, shape = tuple(range(len(problem.x))), tuple(problem.x.shape[1:])
-    path = Brownian(0.0, 1.0, seeds, shape, depth=9, has_area=method == "srk")
-    sde = problem.sde.driven(path)
-    found = solve(sde, problem.x, solver=NAMES.get(method, method), grid=_grid(n)).x
-    if problem.name == "geometric":
-        return _error(found, _exact(problem, path(0.0, 1.0)))
-    fine = solve(sde, problem.x, solver="heun", grid=_grid(REFERENCE)).x
-    return _error(found, fine)
-
-
-@torch.no_grad()
-def our_run(problem: Problem, method: str, n: int) -> Tensor:
-    """Draw our sample paths."""
-    solver = NAMES.get(method, method)
-    return solve(problem.sde, problem.x, solver=solver, grid=_grid(n), seed=0).x
-
-
-def our_gradient(problem: Problem, n: int) -> Sequence[Tensor]:
-    """Return our gradient by the reversible adjoint."""
-    weights = list(problem.module.parameters())
-    with torch.enable_grad():
-        sol = solve(problem.sde, problem.x, solver="reversible_heun", grid=_grid(n), seed=0,
-                    adjoint="reversible")  # fmt: skip
-        return torch.autograd.grad(sol.x.square().sum(), weights)
+def _form(problem: Problem, method: str) -> SDE:
+    return problem.sde.stratonovich() if method == "slow_rk" else problem.sde
 
 
 def _grid(n: int) -> grids.Grid:
     return grids.uniform(n, start=0.0, end=1.0)
 
 
-def _interval(problem: Problem, method: str, step: float | None) -> Any:
-    torchsde: Any = import_module("torchsde")
-    area = "space-time" if method == "srk" else "none"
-    return torchsde.BrownianInterval(
-        0.0, 1.0, size=tuple(problem.x.shape), dtype=problem.x.dtype, dt=step,
-        levy_area_approximation=area, entropy=0,
-    )  # fmt: skip
+@cache
+def _path(problem: Problem) -> Brownian:
+    return Brownian(0.0, 1.0, tuple(range(len(problem.x))), tuple(problem.x.shape[1:]), depth=12,
+                    has_area=True)  # fmt: skip
+
+
+@cache
+@torch.no_grad()
+def _reference(problem: Problem) -> Tensor:
+    path = _path(problem)
+    if not problem.is_learned:
+        return exact(problem, path(0.0, 1.0))
+    return solve(problem.sde.driven(path), problem.x, solver="slow_rk", grid=_grid(512)).x
 
 
 @torch.no_grad()
-def their_error(problem: Problem, method: str, n: int) -> float:
-    """Return torchsde's strong error along the path that it draws."""
-    sdeint: Any = import_module("torchsde").sdeint
-    ends = _ends(problem)
-    if problem.name == "geometric":
-        bm = _interval(problem, method, 1 / n)
-        found = sdeint(problem.module, problem.x, ends, bm=bm, method=method, dt=1 / n)[-1]
-        return _error(found, _exact(problem, bm(0.0, 1.0)))
-    bm, fine = their_reference(problem)
-    found = sdeint(problem.module, problem.x, ends, bm=bm, method=method, dt=1 / n)[-1]
-    return _error(found, fine)
-
-
-@lru_cache(maxsize=2)
-@torch.no_grad()
-def their_reference(problem: Problem) -> tuple[Any, Tensor]:
-    """Return a path of torchsde's, and where many steps of Heun's method lead along it."""
-    sdeint: Any = import_module("torchsde").sdeint
-    step = 1 / PEER_REFERENCE
-    bm = _interval(problem, "heun", step)
-    end = sdeint(problem.module, problem.x, _ends(problem), bm=bm, method="heun", dt=step)[-1]
-    return bm, end
+def our_error(problem: Problem, method: str, n: int) -> float:
+    """Return our strong error, along one path for all numbers of steps."""
+    sde = _form(problem, method).driven(_path(problem))
+    return rms(solve(sde, problem.x, solver=method, grid=_grid(n)).x - _reference(problem))
 
 
 @torch.no_grad()
-def their_run(problem: Problem, method: str, told: bool, n: int) -> Tensor:
-    """Draw torchsde's sample paths."""
-    sdeint: Any = import_module("torchsde").sdeint
-    bm = _interval(problem, method, 1 / n) if told else None
-    return sdeint(problem.module, problem.x, _ends(problem), bm=bm, method=method, dt=1 / n)[-1]
+def our_run(problem: Problem, method: str, n: int) -> Tensor:
+    """Draw our sample paths."""
+    return solve(_form(problem, method), problem.x, solver=method, grid=_grid(n), seed=0).x
 
 
-def their_gradient(problem: Problem, n: int, told: bool = False) -> Sequence[Tensor]:
-    """Return torchsde's gradient by its reversible adjoint."""
-    adjoint: Any = import_module("torchsde").sdeint_adjoint
-    weights = list(problem.module.parameters())
-    bm = _interval(problem, "reversible_heun", 1 / n) if told else None
+def our_gradient(
+    problem: Problem, method: str, n: int, path: Brownian | None = None
+) -> Sequence[Tensor]:
+    """Return our gradient, by the reversible adjoint or through the steps."""
+    adjoint = "reversible" if method == "reversible_heun" else "direct"
+    x, sde = problem.x.clone().requires_grad_(), _form(problem, method)
     with torch.enable_grad():
-        end = adjoint(
-            problem.module,
-            problem.x,
-            _ends(problem),
-            bm=bm,
-            dt=1 / n,
-            method="reversible_heun",
-            adjoint_method="adjoint_reversible_heun",
-        )[-1]
-        return torch.autograd.grad(end.square().sum(), weights)
+        sol = solve(sde.driven(path) if path else sde, x, solver=method, grid=_grid(n),
+                    seed=None if path else 0, adjoint=adjoint)  # fmt: skip
+        return torch.autograd.grad(sol.x.square().sum(), [x, *problem.module.parameters()])
 
 
-def _ends(problem: Problem) -> Tensor:
-    return torch.tensor([0.0, 1.0], dtype=problem.x.dtype)
+@cache
+def _gradient_reference(problem: Problem) -> Tensor:
+    return our_gradient(problem, "slow_rk", 512, _path(problem))[0]
+
+
+def our_gradient_error(problem: Problem, method: str, n: int) -> float:
+    """Return the relative error of our gradient for the starts."""
+    right = _gradient_reference(problem)
+    return rms(our_gradient(problem, method, n, _path(problem))[0] - right) / rms(right)
 
 
 def contestants(problem: Problem) -> Iterator[Contestant]:
-    """Yield who takes part."""
-    for method in problem.methods:
+    """Yield who draws sample paths."""
+    from pathline.bench import sde_torchsde as peer
+
+    for method in problem.ours:
         error, run = partial(our_error, problem, method), partial(our_run, problem, method)
-        yield Contestant(OURS, NAMES.get(method, method), error, run)
-        error = partial(their_error, problem, method)
-        yield Contestant(CALL, method, error, partial(their_run, problem, method, False))
-        yield Contestant(PEER, method, error, partial(their_run, problem, method, True))
-    if find_spec(JAX) is not None and problem.name == "geometric":
+        yield Contestant(OURS, method, error, run)
+    for method in problem.theirs:
+        error = partial(peer.error, problem, method)
+        for family, told in ((CALL, False), (PEER, True)):
+            yield Contestant(family, method, error, partial(peer.run, problem, method, told))
+    if problem.by_hand is not None:
+        error = partial(peer.error, problem, "srk")
+        yield Contestant(HAND, "srk", error, partial(peer.run, problem, "srk", True))
+    if find_spec(JAX) is not None and not problem.is_learned:
         from pathline.bench.sde_diffrax import METHODS, error_of, run_of
 
         for method in METHODS:
             yield Contestant(JAX, method, error_of(problem.x, method), run_of(problem.x, method))
 
 
-def fitted(who: Contestant, bound: float) -> int | None:
+def differentiators(problem: Problem) -> Iterator[Contestant]:
+    """Yield who takes gradients."""
+    from pathline.bench import sde_torchsde as peer
+
+    for method in ("heun", "reversible_heun", "slow_rk"):
+        error = partial(our_gradient_error, problem, method)
+        yield Contestant(OURS, method, error, partial(our_gradient, problem, method))
+    for method in problem.theirs:
+        error = partial(peer.gradient_error, problem, method)
+        for family, told in ((CALL, False), (PEER, True)):
+            yield Contestant(family, method, error, partial(peer.gradient, problem, method, told))
+    if problem.by_hand is not None:
+        error = partial(peer.gradient_error, problem, "srk")
+        yield Contestant(HAND, "srk", error, partial(peer.gradient, problem, "srk", True))
+
+
+def fitted(errors: Callable[[int], float], bound: float) -> int | None:
     """Return the fewest steps of the ladder with which a contestant is near enough."""
-    return next((n for n in LADDER if who.error(n) <= bound), None)
+    return next((n for n in LADDER if errors(n) <= bound), None)
 
 
-def sde(rounds: int = 3) -> Report:
+def sde(rounds: int = 5) -> Report:
     """Measure what sample paths and gradients cost, beside torchsde and diffrax.
 
     Args:
@@ -294,61 +305,57 @@ def sde(rounds: int = 3) -> Report:
     rows, bars = list[Row](), list[Bar]()
     try:
         for problem in problems():
-            table, ratios = _measured(problem, rounds)
-            rows += table
-            bars += ratios
+            kinds = {"paths": contestants(problem)}
+            if problem.is_learned:
+                kinds["gradient"] = differentiators(problem)
+            for kind, who in kinds.items():
+                table, ratios = _measured(f"{problem.name}, {kind}", list(who), rounds)
+                rows += table
+                bars += ratios
     finally:
         torch.set_num_threads(threads)
     settings = {"batch": 256, "state": 8, "dtype": "float64", "threads": 1, "rounds": rounds,
-                "strong error": 2e-2}  # fmt: skip
+                "strong errors": ", ".join(f"{level:g}" for level in LEVELS)}  # fmt: skip
     return Report("sde", ABOUT, rows, bars, settings, NOTES)
 
 
-def _measured(problem: Problem, rounds: int) -> tuple[list[Row], list[Bar]]:
-    found: dict[str, tuple[Contestant, int]] = {}
-    steps: dict[tuple[str, str], int | None] = {}
-    for who in track(list(contestants(problem)), f"{problem.name}: steps"):
-        key = (who.family.split()[0].split(".")[0], who.name)
-        if key not in steps:
-            steps[key] = fitted(who, problem.error)
-        n = steps[key]
-        if n is not None:
-            found[f"{problem.name}: {who.family}, {who.name}, {n} steps"] = (who, n)
-    families = {who.family for who, _ in found.values()}
-    if not {OURS, CALL, PEER} <= families:
-        raise PathlineError("nobody has come near the solution; the ladder is too short.")
-    runs = {name: Run(partial(who.run, n)) for name, (who, n) in found.items()}
-    if problem.is_learned:
-        n = next(n for who, n in found.values() if "reversible" in who.name and who.family == OURS)
-        told = partial(their_gradient, told=True)
-        for family, gradient in ((OURS, our_gradient), (CALL, their_gradient), (PEER, told)):
-            who = Contestant(family, "gradient", lambda _: 0.0, partial(gradient, problem))
-            name = f"{problem.name}: {family}, gradient by reversible Heun, {n} steps"
-            found[name], runs[name] = (who, n), Run(partial(gradient, problem, n))
-    gc.collect()
-    seconds = interleaved(runs, track(range(rounds), f"{problem.name}: time"), repeats=1)
-    return _told(problem, found, seconds)
+def _measured(
+    name: str, everybody: Sequence[Contestant], rounds: int
+) -> tuple[list[Row], list[Bar]]:
+    rows, bars = list[Row](), list[Bar]()
+    errors = {who: cache(who.error) for who in everybody}
+    for level in LEVELS:
+        steps = dict[Contestant, int]()
+        for who in track(everybody, f"{name}: steps for {level:g}"):
+            n = fitted(errors[who], level)
+            if n is not None:
+                steps[who] = n
+        if not {OURS, CALL, PEER} <= {who.family for who in steps}:
+            raise PathlineError("nobody has come near the solution; the ladder is too short.")
+        gc.collect()
+        runs = {who: Run(partial(who.run, n)) for who, n in steps.items()}
+        seconds = interleaved(runs, track(range(rounds), f"{name}: time to {level:g}"), repeats=1)
+        table, ratios = _told(f"{name} to {level:g}", steps, seconds)
+        rows += table
+        bars += ratios
+    return rows, bars
 
 
 def _told(
-    problem: Problem, found: dict[str, tuple[Contestant, int]], seconds: dict[str, float]
+    name: str, steps: dict[Contestant, int], seconds: dict[Contestant, float]
 ) -> tuple[list[Row], list[Bar]]:
+    best = dict[str, Contestant]()
+    for who in sorted(steps, key=seconds.__getitem__):
+        best.setdefault(who.family, who)
     rows, bars = list[Row](), list[Bar]()
-    kinds = ("paths", "gradient") if problem.is_learned else ("paths",)
-    for kind in kinds:
-        mine = {name: who for name, (who, _) in found.items()
-                if (who.name == "gradient") == (kind == "gradient")}  # fmt: skip
-        best = dict[str, str]()
-        for name in sorted(mine, key=seconds.__getitem__):
-            best.setdefault(mine[name].family, name)
-        for family in (OURS, CALL, PEER, JAX):
-            if family in best:
-                rows.append(Row("ms", best[family], 1e3 * seconds[best[family]]))
-        for family in (CALL, PEER):
-            if family in best:
-                ratio = seconds[best[OURS]] / seconds[best[family]]
-                bars.append(Bar(f"{problem.name}: {kind}, ours / {family}", ratio, AT_MOST))
-        if JAX in best:
-            text = f"{problem.name}: {kind}, ours / diffrax's"
-            bars.append(Bar(text, seconds[best[OURS]] / seconds[best[JAX]]))
+    for family in (OURS, CALL, PEER, HAND, JAX):
+        who = best.get(family)
+        if who is None:
+            continue
+        by = f"{name}: {family}, {who.name}, {steps[who]} steps"
+        rows.append(Row("ms", by, 1e3 * seconds[who]))
+        if family != OURS:
+            ratio = seconds[best[OURS]] / seconds[who]
+            limit = AT_MOST if family in (CALL, PEER) else None
+            bars.append(Bar(f"{name}: ours / {family}", ratio, limit))
     return rows, bars

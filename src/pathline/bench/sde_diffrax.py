@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-METHODS = ("euler", "milstein")
+METHODS = ("euler", "milstein", "slow_rk")
 
 DRIFT = NOISE = 0.5
 
@@ -22,16 +22,16 @@ def _solved(method: str, n: int, batch: int, d: int) -> Any:
     jnp = import_module("jax.numpy")
     jax.config.update("jax_enable_x64", True)
 
+    is_ito = method != "slow_rk"
+    rate = DRIFT if is_ito else DRIFT - 0.5 * NOISE**2
+    solver = {"euler": dfx.Euler, "milstein": dfx.ItoMilstein, "slow_rk": dfx.SlowRK}[method]()
+    area = dfx.BrownianIncrement if is_ito else dfx.SpaceTimeLevyArea
+
     def one(key: Any) -> Any:
         x = jnp.ones(d)
-        bm = dfx.VirtualBrownianTree(0.0, 1.0, tol=1 / n, shape=(d,), key=key)
-        drift = dfx.ODETerm(lambda t, y, args: DRIFT * y)
-        if method == "euler":
-            noise = dfx.ControlTerm(lambda t, y, args: _diagonal(NOISE * y), bm)
-            solver = dfx.Euler()
-        else:
-            noise = dfx.ControlTerm(lambda t, y, args: _diagonal(NOISE * y), bm)
-            solver = dfx.ItoMilstein()
+        bm = dfx.VirtualBrownianTree(0.0, 1.0, tol=1 / n, shape=(d,), key=key, levy_area=area)
+        drift = dfx.ODETerm(lambda t, y, args: rate * y)
+        noise = dfx.ControlTerm(lambda t, y, args: _diagonal(NOISE * y), bm)
         sol = dfx.diffeqsolve(
             dfx.MultiTerm(drift, noise), solver, 0.0, 1.0, dt0=1 / n, y0=x, max_steps=n + 1,
             saveat=dfx.SaveAt(t1=True), adjoint=dfx.DirectAdjoint(),

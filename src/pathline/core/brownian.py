@@ -103,8 +103,8 @@ class Brownian:
     def over(self, times: Sequence[float]) -> Piece:
         """Return the motion over each interval between consecutive times, (n, batch, *shape).
 
-        Over an interval that runs back, W has the other sign, and H too: it belongs to the path
-        run backwards.
+        Over an interval that runs back both are of the path run backwards: W has the other sign,
+        H the same.
 
         Raises:
             UsageError: a time outside of the span.

@@ -10,6 +10,7 @@ on the state has to say which one is meant; nobody can tell from the functions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -119,8 +120,8 @@ class SDE(Field):
     def stratonovich(self) -> SDE:
         """Return the same process as a Stratonovich equation, drift f − ½ Σ (∂g_j/∂x) g_j.
 
-        Cost: a forward-mode derivative of the diffusion an evaluation for each of its motions (one
-            for diagonal noise); nothing if it is one already.
+        Cost: a derivative of the diffusion an evaluation: of diagonal noise in reverse mode, of
+            other noise in forward mode, one for each of its motions; nothing if it is one already.
         """
         return self._as("stratonovich", -0.5)
 
@@ -160,12 +161,31 @@ class Corrected:
         def g(state: Tensor) -> Tensor:
             return self.diffusion(state, t, **cond)
 
+        has_tape = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled())
+        if self.noise == "diagonal" and has_tape:
+            with suppress(RuntimeError):  # nor is there one within torch.func's transforms
+                return _reverse(g, x)
         here = g(x)
         if here.shape == x.shape:
             return torch.func.jvp(g, (x,), (here,))[1]
         columns = [torch.func.jvp(g, (x,), (column,))[1][..., j]
                    for j, column in enumerate(here.unbind(-1))]  # fmt: skip
         return torch.stack(columns).sum(0)
+
+
+def _reverse(g: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return (∂g/∂x) g of a g whose elements see only their own: its Jacobian is symmetric."""
+    is_differentiated = torch.is_grad_enabled() and (x.requires_grad or g(x).requires_grad)
+    with torch.enable_grad():
+        at = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        here = g(at)
+        if not here.requires_grad:
+            return torch.zeros_like(x)
+        along = here if is_differentiated else here.detach()
+        (found,) = torch.autograd.grad(
+            here, at, along, create_graph=is_differentiated, materialize_grads=True
+        )
+    return found
 
 
 def _check_shape(g: Tensor, x: Tensor, noise: Noise) -> None:

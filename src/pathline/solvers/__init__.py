@@ -30,7 +30,14 @@ from pathline.solvers.solve import sample, solve, steps
 from pathline.solvers.solver import Solver, solvers
 from pathline.solvers.stepped import Stepped
 from pathline.solvers.stiff import Rodas
-from pathline.solvers.stochastic import SRK, EulerHeun, ItoEuler, Milstein, StratonovichRK
+from pathline.solvers.stochastic import (
+    SRK,
+    EulerHeun,
+    ItoEuler,
+    Milstein,
+    SlowRK,
+    StratonovichRK,
+)
 from pathline.solvers.thinned import ThinnedGuidance
 from pathline.solvers.unified import StepChoice, Unified
 from pathline.solvers.unipc import UniPC
@@ -38,6 +45,7 @@ from pathline.solvers.unipc import UniPC
 __all__ = [
     "BDIA",
     "SRK",
+    "SlowRK",
     "EulerHeun",
     "ItoEuler",
     "Milstein",

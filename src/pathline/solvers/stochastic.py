@@ -14,6 +14,7 @@ Strong orders on the noise that each takes (drift alone: `order`):
     srk              Itô            1.5 (additive: SRA1; diagonal, scalar: SRIW1)
     euler_heun       Stratonovich   1 if diagonal, scalar or additive, general ½
     stratonovich_rk  Stratonovich   as euler_heun, with any tableau
+    slow_rk          Stratonovich   1.5 (diagonal, scalar or additive)
     reversible_heun  Stratonovich   ½, additive 1; exactly invertible
 """
 
@@ -342,3 +343,58 @@ class SRK(Stochastic):
             g |= {(k, "ww_ito"): b2 / root, (k, "www_ito"): b4 / h}
         f = {at: h / 3, drift: 2 * h / 3}
         return to.write(t.t, {at: 1.0}, f, g=self.products(leg, g))
+
+
+@solvers.register("slow_rk", aliases=("slowrk",), paper="arXiv:2210.17543, eq. 6.2")
+@dataclass(frozen=True)
+class SlowRK(Stochastic):
+    """SLOW-RK of Foster, dos Reis & Strange: strong order 1.5 on Stratonovich equations.
+
+    Two evaluations of the drift a step, and five of the diffusion: RK4 along the noise from half a
+    step of the drift, and the space-time Lévy area H where the two do not commute.
+
+        x' = x + h (⅓ f(x) + ⅔ f(y)) + W (⅙ k₁ + ⅓ k₂ + ⅓ k₃ + ⅙ k₄) + 2 H (k₃ − k₅)
+        k₁ = g(m),  k₂ = g(m + ½ W k₁),  k₃ = g(m + ½ W k₂),  k₄ = g(m + W k₃),  m = x + ½ h f(x)
+        y = x + ¾ h f(x) + (¾ W + 3/2 H) k₃,        k₅ = g(x + h f(x) + ½ W k₂)
+
+    The diffusion is diagonal, scalar or additive: motions have to commute. Without noise it is a
+    method of order two.
+    """
+
+    integrals: ClassVar[tuple[Integral, ...]] = ("stratonovich",)
+    noises: ClassVar[tuple[Noise, ...]] = ("diagonal", "scalar", "additive")
+
+    @property
+    def order(self) -> int:
+        return 2
+
+    @property
+    def nfe_per_step(self) -> int:
+        return 2
+
+    def write(self, to: Writer) -> None:
+        at = 0
+        for i, (s, t) in enumerate(to.intervals()):
+            at = self._write_step(to, i, at, s.t, t.t)
+
+    def _write_step(self, to: Writer, leg: int, at: int, s: float, t: float) -> int:
+        h = t - s
+
+        def stage(c: float, g: Mapping[tuple[int, Kind], float]) -> int:
+            products = self.products(leg, g)
+            return to.write(
+                s + c * h if c != 1 else t, {at: 1.0}, {at: c * h}, g=products, lands=False
+            )
+
+        g: dict[tuple[int, Kind], float] = {}
+        if self.noise is not None:
+            k = [stage(0.5, {})]
+            for w in (0.5, 0.5, 1.0):
+                k.append(stage(0.5, {(k[-1], "w"): w}))
+            end = stage(1.0, {(k[1], "w"): 0.5})
+            g = {(k[0], "w"): 1 / 6, (k[1], "w"): 1 / 3, (k[2], "w"): 1 / 3, (k[3], "w"): 1 / 6}
+            g |= {(k[2], "h"): 2.0, (end, "h"): -2.0}
+            y = stage(0.75, {(k[2], "w"): 0.75, (k[2], "h"): 1.5})
+        else:
+            y = stage(0.75, {})
+        return to.write(t, {at: 1.0}, {at: h / 3, y: 2 * h / 3}, g=self.products(leg, g))
