@@ -271,6 +271,13 @@ def fall(x, t):
     return torch.stack((x[:, 1], torch.full_like(x[:, 1], -8.0)), 1)
 
 
+def test_a_jacobian_that_is_not_finite_is_named():
+    """√x has a slope at 0 that no stiff solver can use; the field itself is finite there."""
+    x = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    with pytest.raises(pl.NonFiniteError, match="sample 1: the field's Jacobian is not finite at"):
+        pl.solve(lambda x, t: -torch.sqrt(x), x, solver="rodas5p", grid=(0.0, 0.5))
+
+
 class TestEvents:
     def test_a_ball_from_ten_metres(self):
         """Time, speed and dt*/dx₀ against their formulas, at the specification's thresholds."""

@@ -61,8 +61,8 @@ class Stats:
     network_calls: int
     steps: int
     rejected: int = 0
-    per_sample: tuple[int, ...] | None = None
-    walks: tuple[Walked, ...] | None = None
+    per_sample: tuple[int, ...] | None = field(default=None, repr=False)
+    walks: tuple[Walked, ...] | None = field(default=None, repr=False)
     vjps: int = 0
 
 

@@ -143,14 +143,18 @@ class Watched(Around):
 
         return inner._replace(mixed=mixed)
 
+    def look(self, part: str, value: Tensor, t: Tensor) -> None:
+        """Look at what is made of the field, (batch, ...), at times that broadcast to (batch,)."""
+        bad = finite_status(value)
+        if self.trouble is None and bool(bad.any()):
+            at = t.flatten().expand(len(value))[bad.bool()][0]
+            self.trouble = f"{part} is not finite at t = {at:.6g}"
+
     def _seen(self, k: int, state: Tensor, f: Tensor, times: Tensor) -> Tensor:
         """Return an output that has been looked at."""
-        bad = finite_status(state) | finite_status(f)
-        if self.trouble is None and bool(bad.any()):
-            output = "the diffusion" if k < 0 else "the field's output"
-            part = "the state" if finite_status(state).any() else output
-            at = times[max(k, ~k)].expand(len(state))[bad.bool()][0]
-            self.trouble = f"{part} is not finite at t = {at:.6g}"
+        at = times[max(k, ~k)]
+        self.look("the state", state, at)
+        self.look("the diffusion" if k < 0 else "the field's output", f, at)
         return f
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields import Condition, View, change
 from pathline.paths import bshape
-from pathline.solvers.evaluate import check_output
+from pathline.solvers.evaluate import Watched, check_output
 from pathline.solvers.executors import inner_of
 from pathline.solvers.folding import untold
 from pathline.solvers.levels import steady
@@ -104,6 +104,11 @@ class Slope:
         if field is None or field.jacobian is None or self._rows is not None:
             return None
         return field.jacobian(x, t, **self._cond)
+
+    def look(self, part: str, value: Tensor, t: Tensor) -> None:
+        """Show what a solver has made of the field to who looks for what is not finite."""
+        if isinstance(self._problem.field, Watched):
+            self._problem.field.look(part, value, t)
 
     def _raw(self, x: Tensor, t: Tensor) -> Tensor:
         field = self._problem.field

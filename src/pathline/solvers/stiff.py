@@ -97,6 +97,8 @@ class Stiff(Stepper):
         h, waits = lifted(size * self.slope.way, x), lifted(reach.size == 0, x).bool()
         (t,) = self.slope.times(reach.start[None], x)
         jacobian, drift = derivatives(self.slope, x, t, self.graph)
+        for part, value in (("Jacobian", jacobian), ("derivative in time", drift)):
+            self.slope.look(f"the field's {part}", value, t)
         solve = _Solved(jacobian, h, table.gamma)
         parts: list[Tensor] = []
         argument = x
