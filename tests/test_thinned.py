@@ -298,7 +298,7 @@ def test_what_may_be_spent():
     assert spendings(2) == []
 
 
-def test_tuning_finds_better_ones_and_goes_on_from_its_files(tmp_path):
+def test_tuning_finds_better_ones_and_goes_on_from_its_files(tmp_path, monkeypatch):
     model = toy()
     bench = bench_of(model, pl.CFG(2.5), {"kind": [1.0]}, {"kind": [1.0]}, (8, 16), 64)
     settings = TuneSettings(budget=150, n_train=8, n_test=16)
@@ -313,6 +313,10 @@ def test_tuning_finds_better_ones_and_goes_on_from_its_files(tmp_path):
     before = model.network.rows
     assert tune_guided(bench, [4], settings, **how) == [found]
     assert model.network.rows == before  # what is done is read
+    more = dataclasses.replace(settings, budget=80)
+    monkeypatch.delattr("pathline.speed.guided.thinned")  # nothing begins anew
+    (further,) = tune_guided(bench, [4], more, **how)
+    assert further.found < 1.05 * found.found  # chosen on other noises than these
     with pytest.raises(pl.UsageError, match="3 or more"):
         tune_guided(bench, [2], settings, **how)
 

@@ -3,7 +3,8 @@
 n evaluations of which the first m are whole, and whose first unconditional half is known
 (`solvers.null_start`), cost as many calls of the network as (n + m − 1)/2 guided ones. For each way
 to spend a number of evaluations so, the best schedule of n steps begins a descent, its ratios taken
-from how the difference of both halves shrinks on it; the descent moves them with all the rest.
+from how the difference of both halves shrinks on it; the descent moves them with all the rest. A
+later search, on more noises say, goes on from the schedule that was saved.
 """
 
 from __future__ import annotations
@@ -174,14 +175,27 @@ class _Guided:
         return found
 
     def _found(self) -> list[SolverSchedule]:
-        """Return where the best descent ends, before and after its polish."""
+        """Return where the best descent ends, before and after its polish; or goes on to."""
         bench, what = self.bench.train, f"{self.nfe} guided evaluations: descent"
+        saved = self._saved()
+        if saved is not None:
+            file = self.file("further")
+            down = downhill(bench, [saved], self.settings.budget, "weights", [file], what)
+            return [saved, down.schedule]
         ways = [(self._plain(n), m) for n, m in spendings(self.nfe)]
         begin = [thinned(bench, each, m - (each.guess is not None)) for each, m in ways]
         begin = sorted(begin, key=bench.typical)[:BEGUN]
         files = [self.file(f"down-{i}") for i in range(len(begin))]
         down = downhill(bench, begin, self.settings.budget, "weights", files, what)
         return [down.schedule, polished(bench, down, self.file("polish"), what)]
+
+    def _saved(self) -> SolverSchedule | None:
+        """Return what was found before for the same weights and guide."""
+        if self.nfe not in saved_counts(self.out, GUIDED):
+            return None
+        found = SolverSchedule.load(schedule_file(self.out, self.nfe, GUIDED))
+        same = all(found.about.get(k) == self.bench.about.get(k) for k in ("weights", "guide"))
+        return replace(found, about={}) if same else None
 
     def _plain(self, n: int) -> SolverSchedule:
         """Return the best schedule of n whole evaluations: a saved one, or the best fixed one."""
