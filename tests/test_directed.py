@@ -79,6 +79,8 @@ def test_gaussians_keep_gradients_in_their_covariance_and_refuse_what_is_none():
         pl.Gaussian(VP, torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))(x, 0.4)
     with pytest.raises(UsageError, match="needs noise on it"):
         law.given(torch.ones(2), 1.0, 0.0)
+    with pytest.raises(UsageError, match=r"these are \(2, 2\) and \(4, 4\): flatten"):
+        pl.Gaussian(VP, torch.zeros(2, 2), torch.eye(4))
 
 
 def test_a_gaussian_used_in_inference_mode_first_still_has_gradients():

@@ -53,7 +53,8 @@ class Gaussian(Oracle):
             singular: data on a subspace (`Subspace.gaussian`) have x̂_0 on it exactly.
 
     Raises:
-        UsageError: noise that is not Gaussian; at the first use, a covariance that is none.
+        UsageError: noise that is not Gaussian; shapes that do not fit; at the first use, a
+            covariance that is none.
 
     Cost: one eigendecomposition in float64 for all evaluations, then two products each.
     """
@@ -65,6 +66,12 @@ class Gaussian(Oracle):
 
     def __post_init__(self) -> None:
         check_gaussian(self.path)
+        dim, shape = self.mean.numel(), tuple(self.covariance.shape)
+        if self.mean.ndim != 1 or shape not in ((dim,), (dim, dim)):
+            raise UsageError(
+                f"a Gaussian has a mean of shape (dim,) and a covariance of (dim, dim), or (dim,) "
+                f"variances; these are {tuple(self.mean.shape)} and {shape}: flatten pictures."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
