@@ -11,8 +11,8 @@ module, or torchsde's own.
 What is otherwise: steps are at most dt and land on every time of `ts`, where torchsde steps over
 them and interpolates; `sdeint_adjoint` gives the solver's own gradient (reversible for
 reversible_heun, else by checkpoints), so the adjoint_ arguments have nothing to choose; "log_ode"
-is Milstein's method with the same areas; adaptive steps are those of `AdaptiveSDE`; options
-and `extra` are refused, not ignored.
+is Milstein's method with the same areas; "slow_rk" is new (Stratonovich, order 1.5); adaptive
+steps are those of `AdaptiveSDE`; options and `extra` are refused, not ignored.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ METHODS: Mapping[str, str] = {
     "euler_heun": "euler_heun",
     "reversible_heun": "reversible_heun",
     "log_ode": "milstein",
+    "slow_rk": "slow_rk",
 }
-"""torchsde's method → our solver."""
+"""torchsde's method → our solver; the last one torchsde does not have."""
 
 
 class SDEIto(nn.Module):
