@@ -272,16 +272,10 @@ class StratonovichRK(Stochastic):
         return to.write(t, {made[0]: 1.0}, f, g=g, lands=lands)
 
 
-@solvers.register("srk", aliases=("sra1", "sriw1", "rossler"), paper="Rößler 2010 (SINUM 48)")
 @dataclass(frozen=True)
-class SRK(Stochastic):
-    """Rößler's methods of strong order 1.5: SRA1 for additive noise, SRIW1 for diagonal or scalar.
+class StrongRK(Stochastic):
+    """What methods of strong order 1.5 share: motions commute, and the drift is asked twice."""
 
-    Two evaluations of the drift a step, and of the diffusion two (SRA1) or four (SRIW1). The
-    iterated integral of time comes from the space-time Lévy area.
-    """
-
-    integrals: ClassVar[tuple[Integral, ...]] = ("ito",)
     noises: ClassVar[tuple[Noise, ...]] = ("diagonal", "scalar", "additive")
 
     @property
@@ -291,6 +285,18 @@ class SRK(Stochastic):
     @property
     def nfe_per_step(self) -> int:
         return 2
+
+
+@solvers.register("srk", aliases=("sra1", "sriw1", "rossler"), paper="Rößler 2010 (SINUM 48)")
+@dataclass(frozen=True)
+class SRK(StrongRK):
+    """Rößler's methods of strong order 1.5: SRA1 for additive noise, SRIW1 for diagonal or scalar.
+
+    Two evaluations of the drift a step, and of the diffusion two (SRA1) or four (SRIW1). The
+    iterated integral of time comes from the space-time Lévy area.
+    """
+
+    integrals: ClassVar[tuple[Integral, ...]] = ("ito",)
 
     def write(self, to: Writer) -> None:
         self.check_direction(to)
@@ -347,7 +353,7 @@ class SRK(Stochastic):
 
 @solvers.register("slow_rk", aliases=("slowrk",), paper="arXiv:2210.17543, eq. 6.2")
 @dataclass(frozen=True)
-class SlowRK(Stochastic):
+class SlowRK(StrongRK):
     """SLOW-RK of Foster, dos Reis & Strange: strong order 1.5 on Stratonovich equations.
 
     Two evaluations of the drift a step, and five of the diffusion: RK4 along the noise from half a
@@ -362,15 +368,6 @@ class SlowRK(Stochastic):
     """
 
     integrals: ClassVar[tuple[Integral, ...]] = ("stratonovich",)
-    noises: ClassVar[tuple[Noise, ...]] = ("diagonal", "scalar", "additive")
-
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def nfe_per_step(self) -> int:
-        return 2
 
     def write(self, to: Writer) -> None:
         at = 0
