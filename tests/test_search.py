@@ -406,6 +406,14 @@ def test_what_is_found_is_better_on_fresh_noise_and_says_so(goals, tmp_path):
         assert found.found < 0.7 * found.fixed_error < found.ddim
     report = json.loads((tmp_path / "schedules" / REPORT).read_text())
     assert [each["found"] for each in report["tuned"]] == [four.found, five.found]
+    less = TuneSettings(budget=10, n_train=16, n_test=32)
+    (three,) = tune(Bench(*goals), [3], less, out=tmp_path)  # beside what was found before
+    report = json.loads((tmp_path / "schedules" / REPORT).read_text())
+    assert [each["found"] for each in report["tuned"]] == [three.found, four.found, five.found]
+    assert [each["budget"] for each in report["tuned"]] == [10, 250, 250]
+    (three,) = tune(Bench(*goals, about={"weights": "others"}), [3], less, out=tmp_path)
+    report = json.loads((tmp_path / "schedules" / REPORT).read_text())
+    assert [each["nfe"] for each in report["tuned"]] == [3]
 
 
 @pytest.mark.parametrize("left", [187, 45, 12, 3])

@@ -9,7 +9,6 @@ later search, on more noises say, goes on from the schedule that was saved.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.core.files import write_atomically
 from pathline.core.receipt import versions
 from pathline.fields.denoiser import with_details
 from pathline.fields.views import change
@@ -33,7 +31,15 @@ from pathline.speed.downhill import downhill, polished
 from pathline.speed.fixed import fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.metrics import Endpoint
-from pathline.speed.tune import Tuned, TuneSettings, keep_in, kept_in, marked
+from pathline.speed.tune import (
+    Tuned,
+    TuneSettings,
+    keep_in,
+    kept_in,
+    marked,
+    same_goal,
+    write_report,
+)
 
 MORE = 3
 """At most so many steps more than evaluations;"""
@@ -128,9 +134,7 @@ def tune_guided(
         task = _Guided(bench, nfe, settings, Path(out), None if work is None else Path(work))
         done.append(task.result())
         done[-1].schedule.save(schedule_file(out, nfe, GUIDED))
-        told = {"tuned": [t.to_dict() for t in done], "settings": asdict(settings)}
-        text = json.dumps(told | dict(bench.about) | {"versions": versions()}, indent=1)
-        write_atomically(schedule_file(out, 0).parent / REPORT, text + "\n")
+        write_report(schedule_file(out, 0).parent / REPORT, done, settings, bench)
     return done
 
 
@@ -194,8 +198,7 @@ class _Guided:
         if self.nfe not in saved_counts(self.out, GUIDED):
             return None
         found = SolverSchedule.load(schedule_file(self.out, self.nfe, GUIDED))
-        same = all(found.about.get(k) == self.bench.about.get(k) for k in ("weights", "guide"))
-        return replace(found, about={}) if same else None
+        return replace(found, about={}) if same_goal(found.about, self.bench.about) else None
 
     def _plain(self, n: int) -> SolverSchedule:
         """Return the best schedule of n whole evaluations: a saved one, or the best fixed one."""

@@ -233,11 +233,28 @@ def tune(
         done.append(task.result())
         if out is not None:
             done[-1].schedule.save(schedule_file(out, nfe))
-            told = {"tuned": [t.to_dict() for t in done], "settings": asdict(settings)}
-            content = {**told, **bench.about, "versions": versions()}
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            write_atomically(schedule_file(out, 0).parent / REPORT, text + "\n")
+            write_report(schedule_file(out, 0).parent / REPORT, done, settings, bench)
     return done
+
+
+def same_goal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two searches were for the same weights under the same guide."""
+    return all(one.get(key) == other.get(key) for key in ("weights", "guide"))
+
+
+def write_report(file: Path, done: Sequence[Tuned], settings: TuneSettings, bench: Bench) -> None:
+    """Tell what was found, beside what was found before at other numbers of evaluations.
+
+    Each tells its own budget and noises; the rest is of the last search.
+    """
+    known = kept_in(file)
+    before = known["tuned"] if isinstance(known, dict) and same_goal(known, bench.about) else []
+    terms = {"budget": settings.budget, "n_train": settings.n_train}
+    tuned = {each["nfe"]: each for each in before}
+    tuned |= {each.nfe: each.to_dict() | terms for each in done}
+    told = {"tuned": [tuned[nfe] for nfe in sorted(tuned)], "settings": asdict(settings)}
+    content = {**told, **bench.about, "versions": versions()}
+    write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _shares(counts: Sequence[int]) -> dict[int, float]:
