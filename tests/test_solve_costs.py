@@ -224,3 +224,16 @@ def test_a_cost_that_is_no_number_is_told():
     with pytest.raises(NonFiniteError, match="sample"):
         for seed in range(20):
             Local("unbiased").solve(field, X, solver="euler", grid=[0.0, 0.5, 1.0], seed=seed)
+
+
+def test_the_noisy_spiral_is_learned_from_moments_of_its_own_equation(monkeypatch):
+    """Along the same noise, a method of the other integral with many more steps agrees."""
+    from pathline.systems import spiral_sde as spiral
+
+    monkeypatch.setattr(spiral, "PATHS", 300)
+    mean, variance = spiral.truth.__wrapped__()
+    true = SDE(spiral.spiral, lambda x, t: spiral.SPREAD * x, noise="diagonal", sde_type="ito")
+    sol = pl.solve(true, spiral.start(300), solver="srk", grid=pl.grids.uniform(3200, 0.0, 1.0),
+                   seed=0, save=spiral.TIMES)  # fmt: skip
+    assert (sol.trajectory.mean(1) - mean).abs().max() < 5e-3
+    assert (sol.trajectory.var(1) - variance).abs().max() < 5e-3
