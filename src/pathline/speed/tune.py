@@ -247,8 +247,8 @@ def write_report(file: Path, done: Sequence[Tuned], settings: TuneSettings, benc
 
     Each tells its own budget and noises; the rest is of the last search.
     """
-    known = kept_in(file)
-    before = known["tuned"] if isinstance(known, dict) and same_goal(known, bench.about) else []
+    known = kept_in(file) or {}
+    before = known.get("tuned", []) if same_goal(known, bench.about) else []
     terms = {"budget": settings.budget, "n_train": settings.n_train}
     tuned = {each["nfe"]: each for each in before}
     tuned |= {each.nfe: each.to_dict() | terms for each in done}
