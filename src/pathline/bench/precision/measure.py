@@ -21,7 +21,7 @@ SCREENS = 4, 6
 """On a network everybody is measured at these numbers of evaluations, or next to them, on the
 problem's few noises; then go on, to all its noises:"""
 
-KEPT = 12
+KEPT = 24
 """each library's best ones at each of them, up to `FEW` evaluations;"""
 
 FEW = 12
@@ -30,7 +30,7 @@ GRIDS = 2
 """each sampler on so many grids, its best, to a screening at the first count beyond: who is good
 at few need not be good at many;"""
 
-LAST = 8
+LAST = 16
 """and each library's best of those at all the others. Nothing is screened on an oracle."""
 
 TOLERANCE = 0.2
