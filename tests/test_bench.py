@@ -5,6 +5,7 @@ No test here times anything.
 
 import json
 import sys
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 
@@ -250,3 +251,22 @@ def test_tensors_of_a_run_are_made_once_and_kept(tmp_path, monkeypatch):
     first = kept("bench", [1, "a"], make)["x"]
     assert torch.equal(kept("bench", [1, "a"], make)["x"], first) and next(made) == 1
     assert not torch.equal(kept("bench", [2, "a"], make)["x"], first)
+
+
+def test_sde_gives_everybody_the_steps_that_an_error_asks_for(monkeypatch):
+    pytest.importorskip("torchsde")
+    bench = import_module("pathline.bench.sde")
+    peer = import_module("pathline.bench.sde_torchsde")
+    monkeypatch.setattr(bench, "LEVELS", (0.1,))
+    monkeypatch.setattr(bench, "LADDER", (2, 4, 8))
+    monkeypatch.setattr(bench, "JAX", "no such library")  # it compiles for each number of steps
+    monkeypatch.setattr(peer, "REFERENCE", 128)
+    report = bench.sde(rounds=1)
+    limits = [bar.limit for bar in report.bars]
+    assert limits.count(bench.AT_MOST) == 6 and limits.count(None) == 2
+    motion, net = bench.problems()
+    assert peer.error(motion, "srk", 8) < 0.02 < peer.error(motion, "milstein", 8)
+    for error in (bench.our_error, bench.our_gradient_error):  # order 1.5 beside order one
+        assert error(net, "slow_rk", 8) < 0.2 * error(net, "heun", 8)
+    assert peer.error(net, "srk", 16) < 0.5 * peer.error(net, "heun", 16)  # by hand, the same law
+    assert bench.fitted(lambda n: 1 / n, 0.3) == 4 and bench.fitted(lambda n: 1.0, 0.3) is None

@@ -228,8 +228,8 @@ def our_gradient(
     adjoint = "reversible" if method == "reversible_heun" else "direct"
     x, sde = problem.x.clone().requires_grad_(), _form(problem, method)
     with torch.enable_grad():
-        sol = solve(sde.driven(path) if path else sde, x, solver=method, grid=_grid(n),
-                    seed=None if path else 0, adjoint=adjoint)  # fmt: skip
+        sol = solve(sde if path is None else sde.driven(path), x, solver=method, grid=_grid(n),
+                    seed=0 if path is None else None, adjoint=adjoint)  # fmt: skip
         return torch.autograd.grad(sol.x.square().sum(), [x, *problem.module.parameters()])
 
 
@@ -251,13 +251,7 @@ def contestants(problem: Problem) -> Iterator[Contestant]:
     for method in problem.ours:
         error, run = partial(our_error, problem, method), partial(our_run, problem, method)
         yield Contestant(OURS, method, error, run)
-    for method in problem.theirs:
-        error = partial(peer.error, problem, method)
-        for family, told in ((CALL, False), (PEER, True)):
-            yield Contestant(family, method, error, partial(peer.run, problem, method, told))
-    if problem.by_hand is not None:
-        error = partial(peer.error, problem, "srk")
-        yield Contestant(HAND, "srk", error, partial(peer.run, problem, "srk", True))
+    yield from _theirs(problem, peer.error, peer.run)
     if find_spec(JAX) is not None and not problem.is_learned:
         from pathline.bench.sde_diffrax import METHODS, error_of, run_of
 
@@ -272,13 +266,21 @@ def differentiators(problem: Problem) -> Iterator[Contestant]:
     for method in ("heun", "reversible_heun", "slow_rk"):
         error = partial(our_gradient_error, problem, method)
         yield Contestant(OURS, method, error, partial(our_gradient, problem, method))
-    for method in problem.theirs:
-        error = partial(peer.gradient_error, problem, method)
-        for family, told in ((CALL, False), (PEER, True)):
-            yield Contestant(family, method, error, partial(peer.gradient, problem, method, told))
+    yield from _theirs(problem, peer.gradient_error, peer.gradient)
+
+
+def _theirs(
+    problem: Problem, error: Callable[..., float], run: Callable[..., object]
+) -> Iterator[Contestant]:
+    """Yield torchsde's methods, both ways of calling each; and its srk on the form by hand."""
+    ways = [(family, method, told) for method in problem.theirs
+            for family, told in ((CALL, False), (PEER, True))]  # fmt: skip
     if problem.by_hand is not None:
-        error = partial(peer.gradient_error, problem, "srk")
-        yield Contestant(HAND, "srk", error, partial(peer.gradient, problem, "srk", True))
+        ways.append((HAND, "srk", True))
+    for family, method, told in ways:
+        yield Contestant(
+            family, method, partial(error, problem, method), partial(run, problem, method, told)
+        )
 
 
 def fitted(errors: Callable[[int], float], bound: float) -> int | None:
