@@ -124,21 +124,37 @@ def test_a_report_says_what_was_measured(problem, monkeypatch, tmp_path):
     assert "k-diffusion" in found.table() and json.dumps(found.to_dict())
 
 
+def with_a_step_to_data(problem):
+    found, absent = everybody(problem)
+    more = ("pathline", "dpmpp_2m", "log_snr, then data")
+    return [c for c in found if c.key in FEW or c.key == more], absent
+
+
 def test_on_a_network_the_best_of_the_screenings_go_on(problem, monkeypatch):
-    """All are measured at 4 and 6, the best alone at 8; every sampler at 14, the best at 20."""
+    """All are measured at 4 and 6, the best alone at 8; the better samplers at 14 and 20, also with
+    a step to data; the best of either alone at 18."""
     converged = problem.converged()
     costly = replace(problem, is_cheap=False)
     monkeypatch.setattr(type(costly), "converged", lambda self: converged)
-    monkeypatch.setattr(measuring, "everybody", few)
+    monkeypatch.setattr(measuring, "everybody", with_a_step_to_data)
     monkeypatch.setattr(measuring, "KEPT", 1)
     monkeypatch.setattr(measuring, "LAST", 1)
-    store, _ = measure(costly, [4, 6, 8, 14, 20], None)
+    store, _ = measure(costly, [4, 6, 8, 14, 18, 20], None)
     ours = {key: e for key, e in store.errors.items() if key[0] == "pathline"}
-    assert len(ours) == 3 and all({4, 6, 14} <= set(e) for e in ours.values())
-    at_eight = {key for key, e in ours.items() if 8 in e}
-    (at_twenty,) = [key for key, e in ours.items() if 20 in e]
-    assert at_eight == {min(ours, key=lambda key: ours[key][n]) for n in (4, 6)}
-    assert at_twenty == min(ours, key=lambda key: ours[key][14])
+
+    def at(nfe):
+        return {key for key, e in ours.items() if nfe in e}
+
+    def best(nfe, among=None):
+        return min(among or at(nfe), key=lambda key: ours[key][nfe])
+
+    assert at(4) == at(6) and len(at(6)) == 3
+    assert at(8) == {best(4), best(6)}
+    left = sorted(at(6), key=lambda key: ours[key][6])[:2]  # the better half of three samplers
+    assert {key[1] for key in at(14)} == {key[1] for key in left}
+    to_data = ("pathline", "dpmpp_2m", "log_snr, then data")
+    assert to_data not in at(6) and at(14) - at(6) <= {to_data}
+    assert at(20) == at(14) and at(18) == {best(14), best(20)}
 
 
 def test_a_network_is_screened_on_its_first_noises(problem, monkeypatch, tmp_path):

@@ -17,10 +17,10 @@ import torch
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Writer
 from pathline.solvers.unified import Constant, StepChoice
-from pathline.speed.descent import Descent, Freedom, descend
+from pathline.speed.descent import Descent, Freedom, Numbers, descend
 from pathline.speed.metrics import Endpoint
 
-__all__ = ["beginnings", "downhill", "freedoms", "guessed", "polished"]
+__all__ = ["affordable", "beginnings", "downhill", "freedoms", "guessed", "polished"]
 
 ENOUGH = 3
 """Rounds that a descent of all weights must afford; with less, one slope a step moves."""
@@ -41,6 +41,11 @@ POLISH = 2
 def freedoms(nfe: int) -> int:
     """Return how many numbers a schedule of so many evaluations has: inner times, and weights."""
     return nfe - 1 + nfe * (nfe + 3) // 2
+
+
+def affordable(schedule: SolverSchedule, tries: int) -> Freedom:
+    """Return what may move so that the tries are enough for a descent."""
+    return "weights" if tries >= ENOUGH * Numbers.of(schedule, "weights").n else "slopes"
 
 
 def guessed(schedule: SolverSchedule, guess: Constant) -> SolverSchedule:
@@ -78,10 +83,9 @@ def beginnings(
         guess: the mean of the data.
         tries: schedules that may be run.
     """
-    rounds = tries / freedoms(known[0].nfe)
-    if rounds < ENOUGH:
+    if affordable(known[0], tries) == "slopes":
         return list(known[:2]), "slopes"
-    if rounds < MOST:
+    if tries < MOST * freedoms(known[0].nfe):
         return [known[0], _guessed_if_it_was_not(known[0], guess)], "weights"
     both = [each for k in known[:2] for each in (k, _guessed_if_it_was_not(k, guess))]
     return list(dict.fromkeys(both)), "weights"
@@ -126,19 +130,28 @@ def downhill(
     return descend(bench, at, tries - others, freedom, file=files[best], what=what)
 
 
-def polished(bench: Endpoint, at: Descent, file: Path | None, what: str) -> SolverSchedule:
-    """Return a schedule after a few rounds of least squares proper, which outliers weigh more in.
+def polished(
+    bench: Endpoint,
+    at: Descent,
+    file: Path | None,
+    what: str,
+    freedom: Freedom = "weights",
+    tries: int = 0,
+) -> SolverSchedule:
+    """Return a schedule after some rounds of least squares proper, which outliers weigh more in.
 
     Args:
         bench: what measures.
         at: where a descent of the mean error has ended.
         file: what an interrupted one goes on from; None keeps nothing.
         what: is going on, for the progress bar.
+        freedom: what moves.
+        tries: schedules that may be run; a few rounds are made in any case.
 
     On few noises squares learn the outliers by heart; so what comes of it must be measured on
     others before it is taken.
     """
-    tries = POLISH * freedoms(at.schedule.nfe)
+    tries = max(tries, POLISH * Numbers.of(at.schedule, freedom).n)
     return descend(
-        bench, Descent(at.schedule, power=2.0), tries, "weights", file=file, what=what
+        bench, Descent(at.schedule, power=2.0), tries, freedom, file=file, what=what
     ).schedule

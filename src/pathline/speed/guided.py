@@ -27,7 +27,7 @@ from pathline.solvers.grids import LogSNR
 from pathline.solvers.null_start import FILE, measured_null_start, null_start_of
 from pathline.solvers.saved import GUIDED, saved_counts, schedule_file
 from pathline.solvers.schedule import SolverSchedule
-from pathline.speed.downhill import downhill, polished
+from pathline.speed.downhill import affordable, downhill, polished
 from pathline.speed.fixed import fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.metrics import Endpoint
@@ -179,19 +179,23 @@ class _Guided:
         return found
 
     def _found(self) -> list[SolverSchedule]:
-        """Return where the best descent ends, before and after its polish; or goes on to."""
+        """Return where the best descent ends, before and after its polish, and what was saved."""
         bench, what = self.bench.train, f"{self.nfe} guided evaluations: descent"
-        saved = self._saved()
-        if saved is not None:
-            file = self.file("further")
-            down = downhill(bench, [saved], self.settings.budget, "weights", [file], what)
-            return [saved, down.schedule]
+        saved, tries = self._saved(), self.settings.budget
+        begin = self._beginnings() if saved is None else [saved]
+        names = [f"down-{i}" for i in range(len(begin))] if saved is None else ["further"]
+        freedom = affordable(begin[0], tries)
+        down = downhill(bench, begin, tries, freedom, [self.file(name) for name in names], what)
+        left = tries - down.tries
+        end = polished(bench, down, self.file("polish"), what, freedom, left)
+        return [*([] if saved is None else [saved]), down.schedule, end]
+
+    def _beginnings(self) -> list[SolverSchedule]:
+        """Return the best ways to spend the evaluations, before they are moved."""
+        bench = self.bench.train
         ways = [(self._plain(n), m) for n, m in spendings(self.nfe)]
         begin = [thinned(bench, each, m - (each.guess is not None)) for each, m in ways]
-        begin = sorted(begin, key=bench.typical)[:BEGUN]
-        files = [self.file(f"down-{i}") for i in range(len(begin))]
-        down = downhill(bench, begin, self.settings.budget, "weights", files, what)
-        return [down.schedule, polished(bench, down, self.file("polish"), what)]
+        return sorted(begin, key=bench.typical)[:BEGUN]
 
     def _saved(self) -> SolverSchedule | None:
         """Return what was found before for the same weights and guide."""

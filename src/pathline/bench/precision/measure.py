@@ -26,12 +26,15 @@ KEPT = 24
 
 FEW = 12
 
+SHARE = 0.5
+"""this share of each library's samplers, the better ones, on all grids to a screening at the first
+count beyond: a grid that is good for few need not be good for many;"""
+
 GRIDS = 2
-"""each sampler on so many grids, its best, to a screening at the first count beyond: who is good
-at few need not be good at many;"""
+"""each of these on so many grids, its best there, to one at the last count;"""
 
 LAST = 16
-"""and each library's best of those at all the others. Nothing is screened on an oracle."""
+"""and each library's best of either to all the others. Nothing is screened on an oracle."""
 
 TOLERANCE = 0.2
 """A sampler's end may differ from t_min by this share: libraries keep their tables in float32."""
@@ -116,30 +119,38 @@ class _Measuring:
             self.these(contestants, f"{name}, all", counts)
             return
         few, many = [n for n in counts if n <= FEW], [n for n in counts if n > FEW]
+        short = [contestant for contestant in contestants if not contestant.to_data]
         chosen: dict[Key, Contestant] = {}
         for screen in SCREENS:
             near = sorted(few or many, key=lambda n: (abs(n - screen), n))
-            for contestant in track(contestants, f"{name}, screening", len(contestants)):
-                self.screen(contestant, near)
-            chosen |= {each.key: each for each in self.best(contestants, screen, KEPT)}
+            self.screen(short, near, "screening")
+            chosen |= {each.key: each for each in self.best(short, screen, KEPT)}
         self.these(list(chosen.values()), f"{name}, few", few)
         if many:
-            again = self.on_best_grids(contestants)
-            for contestant in track(again, f"{name}, screening again", len(again)):
-                self.screen(contestant, many)
-            self.these(self.best(again, many[0], LAST), f"{name}, many", many)
+            self.these(self.best_of_many(contestants, many), f"{name}, many", many)
+
+    def best_of_many(self, contestants: Sequence[Contestant], many: list[int]) -> list[Contestant]:
+        """Return who is best at the first or the last of these counts."""
+        chosen: dict[Key, Contestant] = {}
+        left = self.of_better_samplers(contestants)
+        for near in (many, many[::-1]):
+            self.screen(left, near, f"screening at {near[0]}")
+            chosen |= {each.key: each for each in self.best(left, near[0], LAST)}
+            left = self.on_best_grids(left, near[0])
+        return list(chosen.values())
 
     def these(self, contestants: Sequence[Contestant], what: str, counts: Sequence[int]) -> None:
         """Measure these at all counts."""
         for contestant in track(contestants, what, len(contestants)):
             self.each(contestant, counts)
 
-    def screen(self, contestant: Contestant, near: Sequence[int]) -> None:
-        """Measure one on few noises, at the first of these counts that it can take."""
-        for nfe in near:
-            self.each(contestant, [nfe], few=self.has_few)
-            if self.store.get(contestant.key, nfe, few=self.has_few) is not None:
-                return
+    def screen(self, contestants: Sequence[Contestant], near: Sequence[int], what: str) -> None:
+        """Measure these on few noises, each at the first of these counts that it can take."""
+        for contestant in track(contestants, f"{self.problem.name}, {what}", len(contestants)):
+            for nfe in near:
+                self.each(contestant, [nfe], few=self.has_few)
+                if self.store.get(contestant.key, nfe, few=self.has_few) is not None:
+                    break
 
     def each(self, contestant: Contestant, counts: Sequence[int], few: bool = False) -> None:
         """Measure one, at the counts that it has not been measured at."""
@@ -201,10 +212,19 @@ class _Measuring:
                 chosen.append(contestant)
         return chosen
 
-    def on_best_grids(self, contestants: Sequence[Contestant]) -> list[Contestant]:
-        """Return each sampler on the `GRIDS` grids that were its best in the last screening."""
+    def of_better_samplers(self, contestants: Sequence[Contestant]) -> list[Contestant]:
+        """Return the `SHARE` of each library's samplers that were best in the last screening."""
+        ranked = sorted(contestants, key=lambda c: self.rank(c, SCREENS[-1]))
+        chosen: set[tuple[str, str]] = set()
+        for by in {contestant.by for contestant in contestants}:
+            names = list(dict.fromkeys(c.sampler for c in ranked if c.by == by))
+            chosen |= {(by, name) for name in names[: math.ceil(SHARE * len(names))]}
+        return [c for c in contestants if (c.by, c.sampler) in chosen]
+
+    def on_best_grids(self, contestants: Sequence[Contestant], nfe: int) -> list[Contestant]:
+        """Return each sampler on the `GRIDS` grids that are its best at this count."""
         samplers: dict[tuple[str, str], list[Contestant]] = {}
-        for contestant in sorted(contestants, key=lambda c: self.rank(c, SCREENS[-1])):
+        for contestant in sorted(contestants, key=lambda c: self.rank(c, nfe)):
             samplers.setdefault((contestant.by, contestant.sampler), []).append(contestant)
         return [contestant for those in samplers.values() for contestant in those[:GRIDS]]
 

@@ -47,7 +47,7 @@ def contestants(problem: Problem) -> tuple[list[Contestant], dict[str, str]]:
         except UsageError as reason:
             absent[label] = str(reason)
             continue
-        found += [_contestant(problem, label, tuned, *grid) for grid in _grids(problem.is_cheap)]
+        found += [_contestant(problem, label, tuned, *grid) for grid in _grids()]
     return [*found, *_schedules(problem)], absent
 
 
@@ -87,15 +87,11 @@ def _variants(solver: Solver) -> Iterator[tuple[dict[str, Any], Solver]]:
                     yield {name: value}, replace(solver, **{name: value})
 
 
-def _grids(to_data: bool) -> Iterator[tuple[str, Grid]]:
-    """Yield every grid that needs a number of steps alone, with and without a step to data.
-
-    That step costs an evaluation at t_min, where nothing is left to decide: it has never paid on
-    the oracles, and networks are spared it.
-    """
+def _grids() -> Iterator[tuple[str, Grid]]:
+    """Yield every grid that needs a number of steps alone, with and without a step to data."""
     known: set[Grid] = set()
     for entry in every_grid:
-        for last in ("stop", "denoise") if to_data else ("stop",):
+        for last in ("stop", "denoise"):
             try:
                 grid = entry.build(n=2, last=last)
             except UsageError:
@@ -178,4 +174,4 @@ def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: G
         rows = [] if made is None else made.to_dict()["rows"]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    return Contestant(NAME, label, name, run, calls, same)
+    return Contestant(NAME, label, name, run, calls, same, to_data=grid.last == "denoise")
