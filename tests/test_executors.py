@@ -171,7 +171,11 @@ def test_a_graph_needs_a_gpu_and_nobody_looking():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("guide", [None, pl.CFG(2.0)], ids=["plain", "guided"])
+@pytest.mark.parametrize(
+    "guide",
+    [None, pl.CFG(2.0), pl.CFG(2.0, interval=(0.3, 0.7))],
+    ids=["plain", "guided", "guided between"],
+)
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "dpmpp_2m_sde", "heun"])
 def test_a_captured_loop_is_the_eager_one(solver, guide):
     law, graph = model().to("cuda"), Graph()

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors with a JSON header, never unpickled; and how products are made."""
+"""Tensors: files of them (safetensors, never unpickled), and what a GPU is asked and told."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
@@ -75,3 +76,20 @@ def plain_attention() -> Generator[None]:
     """
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+_ON_HOST = WeakTensorKeyDictionary()
+
+
+def on_host(times: Tensor) -> Tensor:
+    """Return times on the CPU, where what depends on them can be decided without waiting.
+
+    A device is asked once for a tensor: a loop that is captured as a CUDA graph, which may not ask,
+    knows it from when it was warmed up. Nobody writes into times.
+    """
+    if times.device.type == "cpu":
+        return times
+    known: Tensor | None = _ON_HOST.get(times)
+    if known is None:
+        known = _ON_HOST[times] = times.detach().cpu()
+    return known

@@ -25,7 +25,7 @@ from pathline.solvers.execute import complete
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import LogSNR
 from pathline.solvers.null_start import FILE, measured_null_start, null_start_of
-from pathline.solvers.saved import GUIDED, saved_counts, schedule_file
+from pathline.solvers.saved import FOUND, GUIDED, saved_counts, schedule_file
 from pathline.solvers.schedule import SolverSchedule
 from pathline.speed.downhill import affordable, downhill, polished
 from pathline.speed.fixed import fixed_solvers, race
@@ -183,11 +183,11 @@ class _Guided:
         bench, what = self.bench.train, f"{self.nfe} guided evaluations: descent"
         saved, tries = self._saved(), self.settings.budget
         begin = self._beginnings() if saved is None else [saved]
-        names = [f"down-{i}" for i in range(len(begin))] if saved is None else ["further"]
-        freedom = affordable(begin[0], tries)
-        down = downhill(bench, begin, tries, freedom, [self.file(name) for name in names], what)
+        name, freedom = "down" if saved is None else "further", affordable(begin[0], tries)
+        files = [self.file(f"{name}-{i}") for i in range(len(begin))]
+        down = downhill(bench, begin, tries, freedom, files, what)
         left = tries - down.tries
-        end = polished(bench, down, self.file("polish"), what, freedom, left)
+        end = polished(bench, down, self.file(f"{name}-polish"), what, freedom, left)
         return [*([] if saved is None else [saved]), down.schedule, end]
 
     def _beginnings(self) -> list[SolverSchedule]:
@@ -229,4 +229,5 @@ class _Guided:
         told |= {k: v for k, v in bench.about.items() if k != "conditions"}
         kept = replace(schedule, about=told | {"versions": versions()})
         seen = bench.train.typical(schedule)
-        return Tuned(self.nfe, kept, error, seen, "s3", rival, default, ddim, 0)
+        which = FOUND if self.nfe in saved_counts(self.out) else "the best fixed one"
+        return Tuned(self.nfe, kept, error, seen, which, rival, default, ddim, 0)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
+from pathline.core.tensors import on_host
 from pathline.fields import Condition, Evaluate, Field, Halves, View, change
 from pathline.fields.denoiser import null_of, repeated
 from pathline.paths import GaussianPath, bshape
@@ -105,9 +106,9 @@ class Contrasted(Guided):
         return self.bind(t.reshape(1, *t.shape), x, cond)(0, x)
 
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
-        applied = self.guide.applies(self.path, times)
-        where = applied.unbind()
-        any_, all_ = (f(applied.reshape(len(times), -1)) for f in (_any, _all))
+        applied = self.guide.applies(self.path, on_host(times)).reshape(len(times), -1)
+        any_, all_ = applied.any(1).tolist(), applied.all(1).tolist()
+        where = times if any_ == all_ else self.guide.applies(self.path, times)
         alone = None if all(any_) else self.better(times, x, cond)
         both = self.pair(times, x, cond) if any(any_) else None
         instants = times.unbind()
@@ -124,7 +125,7 @@ class Contrasted(Guided):
         return evaluate
 
     def halves(self, times: Tensor, x: Tensor, cond: Condition) -> Halves | None:
-        if not bool(self.guide.applies(self.path, times).all()):
+        if not bool(self.guide.applies(self.path, on_host(times)).all()):
             return None
         instants, mixed = times.unbind(), self.guide.mixed
 
@@ -140,14 +141,6 @@ class Contrasted(Guided):
     @abstractmethod
     def pair(self, times: Tensor, x: Tensor, cond: Condition) -> Any:
         """Return f(k, x) of both evaluations."""
-
-
-def _any(applied: Tensor) -> list[bool]:
-    return applied.any(1).tolist()
-
-
-def _all(applied: Tensor) -> list[bool]:
-    return applied.all(1).tolist()
 
 
 @dataclass(frozen=True)
