@@ -119,7 +119,7 @@ class _Measuring:
             self.these(contestants, f"{name}, all", counts)
             return
         few, many = [n for n in counts if n <= FEW], [n for n in counts if n > FEW]
-        short = [contestant for contestant in contestants if not contestant.to_data]
+        short = [each for each in contestants if not ours.goes_to_data(each)]
         chosen: dict[Key, Contestant] = {}
         for screen in SCREENS:
             near = sorted(few or many, key=lambda n: (abs(n - screen), n))

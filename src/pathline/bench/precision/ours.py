@@ -33,6 +33,9 @@ from pathline.solvers.thinned import ThinnedGuidance
 
 NAME = "pathline"
 
+TO_DATA = ", then data"
+"""How the name of a grid ends whose last step goes to data itself."""
+
 ORDERS = 2, 3, 4
 """Of multistep methods; the first is everybody's."""
 
@@ -98,7 +101,12 @@ def _grids() -> Iterator[tuple[str, Grid]]:
                 continue
             if grid not in known:
                 known.add(grid)
-                yield entry.name + (", then data" if last == "denoise" else ""), grid
+                yield entry.name + (TO_DATA if last == "denoise" else ""), grid
+
+
+def goes_to_data(contestant: Contestant) -> bool:
+    """Whether its last step is from t_min to data: an evaluation that only many can spare."""
+    return contestant.by == NAME and contestant.grid.endswith(TO_DATA)
 
 
 def tuned(problem: Problem) -> list[str]:
@@ -174,4 +182,4 @@ def _contestant(problem: Problem, label: str, solver: Solver, name: str, grid: G
         rows = [] if made is None else made.to_dict()["rows"]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    return Contestant(NAME, label, name, run, calls, same, to_data=grid.last == "denoise")
+    return Contestant(NAME, label, name, run, calls, same)

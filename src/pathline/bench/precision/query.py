@@ -119,8 +119,6 @@ class Contestant:
         calls: n → the evaluations of n steps, if that is known; else they are counted.
         same: n → equal for those who do exactly the same.
         is_tuned: whether it was made for the model, and for some counts only.
-        to_data: whether a network is spared it at few evaluations: its last one goes into a step to
-            data itself, and is worth that only where there are many.
     """
 
     by: str
@@ -130,7 +128,6 @@ class Contestant:
     calls: Callable[[int], int] | None = None
     same: Callable[[int], str] | None = None
     is_tuned: bool = False
-    to_data: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:
