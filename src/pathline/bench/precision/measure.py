@@ -21,7 +21,7 @@ SCREENS = 4, 6
 """On a network everybody is measured at these numbers of evaluations, or next to them, on the
 problem's few noises; then go on, to all its noises:"""
 
-KEPT = 24
+KEPT = 12
 """each library's best ones at each of them, up to `FEW` evaluations;"""
 
 FEW = 12
@@ -33,7 +33,7 @@ count beyond: a grid that is good for few need not be good for many;"""
 GRIDS = 2
 """each of these on so many grids, its best there, to one at the last count;"""
 
-LAST = 16
+LAST = 8
 """and each library's best of either to all the others. Nothing is screened on an oracle."""
 
 TOLERANCE = 0.2

@@ -42,7 +42,7 @@ PROMPTS = (
 )  # fmt: skip
 """What a model that is told a text is asked for, in turn."""
 
-SCREENED = 8
+SCREENED = 4
 """So many noises are enough to tell a network's good samplers from the others."""
 
 
