@@ -16,6 +16,7 @@ from pathline.bench.precision.problems import problem_of, rms
 from pathline.bench.precision.query import Query, Rehearsal
 from pathline.bench.precision.report import Outcome
 from pathline.fields.denoiser import Denoiser
+from pathline.fields.problems import m4
 
 pytest.importorskip("diffusers")
 pytest.importorskip("azula")
@@ -196,3 +197,32 @@ def test_bad_input_is_told():
         bench.solvers(["m4-vp"], [5], 0)
     with pytest.raises(pl.UsageError, match="m4-vp"):
         bench.solvers(["m4-vq"], [5])
+
+
+def test_a_network_is_converged_noise_by_noise(monkeypatch):
+    """Steps are doubled for those noises alone that still move, and the goal is the exact flow's."""
+    problems = import_module("pathline.bench.precision.problems")
+    law = m4(pl.CondOT())
+    network = pl.Denoiser(
+        lambda x, t: law.evaluate(x, t, {}), law.path, law.view, shape=(3,), name="m4-network",
+        details={"weights": {"sha256": "none"}},
+    )  # fmt: skip
+    problem = problems.learned(network, 8)
+    runs = []
+    rk4 = problems._rk4
+
+    def counted(part, steps):
+        runs.append((steps, len(part.x)))
+        return rk4(part, steps)
+
+    monkeypatch.setattr(problems, "_rk4", counted)
+    monkeypatch.setattr(problems, "_STEPS", 4)
+    found = problems._converged_network(problem)
+    assert runs[0] == (4, 8) and [steps for steps, _ in runs] == [
+        4 * 2**i for i in range(len(runs))
+    ]
+    assert runs[-1][1] < 8  # not all of them want as many
+    exact = pl.solve(law, problem.x.double(), solver="rk4", grid=pl.grids.log_snr(500)).x
+    off = problems.each_rms(found.stop.double() - exact)
+    assert off.max() < problems._CLOSE  # each within what its last doubling moved
+    assert found.difference < problems._CLOSE

@@ -75,6 +75,7 @@ def compare(problem: Problem, counts: Sequence[int], output: str | Path | None) 
         not problem.is_cheap,
         counts,
         place() | _accelerator(problem.x.device),
+        medians=store.medians,
     )
     if frechet.is_seen(problem):
         outcome = replace(outcome, seen=_seen(problem, outcome, folder))

@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from pathline.bench.peers import Absent, installed, k_diffusion_sampling
 from pathline.bench.precision import ours, peers_azula, peers_diffusers, peers_k_diffusion
-from pathline.bench.precision.problems import Converged, Problem, rms
+from pathline.bench.precision.problems import Converged, Problem, each_rms, rms
 from pathline.bench.precision.query import Contestant, Ended, Query, Rehearsal
 from pathline.bench.precision.store import Key, Store, code_stamp, version_stamp
 from pathline.core.progress import track
@@ -103,6 +104,13 @@ def measure(
     return store, converged
 
 
+class Errors(NamedTuple):
+    """The root mean square over everything, and the median of that of each noise."""
+
+    rms: float
+    median: float
+
+
 class _Measuring:
     """A problem under measurement."""
 
@@ -110,7 +118,7 @@ class _Measuring:
         self.problem, self.converged, self.store = problem, converged, store
         self.rehearsal = Rehearsal(problem)
         self.has_few = problem.few is not None
-        self.known: dict[tuple[str, int, bool], float] = {}
+        self.known: dict[tuple[str, int, bool], Errors] = {}
 
     def all(self, contestants: Sequence[Contestant], counts: Sequence[int]) -> None:
         """Measure everybody; on a network, screen them first, and again for many evaluations."""
@@ -160,8 +168,9 @@ class _Measuring:
             try:
                 n = self.rehearsal.steps_for(contestant, nfe)
                 if n is not None:
-                    error = self.error(contestant, n, nfe, few)
-                    self.store.put(contestant.key, nfe, error, few=few)
+                    error, median = self.error(contestant, n, nfe, few)
+                    told = None if few else median
+                    self.store.put(contestant.key, nfe, error, few=few, median=told)
             except Absent as reason:
                 self.store.absent[_words(contestant.key)] = str(reason)
                 return
@@ -171,8 +180,8 @@ class _Measuring:
                 said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 self.store.absent[_words(contestant.key)] = f"{said} ({nfe} evaluations)"
 
-    def error(self, contestant: Contestant, n: int, nfe: int, few: bool) -> float:
-        """Return the RMS error of n steps; NaN if the result is not finite."""
+    def error(self, contestant: Contestant, n: int, nfe: int, few: bool) -> Errors:
+        """Return the errors of n steps; NaN if the result is not finite."""
         same = None if contestant.same is None else (contestant.same(n), nfe, few)
         if same is not None and same in self.known:
             return self.known[same]
@@ -180,11 +189,12 @@ class _Measuring:
         end = contestant.run(query, n)
         if query.calls != nfe:
             raise Absent(f"took {query.calls} evaluations, and {nfe} in rehearsal")
-        error = rms(end.x - self.goal(end)[: len(end.x)])
-        error = error if math.isfinite(error) else math.nan
+        off = end.x - self.goal(end)[: len(end.x)]
+        errors = Errors(rms(off), float(each_rms(off).quantile(0.5)))
+        errors = errors if math.isfinite(errors.rms) else Errors(math.nan, math.nan)
         if same is not None:
-            self.known[same] = error
-        return error
+            self.known[same] = errors
+        return errors
 
     def goal(self, end: Ended) -> torch.Tensor:
         """Return the converged solution where a sampler ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -27,6 +27,11 @@ ABOUT = (
     "RMS error to the converged solution, each on its best grid; evaluations are counted calls of "
     "the guided network, which are two of the network itself: of s3_guided, which leaves some of "
     "these out, two count as one. The same noises, held out, for everybody."
+)
+
+MEDIAN = (
+    "The median of the noises' own errors, by each library's best there. A noise whose sample "
+    "forks ends elsewhere whatever few steps do, and a few of them make most of a root mean square."
 )
 
 FRECHET = "## Fréchet distance to held-out pictures, 500 of each"
@@ -91,6 +96,7 @@ class Outcome:
         counts: the evaluations that were asked for.
         place: machine, versions and date.
         seen: how near to real pictures each library's best come; None where nobody looked.
+        medians: as `errors`, of the median noise.
     """
 
     problem: str
@@ -102,21 +108,29 @@ class Outcome:
     counts: Sequence[int]
     place: Mapping[str, str]
     seen: Seen | None = None
+    medians: Mapping[Key, Mapping[int, float]] = field(default_factory=dict)
 
     @cached_property
     def libraries(self) -> list[str]:
         """Ours, and the peers that have numbers."""
         return list(dict.fromkeys(by for by, _, _ in self.errors))
 
-    def best(self, nfe: int, by: Iterable[str]) -> Best | None:
+    def best(self, nfe: int, by: Iterable[str], *, median: bool = False) -> Best | None:
         """Return the least error of these libraries at so many evaluations."""
         whose = set(by)
         found = [
             Best(errors[nfe], sampler, grid)
-            for (library, sampler, grid), errors in self.errors.items()
+            for (library, sampler, grid), errors in (
+                self.medians if median else self.errors
+            ).items()
             if library in whose and math.isfinite(errors.get(nfe, math.nan))
         ]
         return min(found, default=None)
+
+    def ratio(self, nfe: int, *, median: bool = False) -> float | None:
+        """Return the error of our best over that of the best peer, where both have one."""
+        mine, theirs = (self.best(nfe, by, median=median) for by in ([ours.NAME], self.peers))
+        return None if mine is None or theirs is None else mine.error / theirs.error
 
     @property
     def peers(self) -> list[str]:
@@ -133,11 +147,10 @@ class Outcome:
         """Our best beside the best peer, at every number of evaluations where both have one."""
         bars: list[Bar] = []
         for nfe in self.counts:
-            mine, theirs = self.best(nfe, [ours.NAME]), self.best(nfe, self.peers)
-            if mine is not None and theirs is not None:
+            if (ratio := self.ratio(nfe)) is not None:
                 limit = (0.5 if nfe in HALF_AT else 1.0) if self.held else None
                 text = f"{self.problem}, {nfe} evaluations: best of ours / best peer"
-                bars.append(Bar(text, mine.error / theirs.error, limit))
+                bars.append(Bar(text, ratio, limit))
         return bars
 
     def cells(self) -> list[list[str]]:
@@ -148,6 +161,16 @@ class Outcome:
             bests = [self.best(nfe, [by]) for by in self.libraries]
             bar = ratios.get(f"{self.problem}, {nfe} evaluations: best of ours / best peer")
             told = "" if bar is None else f"{bar.measured:.2f} {bar.verdict}".strip()
+            lines.append([str(nfe), *("" if b is None else str(b) for b in bests), told])
+        return lines
+
+    def median_cells(self) -> list[list[str]]:
+        """The same of the median noise, which no bar is held to."""
+        lines = [["evaluations", *self.libraries, "ours / best peer"]]
+        for nfe in self.counts:
+            bests = [self.best(nfe, [by], median=True) for by in self.libraries]
+            ratio = self.ratio(nfe, median=True)
+            told = "" if ratio is None else f"{ratio:.2f}"
             lines.append([str(nfe), *("" if b is None else str(b) for b in bests), told])
         return lines
 
@@ -213,6 +236,7 @@ class Outcome:
             "recommended": recommended,
             "frechet": None if self.seen is None else self.seen.to_dict(),
             "bars": bars,
+            "medians": {str(n): r for n in self.counts if (r := self.ratio(n, median=True))},
             "best": best,
         }
 
@@ -227,6 +251,7 @@ class Outcome:
             "\n".join(f"- {key}: {value}" for key, value in facts.items()),
             f"![error against evaluations](solvers-{self.problem}.png)",
             "\n".join(_markdown(self.cells())),
+            *self._median_markdown(),
             "## Of ours, take",
             "\n".join(f"- {n} evaluations: {best}" for n, best in self.recommended().items()),
             *([] if self.seen is None else [FRECHET, "\n".join(_markdown(self.seen.cells()))]),
@@ -241,6 +266,10 @@ class Outcome:
         ]
         return "\n\n".join(parts) + "\n"
 
+    def _median_markdown(self) -> list[str]:
+        lines = "\n".join(_markdown(self.median_cells()))
+        return ["## The median noise", MEDIAN, lines] if self.medians else []
+
     def html(self) -> str:
         """Return the outcome as a page with everything inside; points tell who they are."""
         head, *body = self.cells()
@@ -254,6 +283,7 @@ class Outcome:
             f"<p>{escape(ABOUT)}</p>",
             svg(self.curves()),
             *table(rows),
+            *self._median_html(),
             *self._seen_html(),
             "<h2>Every sampler on its best grid</h2>",
             *table(everybody),
@@ -262,6 +292,12 @@ class Outcome:
             f'<p class="small">{escape(told)}</p>',
         ]
         return page(f"pathline bench solvers: {self.problem}", parts, "body { max-width: 80rem }")
+
+    def _median_html(self) -> Iterator[str]:
+        if self.medians:
+            head, *body = self.median_cells()
+            yield f"<h2>The median noise</h2><p>{escape(MEDIAN)}</p>"
+            yield from table([dict(zip(head, line, strict=True)) for line in body])
 
     def _seen_html(self) -> Iterator[str]:
         if self.seen is not None:

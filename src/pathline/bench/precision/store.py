@@ -39,6 +39,7 @@ class Store:
         stamps: what decides a library's numbers, by its name.
         errors: contestant → evaluations → error; NaN where the sampler failed.
         screened: the same, on few noises.
+        medians: of the noises' own errors, which those that fork weigh less in.
         absent: contestant's words → why it has none.
         about: what else the file says.
         measure: what an error is called in the file.
@@ -49,6 +50,7 @@ class Store:
     stamps: Mapping[str, str]
     errors: dict[Key, dict[int, float]] = field(default_factory=dict)
     screened: dict[Key, dict[int, float]] = field(default_factory=dict)
+    medians: dict[Key, dict[int, float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     measure: str = "rms"
@@ -71,15 +73,19 @@ class Store:
 
     @property
     def _tables(self) -> tuple[tuple[dict[Key, dict[int, float]], str], ...]:
-        return (self.errors, self.measure), (self.screened, "screened")
+        return (self.errors, self.measure), (self.screened, "screened"), (self.medians, "median")
 
     def get(self, key: Key, nfe: int, *, few: bool = False) -> float | None:
         """Return an error that is known; NaN for a sampler that failed."""
         return (self.screened if few else self.errors).get(key, {}).get(nfe)
 
-    def put(self, key: Key, nfe: int, error: float, *, few: bool = False) -> None:
+    def put(
+        self, key: Key, nfe: int, error: float, *, few: bool = False, median: float | None = None
+    ) -> None:
         """Note an error, and write it down if the last time is a while ago."""
         (self.screened if few else self.errors).setdefault(key, {})[nfe] = error
+        if median is not None:
+            self.medians.setdefault(key, {})[nfe] = median
         if monotonic() - self.written > PATIENCE:
             self.save()
 
