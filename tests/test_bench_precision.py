@@ -200,7 +200,7 @@ def test_bad_input_is_told():
 
 
 def test_a_network_is_converged_noise_by_noise(monkeypatch):
-    """Steps are doubled for those noises alone that still move, and the goal is the exact flow's."""
+    """Steps are doubled for those noises alone that still move, and the goal is the exact end."""
     problems = import_module("pathline.bench.precision.problems")
     law = m4(pl.CondOT())
     network = pl.Denoiser(
