@@ -46,7 +46,7 @@ def solvers(
     Raises:
         UsageError: a problem that is not known, or counts below one.
 
-    Cost: with all counts a network takes half an hour on a core at 10 ms a sample and evaluation.
+    Cost: with all counts a network takes an hour on a core at 10 ms a sample and evaluation.
     """
     counts = sorted(set(COUNTS if nfe is None else nfe))
     if not counts or counts[0] < 1:
