@@ -174,6 +174,8 @@ def test_a_network_is_screened_on_its_first_noises(problem, monkeypatch, tmp_pat
     end = contestant.run(Query(problem), Rehearsal(problem).steps_for(contestant, 6))
     assert store.errors[best][6] == pytest.approx(rms(end.x - converged.stop), rel=1e-3)
     assert store.screened[best][6] == pytest.approx(rms((end.x - converged.stop)[:4]), rel=1e-3)
+    each = sorted(rms(x) for x in end.x - converged.stop)
+    assert store.medians[best][6] == pytest.approx((each[3] + each[4]) / 2, rel=1e-3)
     monkeypatch.setattr(measuring._Measuring, "error", None)
     again, _ = measure(costly, [6, 8], tmp_path)
     assert again.errors.keys() == store.errors.keys()

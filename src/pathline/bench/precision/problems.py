@@ -138,7 +138,8 @@ def _converged_network(problem: Problem) -> Converged:
     """RK4, with more steps for those noises that want them."""
     with torch.inference_mode():
         stop, steps = _rk4(problem, _STEPS), _STEPS
-        moved, left = torch.full((len(stop),), math.inf).double(), torch.arange(len(stop))
+        left = torch.arange(len(stop))
+        moved = torch.full((len(stop),), math.inf, dtype=torch.float64)
         while len(left) and steps < _MOST:
             steps *= 2
             finer = _rk4(_of_rows(problem, left), steps)
@@ -156,12 +157,10 @@ def _of_rows(problem: Problem, rows: Tensor) -> Problem:
     """Return a network's problem with some of its noises alone."""
     asked = problem.field.inner if isinstance(problem.field, Remembering) else problem.field
     assert isinstance(asked, Asked)
-    n, rows = len(problem.x), rows.to(problem.x.device)
-    told = {
-        k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == n else v
-        for k, v in asked.prepared.items()
-    }
-    return replace(problem, field=replace(asked, prepared=told), x=problem.x[rows], starts={})
+    told = asked.inner.part(asked.prepared, rows)
+    assert told is not None  # a guided denoiser's
+    x = problem.x[rows.to(problem.x.device)]
+    return replace(problem, field=replace(asked, prepared=told), x=x, starts={})
 
 
 def rms(x: Tensor) -> float:

@@ -117,12 +117,10 @@ class Outcome:
 
     def best(self, nfe: int, by: Iterable[str], *, median: bool = False) -> Best | None:
         """Return the least error of these libraries at so many evaluations."""
-        whose = set(by)
+        whose, measured = set(by), self.medians if median else self.errors
         found = [
             Best(errors[nfe], sampler, grid)
-            for (library, sampler, grid), errors in (
-                self.medians if median else self.errors
-            ).items()
+            for (library, sampler, grid), errors in measured.items()
             if library in whose and math.isfinite(errors.get(nfe, math.nan))
         ]
         return min(found, default=None)
@@ -149,28 +147,20 @@ class Outcome:
         for nfe in self.counts:
             if (ratio := self.ratio(nfe)) is not None:
                 limit = (0.5 if nfe in HALF_AT else 1.0) if self.held else None
-                text = f"{self.problem}, {nfe} evaluations: best of ours / best peer"
-                bars.append(Bar(text, ratio, limit))
+                bars.append(Bar(self._bar(nfe), ratio, limit))
         return bars
 
-    def cells(self) -> list[list[str]]:
-        """The main table: a line for each number of evaluations."""
-        lines = [["evaluations", *self.libraries, "ours / best peer"]]
-        ratios = {bar.text: bar for bar in self.bars}
-        for nfe in self.counts:
-            bests = [self.best(nfe, [by]) for by in self.libraries]
-            bar = ratios.get(f"{self.problem}, {nfe} evaluations: best of ours / best peer")
-            told = "" if bar is None else f"{bar.measured:.2f} {bar.verdict}".strip()
-            lines.append([str(nfe), *("" if b is None else str(b) for b in bests), told])
-        return lines
+    def _bar(self, nfe: int) -> str:
+        return f"{self.problem}, {nfe} evaluations: best of ours / best peer"
 
-    def median_cells(self) -> list[list[str]]:
-        """The same of the median noise, which no bar is held to."""
+    def cells(self, *, median: bool = False) -> list[list[str]]:
+        """The main table: a line for each number of evaluations. The median is held to no bar."""
         lines = [["evaluations", *self.libraries, "ours / best peer"]]
+        verdicts = {} if median else {bar.text: bar.verdict for bar in self.bars}
         for nfe in self.counts:
-            bests = [self.best(nfe, [by], median=True) for by in self.libraries]
-            ratio = self.ratio(nfe, median=True)
-            told = "" if ratio is None else f"{ratio:.2f}"
+            bests = [self.best(nfe, [by], median=median) for by in self.libraries]
+            ratio, verdict = self.ratio(nfe, median=median), verdicts.get(self._bar(nfe), "")
+            told = "" if ratio is None else f"{ratio:.2f} {verdict}".strip()
             lines.append([str(nfe), *("" if b is None else str(b) for b in bests), told])
         return lines
 
@@ -267,7 +257,7 @@ class Outcome:
         return "\n\n".join(parts) + "\n"
 
     def _median_markdown(self) -> list[str]:
-        lines = "\n".join(_markdown(self.median_cells()))
+        lines = "\n".join(_markdown(self.cells(median=True)))
         return ["## The median noise", MEDIAN, lines] if self.medians else []
 
     def html(self) -> str:
@@ -295,7 +285,7 @@ class Outcome:
 
     def _median_html(self) -> Iterator[str]:
         if self.medians:
-            head, *body = self.median_cells()
+            head, *body = self.cells(median=True)
             yield f"<h2>The median noise</h2><p>{escape(MEDIAN)}</p>"
             yield from table([dict(zip(head, line, strict=True)) for line in body])
 
