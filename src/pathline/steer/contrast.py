@@ -108,7 +108,6 @@ class Contrasted(Guided):
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         applied = self.guide.applies(self.path, on_host(times)).reshape(len(times), -1)
         any_, all_ = applied.any(1).tolist(), applied.all(1).tolist()
-        where = times if any_ == all_ else self.guide.applies(self.path, times)
         alone = None if all(any_) else self.better(times, x, cond)
         both = self.pair(times, x, cond) if any(any_) else None
         instants = times.unbind()
@@ -120,7 +119,10 @@ class Contrasted(Guided):
             assert both is not None
             worse, better = both(k, state)
             made = self.guide.mixed(worse, better, state, instants[k], self.inner)
-            return made if all_[k] else torch.where(bshape(where[k], state) > 0, made, better)
+            if all_[k]:
+                return made
+            where = self.guide.applies(self.path, instants[k])
+            return torch.where(bshape(where, state) > 0, made, better)
 
         return evaluate
 

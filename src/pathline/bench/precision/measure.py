@@ -20,7 +20,7 @@ from pathline.core.progress import track
 
 SCREENS = 4, 6
 """On a network everybody is measured at these numbers of evaluations, or next to them, on the
-problem's few noises; then go on, to all its noises:"""
+problem's few noises (ours not with a step to data); then go on, to all its noises:"""
 
 KEPT = 12
 """each library's best ones at each of them, up to `FEW` evaluations;"""
