@@ -245,7 +245,7 @@ def test_a_schedule_knows_what_it_costs_and_is_saved_with_its_ratios(tmp_path):
     torch.testing.assert_close(bench(made), bench(plain()), rtol=1e-9, atol=1e-12)
     for change, says in (
         ({"ratios": made.ratios[:-1]}, "5 ratios were given for 6 evaluations"),
-        ({"ratios": ()}, "null_start is for schedules with ratios"),
+        ({"ratios": ()}, "null_start and heads are for schedules"),
     ):
         with pytest.raises(pl.UsageError, match=says):
             dataclasses.replace(made, **change)

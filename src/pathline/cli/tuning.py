@@ -48,6 +48,13 @@ Thin = Annotated[
     ),
 ]
 
+Fit = Annotated[
+    int, typer.Option(help="With --thin: so many moves by gradient, instead of a descent.")
+]
+HeadCount = Annotated[
+    int, typer.Option("--heads", help="With --fit: evaluations that get a head on the network.")
+]
+
 PROMPTS = (
     "red heart", "green apple", "smiling face", "dog", "automobile", "rocket", "pizza", "tree",
     "blue car", "cat face", "house", "yellow star", "fish", "guitar", "umbrella", "banana",
@@ -75,6 +82,8 @@ def tune(  # noqa: PLR0913 - each is an option
     workers: Workers = 1,
     statistics: Statistics = True,
     thin: Thin = False,
+    fit: Fit = 0,
+    heads: HeadCount = 3,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -83,12 +92,14 @@ def tune(  # noqa: PLR0913 - each is an option
     Every fixed solver and grid is tried too, and the error is measured on other noises and
     conditions than were searched on. An interrupted run goes on where it was. With --thin the
     schedules are for guided sampling alone, and leave unconditional halves of evaluations out:
-    pathline sample --solver s3_guided.
+    pathline sample --solver s3_guided. With --fit too all their numbers follow the gradient, and
+    small heads on the network correct the first evaluations; that wants hundreds of noises (-n).
     """
     from pathline.data import cache_folder
     from pathline.learn.checkpoint import find_folder, load_model
     from pathline.solvers import ems
     from pathline.solvers.saved import FOUND, GUIDED, schedule_file
+    from pathline.speed.fit import FitSettings
     from pathline.speed.goal import bench_of
     from pathline.speed.guided import tune_guided
     from pathline.speed.tune import TuneSettings, tries_within
@@ -97,6 +108,9 @@ def tune(  # noqa: PLR0913 - each is an option
 
     if thin and ray:
         raise UsageError("--thin scores one schedule after the other; leave --ray out.")
+    if fit and not thin:
+        raise UsageError("--fit is for schedules of guided sampling; give --thin too.")
+    fitting = FitSettings(iterations=fit, heads=heads, seed=seed) if fit else None
     begun = time.perf_counter()
     counts, minutes = parsed_seeds(nfe), _minutes(budget)
     settings = TuneSettings(_tries(budget), n, 2 * n, reference, seed, workers)
@@ -116,7 +130,7 @@ def tune(  # noqa: PLR0913 - each is an option
             spent = (time.perf_counter() - begun) / 60
             settings = replace(settings, budget=tries_within(bench, counts, minutes, spent, work))
         if thin:
-            found = tune_guided(bench, counts, settings, out=out, work=work)
+            found = tune_guided(bench, counts, settings, out=out, work=work, fitting=fitting)
         else:
             found = search(bench, counts, settings, out=out, work=work, ray=ray)
     if json:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pathline.core.errors import UsageError
 from pathline.fields import Denoiser, Field
+from pathline.solvers.heads import FOLDER
 from pathline.solvers.schedule import SolverSchedule
 
 FOUND = "s3"
@@ -23,8 +24,6 @@ GUIDED = "s3_guided"
 
 SAVED: Mapping[str, str] = {FOUND: "nfe", GUIDED: "guided"}
 """What the files are called."""
-
-FOLDER = "schedules"
 
 
 def schedule_file(model: str | Path, nfe: int, solver: str = FOUND) -> Path:

@@ -20,11 +20,11 @@ from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
 from pathline.paths import GaussianPath, paths
 from pathline.solvers.deis import DEIS
-from pathline.solvers.exponential import DDIM, DPMpp, lowered
+from pathline.solvers.exponential import DDIM, DPMpp, linear_part, lowered
 from pathline.solvers.grids import Grid, Last, Times, check_times
 from pathline.solvers.plan import Plan
 from pathline.solvers.singlestep import DPM
-from pathline.solvers.solver import Solver
+from pathline.solvers.solver import Solver, Writer
 from pathline.solvers.thinned import ThinnedGuidance, checked_ratios
 from pathline.solvers.unified import Constant, Scaling, StepChoice, Unified, frozen_constant
 from pathline.solvers.unipc import UniPC
@@ -46,6 +46,7 @@ class SolverSchedule:
         ratios: for guided sampling alone: of each evaluation None, or how the difference of its two
             halves is guessed from the last one; see `ThinnedGuidance`. () evaluates both always.
         null_start: whether the unconditional half of the first one is known too.
+        heads: the digest of what is added to the network's last layer at the first evaluations.
 
     Raises:
         UsageError: the times do not fall or leave the path, or a step needs points that do not
@@ -60,6 +61,7 @@ class SolverSchedule:
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
     ratios: tuple[float | None, ...] = ()
     null_start: bool = False
+    heads: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", tuple(float(t) for t in self.times))
@@ -74,8 +76,8 @@ class SolverSchedule:
             raise UsageError(
                 f"{len(self.ratios)} ratios were given for {self.plan().nfe} evaluations."
             )
-        if self.null_start and not self.ratios:
-            raise UsageError("null_start is for schedules with ratios.")
+        if (self.null_start or self.heads) and not self.ratios:
+            raise UsageError("null_start and heads are for schedules with ratios.")
 
     def _check_times(self) -> None:
         if len(self.times) != len(self.choices) + 1:
@@ -130,7 +132,9 @@ class SolverSchedule:
     @property
     def speed(self) -> ThinnedGuidance | None:
         """What leaves halves of guided evaluations out; None where all are made."""
-        return ThinnedGuidance(self.ratios, self.null_start) if self.ratios else None
+        if not self.ratios:
+            return None
+        return ThinnedGuidance(self.ratios, self.null_start, self.heads)
 
     @classmethod
     def of(cls, solver: Solver, path: GaussianPath, grid: Grid) -> SolverSchedule:
@@ -154,6 +158,33 @@ class SolverSchedule:
         guess = solver.guess if isinstance(solver, Unified) else None
         return cls(path, tuple(times), choices, guess, grid.last)
 
+    @classmethod
+    def linear(
+        cls, path: GaussianPath, times: Sequence[float], rows: Sequence[Sequence[float]]
+    ) -> SolverSchedule:
+        """Return the schedule of given rows: any explicit linear method of one evaluation a step.
+
+            x_{i+1} = a x_i + Σ_j b_j x̂_0(x_j, t_j),   j = i, i − 1, …, 0
+
+        Args:
+            path: what it is for.
+            times: n + 1, falling.
+            rows: for step i the i + 2 numbers (a, b_i, b_{i−1}, …, b_0).
+
+        Raises:
+            UsageError: a row of another length; else as the class says.
+        """
+        levels = Writer(path, tuple(times), denoises=False).levels
+        choices = list[StepChoice]()
+        for i, (row, s, t) in enumerate(zip(rows, levels, levels[1:], strict=False)):
+            if len(row) != i + 2:
+                raise UsageError(f"step {i + 1} has {i + 2} coefficients, and {len(row)} came.")
+            (a, *b), (ratio, unit) = row, linear_part("x0", s, t)
+            gains = a / ratio - 1, sum(b) / unit - 1
+            nudges = tuple(each / unit for each in b[1:])
+            choices.append(StepChoice(order=1, nudges=nudges, gains=gains))
+        return cls(path, tuple(times), tuple(choices))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as plain JSON values."""
         return {
@@ -164,6 +195,7 @@ class SolverSchedule:
             "guess": self.guess,
             "choices": [choice.describe() for choice in self.choices],
             **({"ratios": list(self.ratios), "null_start": self.null_start} if self.ratios else {}),
+            **({"heads": self.heads} if self.heads else {}),
             "about": dict(self.about),
         }
 
@@ -186,6 +218,7 @@ class SolverSchedule:
                 content["about"],
                 tuple(content.get("ratios", ())),
                 bool(content.get("null_start", False)),
+                str(content.get("heads", "")),
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"the schedule is damaged: {error}.") from error

@@ -6,7 +6,8 @@ step to step, and what is left of it points the same way: where x̂_∅ is left 
     d_k ≈ ρ_k d_last
 
 and each evaluation costs half. ρ = 0 is guidance in an interval; numbers that were found for a
-model are better. At pure noise x̂_∅ is known without asking (`null_start`).
+model are better. At pure noise x̂_∅ is known without asking (`null_start`). What the first
+evaluations say can be corrected by heads on the network (`heads`).
 
 Paper: Castillo et al. 2023 (arXiv:2312.12487), where x̂_∅ is an affine function of all that was
 evaluated before; here it is this one.
@@ -14,6 +15,7 @@ evaluated before; here it is this one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from pathline.core.errors import UsageError
 from pathline.fields import Field, Halves
 from pathline.fields.views import change
 from pathline.solvers.evaluate import Call, Evaluator, Speed, check_output
+from pathline.solvers.heads import Headed, heads_of, with_heads
 from pathline.solvers.null_start import NullStart, null_start_of
 
 NAME = "thinned_guidance"
@@ -37,6 +40,8 @@ class ThinnedGuidance(Speed):
             has nothing before it, so it is None.
         null_start: whether the unconditional half of the first evaluation, at pure noise, is the
             one that was measured beside the model (`solvers.null_start`).
+        heads: the digest of what is added to the network's last layer at the first evaluations; see
+            `solvers.heads`. "" adds nothing.
 
     Raises:
         UsageError: ratios that are no numbers, or one where nothing has been evaluated.
@@ -44,6 +49,7 @@ class ThinnedGuidance(Speed):
 
     ratios: tuple[float | None, ...]
     null_start: bool = False
+    heads: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratios", checked_ratios(self.ratios))
@@ -66,7 +72,8 @@ class ThinnedGuidance(Speed):
         return ThinnedEvaluator(self, call)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": NAME, "ratios": list(self.ratios), "null_start": self.null_start}
+        told = {"name": NAME, "ratios": list(self.ratios), "null_start": self.null_start}
+        return told | ({"heads": self.heads} if self.heads else {})
 
 
 def checked_ratios(ratios: Any) -> tuple[float | None, ...]:
@@ -88,12 +95,17 @@ class ThinnedEvaluator(Evaluator):
     Args:
         policy: which.
         call: what is solved.
-        halves: of the field, where they are not its own.
+        also: what the field's halves go through before they are asked; None changes nothing.
     """
 
-    __slots__ = ("_last", "_null", "_p", "_policy", "_q", "_worse_at_start", "halves")
+    __slots__ = ("_headed", "_last", "_null", "_p", "_policy", "_q", "halves")
 
-    def __init__(self, policy: ThinnedGuidance, call: Call, halves: Halves | None = None) -> None:
+    def __init__(
+        self,
+        policy: ThinnedGuidance,
+        call: Call,
+        also: Callable[[Halves], Halves] | None = None,
+    ) -> None:
         plan, x, path = call.plan, call.x, call.field.path
         if len(policy.ratios) != plan.nfe:
             raise UsageError(
@@ -102,14 +114,18 @@ class ThinnedEvaluator(Evaluator):
         if plan.instants.ndim > 1:
             raise UsageError("guidance is thinned on one grid for all samples.")
         super().__init__(call.field, plan, x, call.cond)
-        times = plan.instants.to(x.device)
-        halves = halves or call.field.halves(times, x, call.cond)
+        field = call.field
+        self._headed: Headed | None = None
+        if policy.heads:
+            field, self._headed = with_heads(field, heads_of(field, policy.heads))
+        halves = field.halves(plan.instants.to(x.device), x, call.cond)
         if halves is None or path is None:
             raise UsageError(
                 "there is no unconditional half to leave out: this is for guidance of a model on a "
                 "path at all times, guide=CFG(weight)."
             )
-        self.halves, self._policy = halves, policy
+        self.halves = halves if also is None else also(halves)
+        self._policy = policy
         self._last: tuple[Tensor, float] | None = None
         p, q = change(path, "x0", call.field.view, plan.instants)  # view = p x + q x̂_0
         self._p, self._q = p.tolist(), q.tolist()
@@ -120,6 +136,8 @@ class ThinnedEvaluator(Evaluator):
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
         ratio = self._policy.ratios[self.n]
+        if self._headed is not None:
+            self._headed.now = self.n
         if ratio is None and (self.n or self._null is None):
             worse, better = self.halves.both(k, x)
         else:

@@ -4,7 +4,8 @@ n evaluations of which the first m are whole, and whose first unconditional half
 (`solvers.null_start`), cost as many calls of the network as (n + m − 1)/2 guided ones. For each way
 to spend a number of evaluations so, the best schedule of n steps begins a descent, its ratios taken
 from how the difference of both halves shrinks on it; the descent moves them with all the rest. A
-later search, on more noises say, goes on from the schedule that was saved.
+later search, on more noises say, goes on from the schedule that was saved. A fit by gradient
+(`speed.fit`) takes the descent's place where the network can be differentiated.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from pathline.fields.views import change
 from pathline.solvers.execute import complete
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import LogSNR
+from pathline.solvers.heads import heads_file
 from pathline.solvers.null_start import FILE, measured_null_start, null_start_of
-from pathline.solvers.saved import FOUND, GUIDED, saved_counts, schedule_file
+from pathline.solvers.saved import FOUND, GUIDED, SAVED, saved_counts, schedule_file
 from pathline.solvers.schedule import SolverSchedule
 from pathline.speed.downhill import affordable, downhill, polished
+from pathline.speed.fit import FitSettings, fit
 from pathline.speed.fixed import fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.metrics import Endpoint
@@ -110,6 +113,7 @@ def tune_guided(
     *,
     out: str | Path,
     work: str | Path | None = None,
+    fitting: FitSettings | None = None,
 ) -> list[Tuned]:
     """Find the best schedule for guided sampling at each cost.
 
@@ -119,6 +123,7 @@ def tune_guided(
         settings: what may be spent; the budget counts runs of a schedule at each cost.
         out: the model's folder, whose schedules begin descents, and which gets the new ones.
         work: a folder for what an interrupted call goes on from; None keeps nothing.
+        fitting: how to fit by gradient, in place of the descent; None descends.
 
     Raises:
         UsageError: no way to spend a number of evaluations so; a field that has no halves; a place
@@ -131,9 +136,11 @@ def tune_guided(
     bench = _with_null_start(bench, Path(out))
     done = list[Tuned]()
     for nfe in sorted(set(counts)):
-        task = _Guided(bench, nfe, settings, Path(out), None if work is None else Path(work))
+        place = None if work is None else Path(work)
+        task = _Guided(bench, nfe, settings, Path(out), place, fitting)
         done.append(task.result())
         done[-1].schedule.save(schedule_file(out, nfe, GUIDED))
+        _drop_heads(Path(out))
         write_report(schedule_file(out, 0).parent / REPORT, done, settings, bench)
     return done
 
@@ -148,10 +155,22 @@ def _with_null_start(bench: Bench, out: Path) -> Bench:
         table.save(out / FILE)
 
     def told(end: Endpoint) -> Endpoint:
-        return replace(end, field=with_details(end.field, null_start=table))
+        details = {"null_start": table, "folder": str(out)}
+        return replace(end, field=with_details(end.field, **details))
 
     valid = None if bench.valid is None else told(bench.valid)
     return replace(bench, train=told(bench.train), test=told(bench.test), valid=valid)
+
+
+def _drop_heads(out: Path) -> None:
+    """Delete heads that no schedule has any more."""
+    kinds = [(nfe, kind) for kind in SAVED for nfe in saved_counts(out, kind)]
+    used = {SolverSchedule.load(schedule_file(out, *each)).heads for each in kinds}
+    folder = schedule_file(out, 0).parent
+    kept = {heads_file(folder, digest).name for digest in used}
+    for file in folder.glob(heads_file(folder, "*").name):
+        if file.name not in kept:
+            file.unlink()
 
 
 @dataclass(frozen=True)
@@ -163,18 +182,27 @@ class _Guided:
     settings: TuneSettings
     out: Path
     work: Path | None
+    fitting: FitSettings | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where schedules are, and their heads."""
+        return schedule_file(self.out, 0).parent
 
     def file(self, what: str) -> Path | None:
         """Return where a part of the work is kept."""
-        mark = marked([self.bench.about, asdict(self.settings), self.nfe, GUIDED, versions()])
+        told = [self.bench.about, asdict(self.settings), self.nfe, GUIDED, versions()]
+        mark = marked(told if self.fitting is None else [*told, asdict(self.fitting)])
         return None if self.work is None else self.work / f"{mark}-{what}.json"
 
     def result(self) -> Tuned:
         """Return what was found, or find it."""
         kept = kept_in(self.file("result"))
         if kept is not None:
-            return Tuned(**kept | {"schedule": SolverSchedule.from_dict(kept["schedule"])})
-        found = self._measured(self._found())
+            schedule = SolverSchedule.from_dict(kept["schedule"])
+            if not schedule.heads or heads_file(self.folder, schedule.heads).is_file():
+                return Tuned(**kept | {"schedule": schedule})
+        found = self._measured(self._found() if self.fitting is None else self._fitted())
         keep_in(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
         return found
 
@@ -189,6 +217,15 @@ class _Guided:
         left = tries - down.tries
         end = polished(bench, down, self.file(f"{name}-polish"), what, freedom, left)
         return [*([] if saved is None else [saved]), down.schedule, end]
+
+    def _fitted(self) -> list[SolverSchedule]:
+        """Return where the fit begins, what was saved or the best beginning, and where it ends."""
+        begin = self._saved() or self._beginnings()[0]
+        what, file = f"{self.nfe} guided evaluations: fit", self.file("fit")
+        fitted, heads = fit(self.bench.train, begin, self.fitting, file=file, what=what)
+        if heads is not None:
+            heads.save(self.folder)
+        return [begin, fitted]
 
     def _beginnings(self) -> list[SolverSchedule]:
         """Return the best ways to spend the evaluations, before they are moved."""
@@ -227,6 +264,8 @@ class _Guided:
         default, ddim = map(bench.test, usual)
         told: dict[str, Any] = {"nfe": self.nfe, "error": error, "whole": rival}
         told |= {k: v for k, v in bench.about.items() if k != "conditions"}
+        if self.fitting is not None and schedule is not found[0]:
+            told["fit"] = asdict(self.fitting)
         kept = replace(schedule, about=told | {"versions": versions()})
         seen = bench.train.typical(schedule)
         which = FOUND if self.nfe in saved_counts(self.out) else "the best fixed one"

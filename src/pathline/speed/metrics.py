@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
-from pathline.fields import Condition, Evaluate, Field
+from pathline.fields import Condition, Evaluate, Field, Halves
 from pathline.solvers.evaluate import Call, Evaluator
 from pathline.solvers.execute import complete
 from pathline.solvers.plan import Plan
@@ -113,7 +113,11 @@ class Endpoint:
         """Return the metric in parts of n samples."""
         return [self._part(slice(i, i + n)) for i in range(0, len(self.starts), n)]
 
-    def _part(self, part: slice) -> Endpoint:
+    def chosen(self, rows: Tensor) -> Endpoint:
+        """Return the metric on the samples of these numbers, (m,)."""
+        return self._part(rows)
+
+    def _part(self, part: slice | Tensor) -> Endpoint:
         n = len(self.starts)
         cond = {k: v[part] if _is_of(v, n) else v for k, v in self.cond.items()}
         memory = None if self.memory is None else Memory()
@@ -146,14 +150,15 @@ class Endpoint:
         if speed is None:
             evaluate = Evaluator(self.field, plan, self.starts, self.cond)
             return evaluate if self.memory is None else self.memory.over(evaluate, plan)
-        call, halves = Call(self.field, plan, self.starts, self.cond), None
-        if self.memory is not None:
-            halves = self.field.halves(plan.instants.to(self.starts.device), *call[2:4])
-        if self.memory is not None and halves is not None:
-            both = self.memory.over(halves.both, plan, "both")
-            better = self.memory.over(halves.better, plan, "better")
-            halves = halves._replace(both=both, better=better)
-        return ThinnedEvaluator(speed, call, halves)
+        call, memory = Call(self.field, plan, self.starts, self.cond), self.memory
+
+        def remembered(halves: Halves) -> Halves:
+            assert memory is not None
+            both = memory.over(halves.both, plan, f"both {speed.heads}")
+            better = memory.over(halves.better, plan, f"better {speed.heads}")
+            return halves._replace(both=both, better=better)
+
+        return ThinnedEvaluator(speed, call, None if memory is None else remembered)
 
     def residuals(self, how: Plan | SolverSchedule) -> Tensor:
         """Return the error of every number of every sample, (n, numbers) in float64."""
