@@ -17,6 +17,7 @@ from pathline.core.errors import PathlineError
 from pathline.fields.denoiser import with_details
 from pathline.fields.views import convert
 from pathline.solvers import DPMpp, SolverSchedule, ThinnedGuidance, UniPC, grids
+from pathline.solvers.executors import Compiled
 from pathline.solvers.heads import Headed, Heads, heads_file, heads_of, new_heads
 from pathline.solvers.saved import GUIDED, schedule_file
 from pathline.speed.fit import FitSettings, Rollout, fit, rows_of, with_these_heads
@@ -120,7 +121,7 @@ def test_what_is_no_list_of_rows_is_refused():
 def test_new_heads_change_nothing_and_are_of_the_last_layer():
     on, schedule = bench(), thinned(DPMpp())
     few = on.first(1)
-    heads = new_heads(on.field, lambda: few.field(few.starts, 0.5, **few.cond), 3).double()
+    heads = new_heads(on.field, few.starts, few.cond, 3).double()
     assert heads.layer == "last" and len(heads) == 3
     added = replace(schedule, heads=heads.digest)
     with_them = with_these_heads(on, heads)
@@ -190,13 +191,18 @@ def test_heads_are_kept_under_their_digest(tmp_path):
         Heads.load(tmp_path / "nothing")
 
 
+class _Same(nn.Module):
+    def forward(self, x, t):
+        return x
+
+
 def test_heads_want_a_module_with_such_a_layer():
     function = pl.Denoiser(lambda x, t: x, VP, "x0", shape=(D,))
     with pytest.raises(pl.UsageError, match="torch module"):
-        new_heads(function, lambda: None, 1)
-    none = pl.Denoiser(nn.Identity(), VP, "x0", shape=(D,))
+        new_heads(function, torch.ones(1, D), {}, 1)
+    none = pl.Denoiser(_Same(), VP, "x0", shape=(D,))
     with pytest.raises(pl.UsageError, match="no linear layer"):
-        new_heads(none, lambda: None, 1)
+        new_heads(none, torch.ones(1, D), {}, 1)
     with pytest.raises(pl.UsageError, match="'last', which the network lacks"):
         Headed(nn.Identity(), Heads("last", (2, 2), 1))
 
@@ -224,6 +230,26 @@ def test_samples_take_the_heads_that_are_in_the_details():
     torch.testing.assert_close(
         replace(on, starts=starts).remembering().samples(schedule), found.x, rtol=1e-12, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_compiled_network_takes_them_too(ahead):
+    """Compiled code was traced without them, and would leave them out without a word."""
+    heads = filled(Heads("last", (16, D), 2, hidden=8))
+    denoiser = model(heads=heads)
+    schedule = replace(thinned(DPMpp()), heads=heads.digest)
+    how = {"guide": pl.CFG(2.0), "dtype": torch.float64, "kind": torch.ones(3)}
+    eager = pl.sample(denoiser, 3, solver=schedule, **how).x
+    executor = Compiled(backend="eager")
+    if ahead:
+        network = torch.compile(denoiser.network, backend="eager")
+        denoiser, executor = replace(denoiser, network=network), "eager"
+        ones = torch.ones(1, D, dtype=torch.float64)
+        made = new_heads(denoiser, ones, told([1.0]), 1)
+        assert made.layer == "last"
+    for _ in range(2):
+        found = pl.sample(denoiser, 3, solver=schedule, executor=executor, **how).x
+        torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)
 
 
 # --- the fit -------------------------------------------------------------------------------------

@@ -163,11 +163,15 @@ def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Te
 
 
 class _CompiledNetwork(nn.Module):
-    """A network whose calls are compiled; its parameters stay where they are."""
+    """A network whose calls are compiled; its parameters stay where they are.
+
+    Attributes:
+        uncompiled: the network as it was, for those who change what happens inside.
+    """
 
     def __init__(self, network: Callable[..., Tensor] | nn.Module, backend: str) -> None:
         super().__init__()
-        self.network = network
+        self.network = self.uncompiled = network
         self._call = _compiled(network, backend)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -31,7 +31,7 @@ from torch.nn.utils import skip_init
 
 from pathline.core.errors import UsageError
 from pathline.core.tensors import read_tensors, write_tensors
-from pathline.fields import Field
+from pathline.fields import Condition, Field
 from pathline.fields.denoiser import denoiser_in, with_network
 
 FORMAT = "pathline-heads-1"
@@ -186,6 +186,9 @@ def _loaded(file: Path, stamp: int, device: torch.device | None) -> Heads:
 class Headed(nn.Module):
     """A network with heads, which are in use where it is told so.
 
+    A compiled network knows nothing of what is added to it later, so evaluations with a head are
+    those of the network before it was compiled.
+
     Args:
         network: the network; it stays as it is.
         heads: of its last layer.
@@ -200,19 +203,22 @@ class Headed(nn.Module):
     def __init__(self, network: nn.Module, heads: Heads) -> None:
         super().__init__()
         self.network, self.heads, self.now = network, heads, 0
-        layers = dict(network.named_modules())
+        plain = uncompiled(network)
+        layers = dict(plain.named_modules())
         if heads.layer not in layers:
             raise UsageError(f"the heads are of a layer {heads.layer!r}, which the network lacks.")
-        self._at = layers[heads.layer], _axis(layers[heads.layer])  # a tuple is no submodule
+        layer = layers[heads.layer]
+        self._of = plain, layer, _axis(layer)  # a tuple, which is no submodule
 
     def forward(self, *given: Any, **told: Any) -> Tensor:
         if self.now >= len(self.heads):
             return self.network(*given, **told)
-        with _hooked(self._at[0], self._added):
-            return self.network(*given, **told)
+        plain, layer, _ = self._of
+        with _hooked(layer, self._added):
+            return plain(*given, **told)
 
     def _added(self, h: Tensor, made: Tensor) -> Tensor:
-        return made + self.heads(h, self.now, self._at[1])
+        return made + self.heads(h, self.now, self._of[2])
 
 
 @contextmanager
@@ -256,27 +262,39 @@ def network_of(field: Field) -> nn.Module:
     return model.network
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Return the module that a compiled one was made of; itself if it was not compiled."""
+    for name in ("uncompiled", "_orig_mod"):
+        made = getattr(network, name, None)
+        if isinstance(made, nn.Module):
+            return made
+    return network
+
+
 @torch.no_grad()
-def new_heads(field: Field, evaluate: Callable[[], object], n: int, seed: int = 0) -> Heads:
+def new_heads(field: Field, x: Tensor, cond: Condition, n: int, seed: int = 0) -> Heads:
     """Return heads that add nothing yet, for the layer that a network ends with.
 
     Args:
         field: with the network.
-        evaluate: makes any evaluation of the field.
+        x: a state at the first time of its path, (batch, *state).
+        cond: as the field's `condition` returned it.
         n: how many heads.
         seed: of what is drawn in them.
 
     Raises:
         UsageError: the network is no module, or has no layer that is linear or a convolution.
     """
-    network, last = network_of(field), list[tuple[str, nn.Module]]()
+    network, last = uncompiled(network_of(field)), list[tuple[str, nn.Module]]()
+    assert field.path is not None  # that of the denoiser whose network it is
+    first = torch.tensor(field.path.t_max, dtype=torch.float64, device=x.device)
     handles = [
         module.register_forward_hook(lambda *_, at=(name, module): last.append(at))
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS))
     ]
     try:
-        evaluate()
+        with_network(field, network).evaluate(x, first, cond)
     finally:
         for handle in handles:
             handle.remove()

@@ -286,8 +286,7 @@ def _heads(bench: Endpoint, schedule: SolverSchedule, n: int, seed: int) -> Head
     if schedule.heads:
         return deepcopy(heads_of(bench.field, schedule.heads)).requires_grad_(True)
     few = bench.first(1)
-    at = torch.tensor(schedule.times[0], dtype=torch.float64, device=few.starts.device)
-    return new_heads(bench.field, lambda: few.field.evaluate(few.starts, at, few.cond), n, seed)
+    return new_heads(bench.field, few.starts, few.cond, n, seed)
 
 
 def rows_of(schedule: SolverSchedule) -> tuple[list[float], list[list[float]]]:
