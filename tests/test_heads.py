@@ -263,6 +263,7 @@ def test_the_rollout_is_the_schedule(path, view):
     on = with_these_heads(on, heads)
     schedule = replace(thinned(UniPC(), path), heads=heads.digest)
     rollout = Rollout(on, schedule, 2)
+    assert not any("network" in name for name, _ in rollout.named_parameters())
     torch.testing.assert_close(rollout(on), on.samples(schedule), rtol=1e-10, atol=1e-10)
     made, again = rollout.schedule()
     assert again.digest == heads.digest == made.heads

@@ -217,7 +217,7 @@ class Rollout(nn.Module):
         )
         self.null = null_start_of(bench.field) if schedule.null_start else None
         self.heads = _heads(bench, schedule, min(n, len(rows)), seed)
-        self.field, self.headed = with_heads(bench.field, self.heads)
+        self.of = with_heads(bench.field, self.heads)  # in a tuple: the network is no part of this
 
     def times(self) -> Tensor:
         """Return the times, n + 1 that fall between the same ends."""
@@ -228,15 +228,16 @@ class Rollout(nn.Module):
 
     def forward(self, bench: Endpoint) -> Tensor:
         """Return where the schedule takes the starts of a bench."""
-        x, times, path = bench.starts, self.times(), self.field.path
+        (field, headed), x, times = self.of, bench.starts, self.times()
+        path = field.path
         assert path is not None
         seen, last = list[Tensor](), torch.zeros_like(x)
         for k, row in enumerate(self.rows):
-            self.headed.now, t = k, times[k : k + 1]
-            halves = self.field.halves(t, x, bench.cond)
+            headed.now, t = k, times[k : k + 1]
+            halves = field.halves(t, x, bench.cond)
             if halves is None:
                 raise UsageError("only guidance by contrast has halves: give a weight.")
-            p, q = (c[0] for c in change(path, "x0", self.field.view, t))  # view = p x + q x̂_0
+            p, q = (c[0] for c in change(path, "x0", field.view, t))  # view = p x + q x̂_0
             if k in self.guessed:
                 better = halves.better(0, x)
                 worse = better - self.ratios[self.guessed[k]] * q * last

@@ -251,7 +251,9 @@ def write_report(file: Path, done: Sequence[Tuned], settings: TuneSettings, benc
     before = known.get("tuned", []) if same_goal(known, bench.about) else []
     terms = {"budget": settings.budget, "n_train": settings.n_train}
     tuned = {each["nfe"]: each for each in before}
-    tuned |= {each.nfe: each.to_dict() | terms for each in done}
+    for each in done:
+        fitted = {k: v for k, v in each.schedule.about.items() if k == "fit"}
+        tuned[each.nfe] = each.to_dict() | terms | fitted
     told = {"tuned": [tuned[nfe] for nfe in sorted(tuned)], "settings": asdict(settings)}
     content = {**told, **bench.about, "versions": versions()}
     write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
