@@ -20,10 +20,12 @@ from pathline.solvers import DPMpp, SolverSchedule, ThinnedGuidance, UniPC, grid
 from pathline.solvers.executors import Compiled
 from pathline.solvers.heads import Headed, Heads, heads_file, heads_of, new_heads
 from pathline.solvers.saved import GUIDED, schedule_file
-from pathline.speed.fit import FitSettings, Rollout, fit, rows_of, with_these_heads
+from pathline.speed.fit import FitSettings, fit, with_these_heads
 from pathline.speed.goal import bench_of
 from pathline.speed.guided import tune_guided
 from pathline.speed.metrics import Endpoint
+from pathline.speed.rollout import Rollout, rows_of
+from pathline.speed.stepwise import stepwise, way_of
 from pathline.speed.tune import TuneSettings
 
 VP, OT = pl.VPLinear(), pl.CondOT()
@@ -340,6 +342,59 @@ def test_what_cannot_be_fitted_is_refused():
     for wrong, words in (({"iterations": 0}, "iterations"), ({"heads": -1}, "heads")):
         with pytest.raises(pl.UsageError, match=words):
             FitSettings(**wrong)
+
+
+# --- step by step --------------------------------------------------------------------------------
+
+
+def test_the_way_is_where_many_steps_are_at_these_times():
+    on, times = bench(n=5), [1.0, 0.7, 0.3, 0.01]
+    kind = {"kind": torch.ones(5, dtype=torch.float64)}
+    way = way_of(on, times, 60, 2)
+    assert torch.equal(way[0], on.starts)
+    for t, x in zip(times[1:], way[1:], strict=True):
+        exact = pl.solve(on.field, on.starts, solver="rk4", grid=grids.log_snr(100, end=t), **kind)
+        torch.testing.assert_close(x, exact.x.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_where_steps_are_exact_step_by_step_finds_them():
+    """Of data N(μ, s²) the flow is affine in x and x̂_0, so every row can land on the way."""
+
+    class Oracle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.like = nn.Linear(1, 1, dtype=torch.float64)
+
+        def forward(self, x, t, kind):
+            a, s = VP.alpha(t)[:, None], VP.sigma(t)[:, None]
+            clean = 0.4 + a * 0.36 / (a**2 * 0.36 + s**2) * (x - a * 0.4)
+            return clean + 0.1 * kind[:, None]
+
+    null = {"kind": torch.zeros(1, dtype=torch.float64)}
+    denoiser = pl.Denoiser(Oracle(), VP, "x0", label=lambda t: t, null=null, shape=(D,))
+    x = noise.normal(range(12), (D,), dtype=torch.float64) * float(VP.sigma(VP.t_max))
+    kind = {"kind": torch.ones(12, dtype=torch.float64)}
+    on = Endpoint(pl.CFG(2.0)(denoiser), x, x, kind)
+    ratios = (None, 1.0, 1.0)
+    rollout = Rollout(on, thinned(DPMpp(), ratios=ratios), 0)
+    way = way_of(on, rollout.times().tolist(), 200, 12)
+    stepwise(rollout, on, 200, 1, 12, 0)
+    off = (rollout(on) - way[-1]).abs().max()
+    assert off < 1e-6 < (on.samples(thinned(DPMpp(), ratios=ratios)) - way[-1]).abs().max()
+
+
+def test_a_head_brings_its_step_nearer_on_fresh_noise_too():
+    on, every, errors = bench(n=128), bench(n=192), []
+    fresh = every.chosen(torch.arange(128, 192))
+    for n in (0, 1):
+        rollout = Rollout(on, thinned(DPMpp()), n)
+        stepwise(rollout, on, 60, 30, 16, 0)
+        wanted = way_of(fresh, rollout.times().tolist(), 60, 64)[1]
+        with torch.no_grad():
+            clean, _ = rollout.evaluated(0, fresh.starts, fresh.starts, fresh.cond)
+            x = rollout.stepped(0, fresh.starts, [clean(None)])
+        errors.append((x - wanted).square().mean().sqrt().item())
+    assert errors[1] < 0.9 * errors[0]
 
 
 # --- tune ----------------------------------------------------------------------------------------

@@ -205,9 +205,9 @@ class Headed(nn.Module):
         self.network, self.heads, self.now = network, heads, 0
         plain = uncompiled(network)
         layers = dict(plain.named_modules())
-        if heads.layer not in layers:
+        if heads.layer not in layers and len(heads):
             raise UsageError(f"the heads are of a layer {heads.layer!r}, which the network lacks.")
-        layer = layers[heads.layer]
+        layer = layers.get(heads.layer, plain)
         self._of = plain, layer, _axis(layer)  # a tuple, which is no submodule
 
     def forward(self, *given: Any, **told: Any) -> Tensor:

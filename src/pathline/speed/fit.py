@@ -10,7 +10,8 @@ heads M of the first evaluations (`solvers.heads`) follow the gradient of
 
     mean over noises of ‖x_n − x*‖ / √d
 
-on a few noises at a time (Adam), x* being where many steps lead.
+on a few noises at a time (Adam), x* being where many steps lead. New heads begin step by step
+(`speed.stepwise`).
 
 Papers: Shaul et al. 2024 (arXiv:2403.01329), without heads; Dockhorn et al. 2022
 (arXiv:2210.05475).
@@ -21,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -34,13 +34,13 @@ from pathline.core.errors import PathlineError, UsageError
 from pathline.core.files import write_atomically
 from pathline.core.progress import progress
 from pathline.fields.denoiser import with_details
-from pathline.fields.views import change
-from pathline.solvers.heads import Heads, heads_of, network_of, new_heads, with_heads
-from pathline.solvers.null_start import null_start_of
+from pathline.solvers.heads import Heads, network_of
 from pathline.solvers.schedule import SolverSchedule
 from pathline.speed.metrics import Endpoint
+from pathline.speed.rollout import Rollout
+from pathline.speed.stepwise import stepwise
 
-__all__ = ["FitSettings", "fit", "rows_of", "with_these_heads"]
+__all__ = ["FitSettings", "fit", "with_these_heads"]
 
 SMALL = 1e-12
 """Added under a root, whose slope at nothing is infinite."""
@@ -57,6 +57,9 @@ class FitSettings:
         rate: of the weights, in units of x̂_0 and of the state.
         rate_of_heads: of the heads' numbers.
         rate_of_times: of the logarithms of the steps' lengths.
+        epochs: how often the fit of a new head's own step sees all noises, before the moves; see
+            `speed.stepwise`. 0 begins with heads that add nothing, and with the schedule's weights.
+        way: steps of DPM-Solver++ 3M that say where noises should be on the way there.
         seed: of the noises' order, and of new heads.
         every: moves after which an interrupted fit has something to go on from.
     """
@@ -67,15 +70,18 @@ class FitSettings:
     rate: float = 1e-3
     rate_of_heads: float = 5e-4
     rate_of_times: float = 5e-3
+    epochs: int = 12
+    way: int = 40
     seed: int = 0
     every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "every"):
+        for name in ("iterations", "batch", "way", "every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, and is {getattr(self, name)}.")
-        if self.heads < 0:
-            raise UsageError(f"a schedule has 0 heads or more, and {self.heads} were asked for.")
+        for name in ("heads", "epochs"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must be 0 or more, and is {getattr(self, name)}.")
 
 
 def fit(
@@ -118,6 +124,8 @@ def fit(
     parts, done = (rollout, moved, paced), _resumed(file, (rollout, moved, paced))
     order = _orders(len(bench.starts), made.batch, made.seed)
     with progress() as bar, _frozen(network_of(bench.field)):
+        if made.epochs and len(rollout.heads) and not schedule.heads and not done:
+            stepwise(rollout, bench, made.way, made.epochs, made.batch, made.seed)
         task = bar.add_task(what, total=made.iterations, completed=done)
         for i, rows in zip(range(made.iterations), order, strict=False):
             if i < done:
@@ -190,130 +198,3 @@ def _resumed(file: str | Path | None, parts: Sequence[Any]) -> int:
 def with_these_heads(bench: Endpoint, heads: Heads | None) -> Endpoint:
     """Return a bench whose model knows heads that are not beside it yet."""
     return bench if heads is None else replace(bench, field=with_details(bench.field, heads=heads))
-
-
-class Rollout(nn.Module):
-    """A schedule whose numbers are parameters.
-
-    Args:
-        bench: what it is for.
-        schedule: where its numbers begin.
-        n: evaluations that get a head, if it has none yet.
-        seed: of new heads.
-    """
-
-    def __init__(self, bench: Endpoint, schedule: SolverSchedule, n: int, seed: int = 0) -> None:
-        super().__init__()
-        if not schedule.ratios or bench.field.path is None:
-            raise UsageError("schedules of thinned guidance are fitted: tune with --thin first.")
-        times, rows = rows_of(schedule)
-        self.begun, self.span, device = schedule, (times[0], times[-1]), bench.starts.device
-        steps = -torch.tensor(times, dtype=torch.float64, device=device).diff()
-        self.lengths = nn.Parameter(steps.log())
-        self.rows = nn.ParameterList(_number(row, device) for row in rows)
-        self.guessed = {k: i for i, k in enumerate(_guessed(schedule))}
-        self.ratios = nn.ParameterList(
-            _number(schedule.ratios[k], device) for k in _guessed(schedule)
-        )
-        self.null = null_start_of(bench.field) if schedule.null_start else None
-        self.heads = _heads(bench, schedule, min(n, len(rows)), seed)
-        self.of = with_heads(bench.field, self.heads)  # in a tuple: the network is no part of this
-
-    def times(self) -> Tensor:
-        """Return the times, n + 1 that fall between the same ends."""
-        share = self.lengths.softmax(0).cumsum(0)
-        first, last = self.span
-        inner = first + (last - first) * share[:-1]
-        return torch.cat([inner.new_tensor([first]), inner, inner.new_tensor([last])])
-
-    def forward(self, bench: Endpoint) -> Tensor:
-        """Return where the schedule takes the starts of a bench."""
-        (field, headed), x, times = self.of, bench.starts, self.times()
-        path = field.path
-        assert path is not None
-        seen, last = list[Tensor](), torch.zeros_like(x)
-        for k, row in enumerate(self.rows):
-            headed.now, t = k, times[k : k + 1]
-            halves = field.halves(t, x, bench.cond)
-            if halves is None:
-                raise UsageError("only guidance by contrast has halves: give a weight.")
-            p, q = (c[0] for c in change(path, "x0", field.view, t))  # view = p x + q x̂_0
-            if k in self.guessed:
-                better = halves.better(0, x)
-                worse = better - self.ratios[self.guessed[k]] * q * last
-            elif k == 0 and self.null is not None:
-                better, worse = halves.better(0, x), p * x + q * self.null(x)
-            else:
-                worse, better = halves.both(0, x)
-            if k not in self.guessed:
-                last = (better - worse) / q
-            seen.insert(0, (halves.mixed(0, x, worse, better) - p * x) / q)
-            x = row[0] * x + sum(b * each for b, each in zip(row[1:], seen, strict=True))
-        return x
-
-    def schedule(self) -> tuple[SolverSchedule, Heads | None]:
-        """Return the schedule that the numbers make now, and its heads.
-
-        Raises:
-            UsageError: the numbers make none.
-        """
-        begun = self.begun
-        rows, times = [row.tolist() for row in self.rows], self.times().tolist()
-        ratios = [
-            self.ratios[self.guessed[k]].item() if k in self.guessed else None
-            for k in range(len(rows))
-        ]
-        made = SolverSchedule.linear(begun.path, times, rows)
-        heads = self.heads.rounded() if len(self.heads) else None
-        return replace(
-            made,
-            ratios=tuple(ratios),
-            null_start=begun.null_start,
-            heads="" if heads is None else heads.digest,
-        ), heads
-
-
-def _number(value: Any, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(torch.tensor(value, dtype=torch.float64, device=device))
-
-
-def _guessed(schedule: SolverSchedule) -> list[int]:
-    """Return the evaluations whose unconditional half is guessed."""
-    return [k for k, ratio in enumerate(schedule.ratios) if ratio is not None]
-
-
-def _heads(bench: Endpoint, schedule: SolverSchedule, n: int, seed: int) -> Heads:
-    """Return the heads of a schedule, to be moved, or new ones."""
-    if schedule.heads:
-        return deepcopy(heads_of(bench.field, schedule.heads)).requires_grad_(True)
-    few = bench.first(1)
-    return new_heads(bench.field, few.starts, few.cond, n, seed)
-
-
-def rows_of(schedule: SolverSchedule) -> tuple[list[float], list[list[float]]]:
-    """Return a schedule as times and rows, as `SolverSchedule.linear` takes them.
-
-    Any list of explicit steps, with correctors or without, is one: every evaluated state is a sum
-    of the noise and of the evaluations before it.
-
-    Raises:
-        UsageError: it has a known first x̂_0, or a closing step to data.
-    """
-    plan = schedule.plan().folded("x0")
-    if schedule.last != "stop" or any(row.has_constant for row in plan.rows):
-        raise UsageError("a schedule that knows its first x̂_0, or ends with a step to data, stays.")
-    made: list[tuple[float, dict[int, float]]] = [(1.0, {})]
-    for row in plan.rows:
-        a, b = 0.0, {k: float(c) for k, c in row.f.items()}
-        for j, c in row.x.items():
-            a += float(c) * made[j][0]
-            for k, before in made[j][1].items():
-                b[k] = b.get(k, 0.0) + float(c) * before
-        made.append((a, b))
-    at = [*plan.evaluated, len(plan.rows)]
-    rows = list[list[float]]()
-    for i, (here, there) in enumerate(zip(at, at[1:], strict=False)):
-        (a, b), (a_next, b_next) = made[here], made[there]
-        c = a_next / a
-        rows.append([c, *(b_next.get(k, 0.0) - c * b.get(k, 0.0) for k in at[i::-1])])
-    return [float(plan.times[k]) for k in at], rows
