@@ -418,6 +418,19 @@ def test_tuning_by_gradient_keeps_the_heads_of_what_it_found(tmp_path):
     ]
 
 
+def test_what_knows_its_first_point_is_kept_beside_a_fit_that_begins_elsewhere(tmp_path):
+    made = bench_of(model(), pl.CFG(2.0), {"kind": [1.0]}, {"kind": [1.0]}, (4, 4), 32)
+    guessing = replace(
+        SolverSchedule.of(DPMpp(), VP, grids.log_snr(5)), guess=0.1, about=dict(made.about)
+    )
+    guessing = replace(guessing, ratios=(None, None, 0.5, 0.5))
+    guessing.save(schedule_file(tmp_path, guessing.nfe, GUIDED))
+    settings = TuneSettings(budget=10, n_train=4, n_test=4)
+    fitting = FitSettings(iterations=2, batch=4, heads=1, epochs=1, way=16)
+    (found,) = tune_guided(made, [guessing.nfe], settings, out=tmp_path, fitting=fitting)
+    assert found.schedule.nfe == guessing.nfe
+
+
 def test_the_command_fits_and_replays(tmp_path, monkeypatch):
     tiny_model(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)

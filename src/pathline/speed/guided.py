@@ -34,6 +34,7 @@ from pathline.speed.fit import FitSettings, fit
 from pathline.speed.fixed import fixed_solvers, race
 from pathline.speed.goal import Bench
 from pathline.speed.metrics import Endpoint
+from pathline.speed.rollout import is_of_rows
 from pathline.speed.tune import (
     Tuned,
     TuneSettings,
@@ -219,13 +220,21 @@ class _Guided:
         return [*([] if saved is None else [saved]), down.schedule, end]
 
     def _fitted(self) -> list[SolverSchedule]:
-        """Return where the fit begins, what was saved or the best beginning, and where it ends."""
-        begin = self._saved() or self._beginnings()[0]
+        """Return what was saved, where the fit begins, and where it ends."""
+        saved = self._saved()
+        known = self._beginnings() if saved is None else [saved]
+        begin = next((each for each in known if is_of_rows(each)), None) or self._plainest()
         what, file = f"{self.nfe} guided evaluations: fit", self.file("fit")
         fitted, heads = fit(self.bench.train, begin, self.fitting, file=file, what=what)
         if heads is not None:
             heads.save(self.folder)
-        return [begin, fitted]
+        return [*([] if saved is None else [saved]), begin, fitted]
+
+    def _plainest(self) -> SolverSchedule:
+        """Return a beginning that evaluates everything: of DPM-Solver++ on the log-SNR grid."""
+        (n, m), path = spendings(self.nfe)[0], self.bench.train.field.path
+        assert path is not None  # a denoiser has one
+        return thinned(self.bench.train, SolverSchedule.of(DPMpp(), path, LogSNR(n)), m)
 
     def _beginnings(self) -> list[SolverSchedule]:
         """Return the best ways to spend the evaluations, before they are moved."""
@@ -264,7 +273,7 @@ class _Guided:
         default, ddim = map(bench.test, usual)
         told: dict[str, Any] = {"nfe": self.nfe, "error": error, "whole": rival}
         told |= {k: v for k, v in bench.about.items() if k != "conditions"}
-        if self.fitting is not None and schedule is not found[0]:
+        if self.fitting is not None and schedule is found[-1]:
             told["fit"] = asdict(self.fitting)
         kept = replace(schedule, about=told | {"versions": versions()})
         seen = bench.train.typical(schedule)

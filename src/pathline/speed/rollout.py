@@ -18,7 +18,7 @@ from pathline.solvers.null_start import null_start_of
 from pathline.solvers.schedule import SolverSchedule
 from pathline.speed.metrics import Endpoint
 
-__all__ = ["Rollout", "rows_of"]
+__all__ = ["Rollout", "is_of_rows", "rows_of"]
 
 
 class Rollout(nn.Module):
@@ -150,6 +150,11 @@ def _heads(bench: Endpoint, schedule: SolverSchedule, n: int, seed: int) -> Head
     return new_heads(bench.field, few.starts, few.cond, n, seed)
 
 
+def is_of_rows(schedule: SolverSchedule) -> bool:
+    """Whether all its x̂_0 are evaluated, and it ends at a time: what `rows_of` takes."""
+    return schedule.guess is None and schedule.last == "stop"
+
+
 def rows_of(schedule: SolverSchedule) -> tuple[list[float], list[list[float]]]:
     """Return a schedule as times and rows, as `SolverSchedule.linear` takes them.
 
@@ -160,7 +165,7 @@ def rows_of(schedule: SolverSchedule) -> tuple[list[float], list[list[float]]]:
         UsageError: it has a known first x̂_0, or a closing step to data.
     """
     plan = schedule.plan().folded("x0")
-    if schedule.last != "stop" or any(row.has_constant for row in plan.rows):
+    if not is_of_rows(schedule):
         raise UsageError("a schedule that knows its first x̂_0, or ends with a step to data, stays.")
     made: list[tuple[float, dict[int, float]]] = [(1.0, {})]
     for row in plan.rows:
