@@ -18,7 +18,14 @@ from pathline.fields.denoiser import with_details
 from pathline.fields.views import convert
 from pathline.solvers import DPMpp, SolverSchedule, ThinnedGuidance, UniPC, grids
 from pathline.solvers.executors import Compiled
-from pathline.solvers.heads import Headed, Heads, heads_file, heads_of, new_heads
+from pathline.solvers.heads import (
+    Headed,
+    Heads,
+    heads_file,
+    heads_of,
+    new_heads,
+    scalable,
+)
 from pathline.solvers.saved import GUIDED, schedule_file
 from pathline.speed.fit import FitSettings, fit, with_these_heads
 from pathline.speed.goal import bench_of
@@ -152,6 +159,75 @@ def test_a_head_is_added_to_what_its_layer_makes(layer):
     assert not layer._forward_hooks  # the network is as it was
 
 
+def scaled(heads, layers, n, seed=1):
+    """Heads that scale and shift layers, too."""
+    heads.scale(layers, n)
+    torch.manual_seed(seed)
+    for each in heads.scales:
+        nn.init.normal_(each, std=0.2)
+    return heads.rounded()
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(5, 2), nn.Linear(5, 2, bias=False), nn.Conv2d(5, 2, 3, padding=1)]
+)
+def test_what_a_layer_makes_is_scaled_and_shifted(layer, fitted):
+    """Output by output, at each evaluation otherwise; a head is added to the scaled last layer.
+
+    Where scales have gradients outputs are scaled, and otherwise weights.
+    """
+    network = nn.Sequential(layer, nn.Tanh())
+    heads = scaled(filled(Heads("0", (5, 2), 1, hidden=7)).float(), {"0": 2}, 2)
+    heads.requires_grad_(fitted)
+    linear = isinstance(layer, nn.Linear)
+    x, axis = (torch.randn(3, 6, 5), -1) if linear else (torch.randn(3, 5, 4, 4), 1)
+    headed = Headed(network, heads)
+    for k in range(3):
+        headed.now, wanted = k, layer(x)
+        if k < 2:
+            s, d = (v if linear else v.view(2, 1, 1) for v in heads.scales[k])
+            wanted = (1 + s) * wanted + d
+        if k < 1:
+            wanted = wanted + heads(x, 0, axis)
+        torch.testing.assert_close(headed(x), wanted.tanh())
+    assert not layer._forward_hooks
+    torch.testing.assert_close(network(x), layer(x).tanh())  # as it was
+
+
+def test_a_layer_that_is_asked_twice_is_scaled_twice():
+    layer = nn.Linear(3, 3)
+    network, x = nn.Sequential(layer, nn.Tanh(), layer), torch.randn(4, 3)
+    heads = scaled(Heads("", (1, 1), 0), {"0": 3}, 1)
+    s, d = heads.scales[0]
+    each = lambda h: (1 + s) * layer(h) + d  # noqa: E731
+    torch.testing.assert_close(Headed(network, heads)(x), each(each(x).tanh()))
+
+
+def test_scales_are_of_all_layers_that_are_asked():
+    on, schedule = bench(), thinned(DPMpp())
+    few = on.first(1)
+    layers = scalable(on.field, few.starts, few.cond)
+    assert layers == {"first": 16, "last": D}
+    rollout = Rollout(on, schedule, 0, scales=True)
+    assert rollout.heads.scaled == layers and len(rollout.heads) == 4
+    torch.testing.assert_close(rollout(on), on.samples(schedule), rtol=1e-10, atol=1e-10)
+    with pytest.raises(pl.UsageError, match="'second', which the network lacks"):
+        Headed(nn.Identity(), scaled(Heads("", (1, 1), 0), {"second": 3}, 1))
+
+
+def test_scales_are_kept_with_the_heads(tmp_path):
+    for n in (0, 2):
+        heads = scaled(filled(Heads("last", (16, D), n)), {"first": 16, "last": D}, 3)
+        again = Heads.load(heads.save(tmp_path))
+        assert again.digest == heads.digest and list(again.scaled.items()) == [
+            ("first", 16), ("last", D),
+        ]  # fmt: skip
+        assert all(torch.equal(*pair) for pair in zip(again.scales, heads.scales, strict=True))
+        other = scaled(filled(Heads("last", (16, D), n)), {"last": D, "first": 16}, 3)
+        assert other.digest != heads.digest  # the same numbers, for other layers
+
+
 def test_other_threads_do_not_see_the_heads():
     network = nn.Sequential(nn.Linear(3, 3))
     headed = Headed(network, filled(Heads("0", (3, 3), 1, hidden=4)).float())
@@ -261,7 +337,7 @@ def test_a_compiled_network_takes_them_too(ahead):
 def test_the_rollout_is_the_schedule(path, view):
     """What is differentiated is what samples."""
     on = bench(path, view)
-    heads = filled(Heads("last", (16, D), 2, hidden=8))
+    heads = scaled(filled(Heads("last", (16, D), 2, hidden=8)), {"first": 16, "last": D}, 4)
     on = with_these_heads(on, heads)
     schedule = replace(thinned(UniPC(), path), heads=heads.digest)
     rollout = Rollout(on, schedule, 2)
@@ -273,13 +349,14 @@ def test_the_rollout_is_the_schedule(path, view):
 
 
 def test_its_gradient_is_that_of_differences():
-    """Of a time, a weight, a ratio and a head's number, in double precision."""
-    heads = filled(Heads("last", (16, D), 2, hidden=8))
+    """Of a time, a weight, a ratio, and a head's and a scale's numbers, in double precision."""
+    heads = scaled(filled(Heads("last", (16, D), 2, hidden=8)), {"first": 16, "last": D}, 4)
     on = with_these_heads(bench(n=5), heads)
     rollout = Rollout(on, replace(thinned(DPMpp()), heads=heads.digest), 2)
     size = lambda: (rollout(on) - on.ends).square().sum()  # noqa: E731
     size().backward()
     numbers = [rollout.lengths, rollout.rows[2], rollout.ratios[0], rollout.heads.each[1][2].weight]
+    numbers.append(rollout.heads.scales[3])
     for number in numbers:
         flat, h = number.data.view(-1), 1e-6
         flat[0] += h
@@ -296,10 +373,13 @@ def test_a_fit_brings_a_schedule_nearer_and_leaves_the_network_alone():
     before = {k: v.clone() for k, v in on.field.inner.network.state_dict().items()}
     settings = FitSettings(iterations=150, batch=32, heads=2, rate=1e-2, rate_of_heads=1e-2)
     found, heads = fit(on, schedule, settings)
-    plain, none = fit(on, schedule, replace(settings, heads=0))
-    errors = [with_these_heads(on, h)(s) for s, h in ((found, heads), (plain, none))]
+    scaled, scales = fit(on, schedule, replace(settings, heads=0, rate_of_scales=1e-2))
+    plain, none = fit(on, schedule, replace(settings, heads=0, scales=False))
+    made = (found, heads), (scaled, scales), (plain, none)
+    errors = [with_these_heads(on, h)(s) for s, h in made]
     assert none is None and plain.heads == ""
-    assert errors[0] < errors[1] < 0.7 * on(schedule)
+    assert len(scales.each) == 0 and len(scales.scales) == 4
+    assert errors[0] < errors[2] < 0.7 * on(schedule) and errors[1] < errors[2]
     after = on.field.inner.network.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(p.requires_grad and p.grad is None for p in on.field.inner.network.parameters())

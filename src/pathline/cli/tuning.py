@@ -55,6 +55,10 @@ HeadCount = Annotated[
     int, typer.Option("--heads", help="With --fit: evaluations that get a head on the network.")
 ]
 
+Scales = Annotated[
+    bool, typer.Option(help="With --fit: scale and shift the network's layers, too.")
+]
+
 PROMPTS = (
     "red heart", "green apple", "smiling face", "dog", "automobile", "rocket", "pizza", "tree",
     "blue car", "cat face", "house", "yellow star", "fish", "guitar", "umbrella", "banana",
@@ -84,6 +88,7 @@ def tune(  # noqa: PLR0913 - each is an option
     thin: Thin = False,
     fit: Fit = 0,
     heads: HeadCount = 3,
+    scales: Scales = True,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -93,7 +98,8 @@ def tune(  # noqa: PLR0913 - each is an option
     conditions than were searched on. An interrupted run goes on where it was. With --thin the
     schedules are for guided sampling alone, and leave unconditional halves of evaluations out:
     pathline sample --solver s3_guided. With --fit too all their numbers follow the gradient, and
-    small heads on the network correct the first evaluations; that wants hundreds of noises (-n).
+    small heads on the network correct the first evaluations, and its layers are scaled and shifted
+    at each of them; that wants hundreds of noises (-n).
     """
     from pathline.data import cache_folder
     from pathline.learn.checkpoint import find_folder, load_model
@@ -110,7 +116,7 @@ def tune(  # noqa: PLR0913 - each is an option
         raise UsageError("--thin scores one schedule after the other; leave --ray out.")
     if fit and not thin:
         raise UsageError("--fit is for schedules of guided sampling; give --thin too.")
-    fitting = FitSettings(iterations=fit, heads=heads, seed=seed) if fit else None
+    fitting = FitSettings(iterations=fit, heads=heads, scales=scales, seed=seed) if fit else None
     begun = time.perf_counter()
     counts, minutes = parsed_seeds(nfe), _minutes(budget)
     settings = TuneSettings(_tries(budget), n, 2 * n, reference, seed, workers)

@@ -1,4 +1,4 @@
-"""Heads: what is added to a network's last layer at one evaluation of a schedule.
+"""Heads and scales: what a schedule adds to a network, evaluation by evaluation.
 
 A solver of few steps sees little of a trajectory. What the network's last layer L is given, h,
 tells more of it than what L makes of it: how the answer is going to change, and how much of it is
@@ -7,23 +7,30 @@ alike (a token, a pixel), so that the steps after it end where many small ones w
 
     F_k = L(h) + V_k gelu(W_k h + b_k) + c_k
 
-Heads belong to a schedule (they know its steps) and to a network's weights. They are found by
+And at every evaluation what each linear layer or convolution ℓ makes may be scaled and shifted,
+output by output, so that the network as a whole answers for the step rather than for its time:
+
+    y ← (1 + s_kℓ) ⊙ y + d_kℓ
+
+Both belong to a schedule (they know its steps) and to a network's weights. They are found by
 `speed.fit`, cost a few percent of an evaluation, and leave the network as it is.
 
-Paper: Dockhorn et al. 2022 (GENIE, arXiv:2210.05475), where a head on the same features predicts
-the derivative that a Taylor step needs; here it corrects the step that there is.
+Papers: Dockhorn et al. 2022 (GENIE, arXiv:2210.05475), where a head on the same features predicts
+the derivative that a Taylor step needs; here it corrects the step that there is. Lian et al. 2022
+(SSF, arXiv:2210.08823) scale and shift features to tune a network to another task.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from copy import deepcopy
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import copy, deepcopy
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import get_ident
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +52,7 @@ _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
 class Heads(nn.Module):
-    """A head for each of the first evaluations of a schedule.
+    """A head for each of the first evaluations of a schedule, and scales for all of them.
 
     Args:
         layer: the name of the network's last layer, as `named_modules` has it.
@@ -54,6 +61,11 @@ class Heads(nn.Module):
         hidden: width of a head.
         weights: the checksum of the network's weights; "" if it is unknown.
         seed: of W and b, which are drawn; V and c are zero, so that new heads add nothing.
+
+    Attributes:
+        scaled: the layers that are scaled and shifted, and how many outputs each has.
+        scales: s and d of all these layers, one after the other: (2, outputs) an evaluation. New
+            ones are zero, which changes nothing; see `scale`.
     """
 
     def __init__(
@@ -69,16 +81,33 @@ class Heads(nn.Module):
         self.layer, self.weights = layer, weights
         drawn = torch.Generator().manual_seed(seed)
         self.each = nn.ModuleList(_head(*sizes, hidden, drawn) for _ in range(n))
+        self.scaled: dict[str, int] = {}
+        self.scales = nn.ParameterList()
 
     def __len__(self) -> int:
-        return len(self.each)
+        """How many evaluations ask another network than the one there is."""
+        return max(len(self.each), len(self.scales))
+
+    def scale(self, layers: Mapping[str, int], n: int) -> None:
+        """Let n evaluations scale and shift these layers, given with their outputs; not yet."""
+        like = next(self.parameters(), torch.zeros(()))
+        self.scaled = dict(layers)
+        new = like.new_zeros(2, sum(layers.values()))
+        self.scales = nn.ParameterList(nn.Parameter(new.clone()) for _ in range(n))
+
+    def scales_of(self, k: int) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return s and d of each layer at evaluation k; nothing if it scales none."""
+        if k >= len(self.scales):
+            return {}
+        s, d = (each.split(list(self.scaled.values())) for each in self.scales[k])
+        return dict(zip(self.scaled, zip(s, d, strict=True), strict=True))
 
     def forward(self, h: Tensor, k: int, axis: int) -> Tensor:
         """Return what evaluation k adds, shaped like what the layer makes of h.
 
         Args:
             h: what the layer is given; its numbers at a position lie along `axis`.
-            k: number of the evaluation, below `len(self)`.
+            k: number of the evaluation, one that has a head.
             axis: 1 for a convolution, −1 for a linear layer.
         """
         dtype = next(self.parameters()).dtype
@@ -87,7 +116,7 @@ class Heads(nn.Module):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that tell these heads from others."""
-        made = hashlib.sha256(self.layer.encode())
+        made = hashlib.sha256("".join([self.layer, *self.scaled]).encode())
         for name, tensor in self.state_dict().items():
             made.update(name.encode())
             made.update(tensor.detach().cpu().double().contiguous().numpy().tobytes())
@@ -99,6 +128,7 @@ class Heads(nn.Module):
         Numbers take half a word where that loses nothing: see `rounded`.
         """
         header = {"format": FORMAT, "layer": self.layer, "weights": self.weights}
+        header |= {"scaled": self.scaled} if self.scaled else {}
         tensors = {name: _short(tensor) for name, tensor in self.state_dict().items()}
         return write_tensors(heads_file(folder, self.digest), tensors, header)
 
@@ -119,10 +149,12 @@ class Heads(nn.Module):
         header, tensors = read_tensors(file)
         if header.get("format") != FORMAT:
             raise UsageError(f"{file} has no heads of a schedule.")
-        w, v = tensors["each.0.0.weight"], tensors["each.0.2.weight"]
+        none = torch.zeros(1, 1)
+        w, v = (tensors.get(f"each.0.{i}.weight", none) for i in (0, 2))
         n = len([name for name in tensors if name.endswith(".0.weight")])
         sizes = w.shape[1], v.shape[0]
         made = cls(header["layer"], sizes, n, w.shape[0], header["weights"])
+        made.scale(header.get("scaled", {}), len([n for n in tensors if n.startswith("scales.")]))
         made = made.double() if torch.float64 in {each.dtype for each in tensors.values()} else made
         made.load_state_dict(tensors)
         return made.requires_grad_(False)
@@ -184,14 +216,14 @@ def _loaded(file: Path, stamp: int, device: torch.device | None) -> Heads:
 
 
 class Headed(nn.Module):
-    """A network with heads, which are in use where it is told so.
+    """A network with heads and scales, which are in use where it is told so.
 
-    A compiled network knows nothing of what is added to it later, so evaluations with a head are
-    those of the network before it was compiled.
+    A compiled network knows nothing of what is added to it later, so evaluations that add something
+    are those of the network before it was compiled.
 
     Args:
         network: the network; it stays as it is.
-        heads: of its last layer.
+        heads: what is added.
 
     Attributes:
         now: the number of the evaluation that is being made.
@@ -205,25 +237,80 @@ class Headed(nn.Module):
         self.network, self.heads, self.now = network, heads, 0
         plain = uncompiled(network)
         layers = dict(plain.named_modules())
-        if heads.layer not in layers and len(heads):
-            raise UsageError(f"the heads are of a layer {heads.layer!r}, which the network lacks.")
-        layer = layers.get(heads.layer, plain)
-        self._of = plain, layer, _axis(layer)  # a tuple, which is no submodule
+        for name in ([heads.layer] if len(heads.each) else []) + list(heads.scaled):
+            if name not in layers:
+                raise UsageError(f"the heads are of a layer {name!r}, which the network lacks.")
+        twin = _twin(plain, {}) if heads.scaled else plain
+        self._of = plain, layers, twin, dict(twin.named_modules())  # a tuple: these are no parts
 
     def forward(self, *given: Any, **told: Any) -> Tensor:
         if self.now >= len(self.heads):
             return self.network(*given, **told)
-        plain, layer, _ = self._of
-        with _hooked(layer, self._added):
-            return plain(*given, **told)
+        asked, layers, twin, folded = self._of
+        scales = self.heads.scales_of(self.now)
+        with ExitStack() as hooks:
+            if any(s.requires_grad for s, _ in scales.values()):  # that of a weight costs more
+                for name, (s, d) in scales.items():
+                    also = _Scaled(1 + s, d, _axis(layers[name]))
+                    hooks.enter_context(_hooked(layers[name], also))
+            elif scales:
+                asked, layers = twin, folded
+                for name, (s, d) in scales.items():
+                    _fold(self._of[1][name], 1 + s, d, folded[name])
+            if self.now < len(self.heads.each):
+                also = partial(self._added, _axis(layers[self.heads.layer]))
+                hooks.enter_context(_hooked(layers[self.heads.layer], also))
+            return asked(*given, **told)
 
-    def _added(self, h: Tensor, made: Tensor) -> Tensor:
-        return made + self.heads(h, self.now, self._of[2])
+    def _added(self, axis: int, h: Tensor, made: Tensor) -> Tensor:
+        return made + self.heads(h, self.now, axis)
+
+
+class _Scaled(NamedTuple):
+    """Scale and shift what a layer makes, whose outputs lie along an axis."""
+
+    scale: Tensor
+    shift: Tensor
+    axis: int
+
+    def __call__(self, _: Tensor, made: Tensor) -> Tensor:
+        behind = made.dim() - 2 if self.axis == 1 else 0
+        scale, shift = (
+            each.to(made.dtype).reshape(-1, *[1] * behind) for each in (self.scale, self.shift)
+        )
+        return torch.addcmul(shift, made, scale)
+
+
+def _twin(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
+    """Return a module that shares everything with another one, and whose numbers can be others."""
+    if id(module) not in known:
+        made = known[id(module)] = copy(module)
+        own, of = vars(made), vars(module)
+        own["_modules"] = {k: m and _twin(m, known) for k, m in of["_modules"].items()}
+        own["_parameters"] = dict(of["_parameters"])
+        own["_forward_hooks"] = OrderedDict(of["_forward_hooks"])
+    return known[id(module)]
+
+
+def _fold(layer: nn.Module, scale: Tensor, shift: Tensor, into: nn.Module) -> None:
+    """Write a layer's weights, scaled and shifted, into its twin.
+
+    That is a pass over the weights, where scaling what a layer makes is one over all positions.
+    """
+    weight, bias = cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)
+    scale, shift = scale.to(weight.dtype), shift.to(weight.dtype)
+    numbers = vars(into)["_parameters"]
+    before = numbers["weight"]  # of another evaluation, or still the layer's
+    again = not torch.is_grad_enabled() and before is not weight
+    again = again and before.is_inference() == torch.is_inference_mode_enabled()
+    each = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    numbers["weight"] = torch.mul(weight, each, out=before if again else None)
+    numbers["bias"] = shift if bias is None else torch.addcmul(shift, bias, scale)
 
 
 @contextmanager
 def _hooked(layer: nn.Module, also: Callable[[Tensor, Tensor], Tensor]) -> Generator[None]:
-    """Pass what a layer makes through a function, in this thread alone."""
+    """Pass what a layer is given and makes through a function, in this thread alone."""
     mine = get_ident()
 
     def hook(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
@@ -271,7 +358,6 @@ def uncompiled(network: nn.Module) -> nn.Module:
     return network
 
 
-@torch.no_grad()
 def new_heads(field: Field, x: Tensor, cond: Condition, n: int, seed: int = 0) -> Heads:
     """Return heads that add nothing yet, for the layer that a network ends with.
 
@@ -285,11 +371,44 @@ def new_heads(field: Field, x: Tensor, cond: Condition, n: int, seed: int = 0) -
     Raises:
         UsageError: the network is no module, or has no layer that is linear or a convolution.
     """
-    network, last = uncompiled(network_of(field)), list[tuple[str, nn.Module]]()
+    name, sizes = "", (1, 1)  # of no heads
+    if n:
+        name, layer = list(_asked(field, x, cond).items())[-1]
+        sizes = _sizes(layer)
+    model = denoiser_in(field)
+    weights = {} if model is None else model.details.get("weights", {})
+    device = None if model is None else model.device
+    made = Heads(name, sizes, n, weights=str(weights.get("sha256") or ""), seed=seed)
+    return made.to(device or "cpu")
+
+
+def scalable(field: Field, x: Tensor, cond: Condition) -> dict[str, int]:
+    """Return the layers of a network that can be scaled, with their outputs, as they are asked.
+
+    Args:
+        field: with the network.
+        x: a state at the first time of its path, (batch, *state).
+        cond: as the field's `condition` returned it.
+
+    Raises:
+        UsageError: the network is no module, or has no layer that is linear or a convolution.
+    """
+    return {name: _sizes(layer)[1] for name, layer in _asked(field, x, cond).items()}
+
+
+@torch.no_grad()
+def _asked(field: Field, x: Tensor, cond: Condition) -> dict[str, nn.Module]:
+    """Return the linear layers and convolutions that an evaluation asks, the last one last."""
+    network, found = uncompiled(network_of(field)), dict[str, nn.Module]()
     assert field.path is not None  # that of the denoiser whose network it is
     first = torch.tensor(field.path.t_max, dtype=torch.float64, device=x.device)
+
+    def note(name: str, layer: nn.Module) -> None:
+        found.pop(name, None)
+        found[name] = layer
+
     handles = [
-        module.register_forward_hook(lambda *_, at=(name, module): last.append(at))
+        module.register_forward_hook(lambda *_, at=(name, module): note(*at))
         for name, module in network.named_modules()
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS))
     ]
@@ -298,15 +417,14 @@ def new_heads(field: Field, x: Tensor, cond: Condition, n: int, seed: int = 0) -
     finally:
         for handle in handles:
             handle.remove()
-    if not last:
+    if not found:
         raise UsageError("the network has no linear layer or convolution that could get heads.")
-    name, layer = last[-1]
+    return found
+
+
+def _sizes(layer: nn.Module) -> tuple[int, int]:
+    """Return how many numbers a layer is given and returns at a position."""
     if isinstance(layer, nn.Linear):
-        sizes = layer.in_features, layer.out_features
-    else:
-        sizes = cast("nn.Conv2d", layer).in_channels, cast("nn.Conv2d", layer).out_channels
-    model = denoiser_in(field)
-    weights = {} if model is None else model.details.get("weights", {})
-    device = None if model is None else model.device
-    made = Heads(name, sizes, n, weights=str(weights.get("sha256") or ""), seed=seed)
-    return made.to(device or "cpu")
+        return layer.in_features, layer.out_features
+    convolution = cast("nn.Conv2d", layer)
+    return convolution.in_channels, convolution.out_channels

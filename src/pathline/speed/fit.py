@@ -1,12 +1,13 @@
-"""Fitting a schedule by gradient: its times, all its weights, its ratios, and heads.
+"""Fitting a schedule by gradient: its times, all its weights, its ratios, heads and scales.
 
 A descent (`speed.descent`) asks for no gradient of the network, and a dozen numbers are what it can
 find. Through a network that can be differentiated everything moves at once: with
 
     x_{i+1} = a_i x_i + Σ_j b_ij x̂_0(x_j, t_j; M_j)
 
-the inner times t, the weights a and b, the ratios of the differences that are guessed, and the
-heads M of the first evaluations (`solvers.heads`) follow the gradient of
+the inner times t, the weights a and b, the ratios of the differences that are guessed, and what is
+added to the network, M: heads at the first evaluations, scales and shifts of its layers at all of
+them (`solvers.heads`), follow the gradient of
 
     mean over noises of ‖x_n − x*‖ / √d
 
@@ -54,8 +55,10 @@ class FitSettings:
         iterations: moves.
         batch: noises that each looks at.
         heads: evaluations that get a head, the first ones; more than there are is all of them.
+        scales: whether the layers of the network are scaled and shifted, at every evaluation.
         rate: of the weights, in units of x̂_0 and of the state.
         rate_of_heads: of the heads' numbers.
+        rate_of_scales: of those of the scales and shifts.
         rate_of_times: of the logarithms of the steps' lengths.
         epochs: how often the fit of a new head's own step sees all noises, before the moves; see
             `speed.stepwise`. 0 begins with heads that add nothing, and with the schedule's weights.
@@ -67,8 +70,10 @@ class FitSettings:
     iterations: int = 500
     batch: int = 32
     heads: int = 3
+    scales: bool = True
     rate: float = 1e-3
     rate_of_heads: float = 5e-4
+    rate_of_scales: float = 1.5e-4
     rate_of_times: float = 5e-3
     epochs: int = 12
     way: int = 40
@@ -113,18 +118,19 @@ def fit(
         network's activations are kept.
     """
     made = settings or FitSettings()
-    rollout = Rollout(bench, schedule, made.heads, made.seed)
+    rollout = Rollout(bench, schedule, made.heads, made.seed, made.scales)
     groups = [
         {"params": [rollout.lengths], "lr": made.rate_of_times},
         {"params": [*rollout.rows, *rollout.ratios], "lr": made.rate},
-        {"params": list(rollout.heads.parameters()), "lr": made.rate_of_heads},
+        {"params": list(rollout.heads.each.parameters()), "lr": made.rate_of_heads},
+        {"params": list(rollout.heads.scales), "lr": made.rate_of_scales},
     ]
     moved = torch.optim.Adam([g for g in groups if g["params"]], betas=(0.9, 0.98))
     paced = torch.optim.lr_scheduler.LambdaLR(moved, lambda i: _pace(i, made.iterations))
     parts, done = (rollout, moved, paced), _resumed(file, (rollout, moved, paced))
     order = _orders(len(bench.starts), made.batch, made.seed)
     with progress() as bar, _frozen(network_of(bench.field)):
-        if made.epochs and len(rollout.heads) and not schedule.heads and not done:
+        if made.epochs and len(rollout.heads.each) and not schedule.heads and not done:
             stepwise(rollout, bench, made.way, made.epochs, made.batch, made.seed)
         task = bar.add_task(what, total=made.iterations, completed=done)
         for i, rows in zip(range(made.iterations), order, strict=False):
@@ -144,8 +150,8 @@ def _move(rollout: Rollout, moved: torch.optim.Optimizer, bench: Endpoint, rows:
     loss = (off.square().mean(1) + SMALL).sqrt().mean()
     moved.zero_grad()
     loss.backward()
-    size = nn.utils.clip_grad_norm_(rollout.parameters(), 1.0)
-    if not bool(torch.isfinite(size)):
+    sizes = [nn.utils.clip_grad_norm_(group["params"], 1.0) for group in moved.param_groups]
+    if not all(bool(torch.isfinite(size)) for size in sizes):
         raise PathlineError("the gradient of a schedule is not finite; fit from another one.")
     moved.step()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pathline.core.errors import UsageError
 from pathline.fields import Condition
 from pathline.fields.views import change
-from pathline.solvers.heads import Heads, heads_of, new_heads, with_heads
+from pathline.solvers.heads import Heads, heads_of, new_heads, scalable, with_heads
 from pathline.solvers.null_start import null_start_of
 from pathline.solvers.schedule import SolverSchedule
 from pathline.speed.metrics import Endpoint
@@ -29,9 +29,17 @@ class Rollout(nn.Module):
         schedule: where its numbers begin.
         n: evaluations that get a head, if it has none yet.
         seed: of new heads.
+        scales: whether every evaluation scales and shifts the network's layers.
     """
 
-    def __init__(self, bench: Endpoint, schedule: SolverSchedule, n: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        bench: Endpoint,
+        schedule: SolverSchedule,
+        n: int,
+        seed: int = 0,
+        scales: bool = False,
+    ) -> None:
         super().__init__()
         if not schedule.ratios or bench.field.path is None:
             raise UsageError("schedules of thinned guidance are fitted: tune with --thin first.")
@@ -46,6 +54,10 @@ class Rollout(nn.Module):
         )
         self.null = null_start_of(bench.field) if schedule.null_start else None
         self.heads = _heads(bench, schedule, min(n, len(rows)), seed)
+        if scales and not len(self.heads.scales):
+            few = bench.first(1)
+            self.heads.scale(scalable(bench.field, few.starts, few.cond), len(rows))
+            self.heads.to(device)
         self.of = with_heads(bench.field, self.heads)  # in a tuple: the network is no part of this
 
     def times(self) -> Tensor:
@@ -144,8 +156,6 @@ def _heads(bench: Endpoint, schedule: SolverSchedule, n: int, seed: int) -> Head
     """Return the heads of a schedule, to be moved, or new ones."""
     if schedule.heads:
         return deepcopy(heads_of(bench.field, schedule.heads)).requires_grad_(True)
-    if not n:
-        return Heads("", (1, 1), 0)
     few = bench.first(1)
     return new_heads(bench.field, few.starts, few.cond, n, seed)
 

@@ -113,7 +113,7 @@ class Stepwise:
         for k, wanted in enumerate(track(way[1:], "step by step", len(way) - 1)):
             step = Sought(k, x, last, seen, wanted)
             self._weigh(step)
-            if k < len(rollout.heads):
+            if k < len(rollout.heads.each):
                 self._add_head(step)
             with torch.no_grad():
                 made = [self._asked(step, rows) for rows in self._rows()]
