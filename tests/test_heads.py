@@ -18,8 +18,8 @@ from pathline.fields.denoiser import with_details
 from pathline.fields.views import convert
 from pathline.solvers import DPMpp, SolverSchedule, ThinnedGuidance, UniPC, grids
 from pathline.solvers.executors import Compiled
+from pathline.solvers.headed import Headed
 from pathline.solvers.heads import (
-    Headed,
     Heads,
     heads_file,
     heads_of,

@@ -25,7 +25,8 @@ from pathline.core.errors import UsageError
 from pathline.fields import Field, Halves
 from pathline.fields.views import change
 from pathline.solvers.evaluate import Call, Evaluator, Speed, check_output
-from pathline.solvers.heads import Headed, heads_of, with_heads
+from pathline.solvers.headed import Headed, with_heads
+from pathline.solvers.heads import heads_of
 from pathline.solvers.null_start import NullStart, null_start_of
 
 NAME = "thinned_guidance"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pathline.core.errors import UsageError
 from pathline.fields import Condition
 from pathline.fields.views import change
-from pathline.solvers.heads import Heads, heads_of, new_heads, scalable, with_heads
+from pathline.solvers.headed import with_heads
+from pathline.solvers.heads import Heads, heads_of, new_heads, scalable
 from pathline.solvers.null_start import null_start_of
 from pathline.solvers.schedule import SolverSchedule
 from pathline.speed.metrics import Endpoint
