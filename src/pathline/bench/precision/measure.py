@@ -22,14 +22,14 @@ SCREENS = 4, 6
 """On a network everybody is measured at these numbers of evaluations, or next to them, on the
 problem's few noises (ours not with a step to data); then go on, to all its noises:"""
 
-KEPT = 12
-"""each library's best ones at each of them, up to `FEW` evaluations;"""
+SHARE = 0.5
+"""this share of each library's samplers, the better ones, on all grids to a screening at"""
 
 FEW = 12
+"""evaluations, and to one at the first count beyond: what is good for few need not be for many;"""
 
-SHARE = 0.5
-"""this share of each library's samplers, the better ones, on all grids to a screening at the first
-count beyond: a grid that is good for few need not be good for many;"""
+KEPT = 12
+"""each library's best ones at 4, 6 and 12 to all counts up to that;"""
 
 GRIDS = 2
 """each of these on so many grids, its best there, to one at the last count;"""
@@ -127,12 +127,13 @@ class _Measuring:
             self.these(contestants, f"{name}, all", counts)
             return
         few, many = [n for n in counts if n <= FEW], [n for n in counts if n > FEW]
-        short = [each for each in contestants if not ours.goes_to_data(each)]
+        left = [each for each in contestants if not ours.goes_to_data(each)]
         chosen: dict[Key, Contestant] = {}
-        for screen in SCREENS:
+        for screen in (*SCREENS, FEW):
             near = sorted(few or many, key=lambda n: (abs(n - screen), n))
-            self.screen(short, near, "screening")
-            chosen |= {each.key: each for each in self.best(short, screen, KEPT)}
+            left = left if screen in SCREENS else self.of_better_samplers(left)
+            self.screen(left, near, f"screening at {near[0]}")
+            chosen |= {each.key: each for each in self.best(left, screen, KEPT)}
         self.these(list(chosen.values()), f"{name}, few", few)
         if many:
             self.these(self.best_of_many(contestants, many), f"{name}, many", many)
