@@ -32,7 +32,7 @@ KEPT = 12
 """each library's best ones at 4, 6 and 12 to all counts up to that;"""
 
 GRIDS = 2
-"""each of these on so many grids, its best there, to one at the last count;"""
+"""each of the better samplers on so many grids, its best beyond, to one at the last count;"""
 
 LAST = 8
 """and each library's best of either to all the others. Nothing is screened on an oracle."""
