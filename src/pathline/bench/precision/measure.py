@@ -224,7 +224,7 @@ class _Measuring:
         return chosen
 
     def of_better_samplers(self, contestants: Sequence[Contestant]) -> list[Contestant]:
-        """Return the `SHARE` of each library's samplers that were best in the last screening."""
+        """Return the `SHARE` of each library's samplers that were best at the last of `SCREENS`."""
         ranked = sorted(contestants, key=lambda c: self.rank(c, SCREENS[-1]))
         chosen: set[tuple[str, str]] = set()
         for by in {contestant.by for contestant in contestants}:
