@@ -9,6 +9,7 @@ from pathline.core import noise
 from pathline.fields.problems import m4
 from pathline.nets import DiT
 from pathline.solvers import executors
+from pathline.solvers.execute import Sum
 from pathline.solvers.executors import Compiled, Graph
 from pathline.speed import SADA, Cadence
 
@@ -86,6 +87,33 @@ def test_networks_are_remembered_and_forgotten():
     assert executor.prepared(nets[2]).network is made[2]
     assert executor.prepared(nets[0]).network is not made[0]
     assert made[0].network is nets[0].network
+
+
+def test_nothing_falls_back_where_there_is_much_to_compile():
+    """torch gives up at the eighth program of one code object; networks share none."""
+    made, x = [], torch.arange(3.0)
+
+    def note(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    executor = Compiled(keep=12, backend=note)
+    evaluations = {k: torch.full((3,), float(k)) for k in range(12)}
+    for _ in range(2):
+        for n in range(12):
+            others = tuple(("f", k, 0.1) for k in range(n))
+            total = executor.combined(
+                Sum(("x", 0, 2.0), False, others), {"x": {0: x}, "f": evaluations}
+            )
+            torch.testing.assert_close(total, 2 * x + 0.1 * sum(range(n)))
+    assert len(made) == 4  # of one to four states
+    nets = [model(seed=s) for s in range(10)]
+    for _ in range(2):
+        for net in nets:
+            how = {"steps": 1, "solver": "euler", "context": context(2)}
+            fast, eager = (pl.sample(net, 2, executor=e, **how).x for e in (executor, "eager"))
+            torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-4)
+    assert len(made) == 4 + 10 + 1  # a sum of two has met another shape
 
 
 def test_no_compiler_is_said_clearly():

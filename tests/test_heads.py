@@ -168,21 +168,27 @@ def scaled(heads, layers, n, seed=1):
     return heads.rounded()
 
 
-@pytest.mark.parametrize("fitted", [True, False])
+def compiled(network):
+    """Return a network as the executor has it, traced and not turned into code."""
+    executor, denoiser = Compiled(backend="eager"), model()
+    return executor.prepared(replace(denoiser, network=network)).network
+
+
+@pytest.mark.parametrize("how", ["fitted", "folded", "compiled"])
 @pytest.mark.parametrize(
     "layer", [nn.Linear(5, 2), nn.Linear(5, 2, bias=False), nn.Conv2d(5, 2, 3, padding=1)]
 )
-def test_what_a_layer_makes_is_scaled_and_shifted(layer, fitted):
+def test_what_a_layer_makes_is_scaled_and_shifted(layer, how):
     """Output by output, at each evaluation otherwise; a head is added to the scaled last layer.
 
     Where scales have gradients outputs are scaled, and otherwise weights.
     """
     network = nn.Sequential(layer, nn.Tanh())
     heads = scaled(filled(Heads("0", (5, 2), 1, hidden=7)).float(), {"0": 2}, 2)
-    heads.requires_grad_(fitted)
+    heads.requires_grad_(how == "fitted")
     linear = isinstance(layer, nn.Linear)
     x, axis = (torch.randn(3, 6, 5), -1) if linear else (torch.randn(3, 5, 4, 4), 1)
-    headed = Headed(network, heads)
+    headed = Headed(compiled(network) if how == "compiled" else network, heads)
     for k in range(3):
         headed.now, wanted = k, layer(x)
         if k < 2:
@@ -195,13 +201,15 @@ def test_what_a_layer_makes_is_scaled_and_shifted(layer, fitted):
     torch.testing.assert_close(network(x), layer(x).tanh())  # as it was
 
 
-def test_a_layer_that_is_asked_twice_is_scaled_twice():
-    layer = nn.Linear(3, 3)
+@pytest.mark.parametrize("as_it_is", [lambda network: network, compiled])
+def test_a_layer_that_is_asked_twice_is_scaled_twice(as_it_is):
+    layer = nn.Linear(3, 3, bias=False)
     network, x = nn.Sequential(layer, nn.Tanh(), layer), torch.randn(4, 3)
-    heads = scaled(Heads("", (1, 1), 0), {"0": 3}, 1)
+    heads = scaled(filled(Heads("0", (3, 3), 1, hidden=4)).float(), {"0": 3}, 1)
     s, d = heads.scales[0]
-    each = lambda h: (1 + s) * layer(h) + d  # noqa: E731
-    torch.testing.assert_close(Headed(network, heads)(x), each(each(x).tanh()))
+    each = lambda h: (1 + s) * layer(h) + d + heads(h, 0, -1)  # noqa: E731
+    torch.testing.assert_close(Headed(as_it_is(network), heads)(x), each(each(x).tanh()))
+    assert layer.bias is None
 
 
 def test_scales_are_of_all_layers_that_are_asked():
@@ -328,6 +336,29 @@ def test_a_compiled_network_takes_them_too(ahead):
     for _ in range(2):
         found = pl.sample(denoiser, 3, solver=schedule, executor=executor, **how).x
         torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)
+
+
+def test_what_the_executor_compiles_serves_all_evaluations_and_other_heads():
+    """One program with a head and one without, for a batch and for both halves: no more."""
+    made = []
+
+    def note(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    layers, executor = {"first": 16, "last": D}, Compiled(backend=note)
+    how = {"guide": pl.CFG(2.0), "dtype": torch.float64, "kind": torch.ones(3)}
+    network = model().network
+    for seed in range(3):
+        heads = scaled(filled(Heads("last", (16, D), 2, hidden=8), seed), layers, 4, seed)
+        denoiser = replace(model(heads=heads), network=network)
+        schedule = replace(thinned(DPMpp()), heads=heads.digest)
+        eager = pl.sample(denoiser, 3, solver=schedule, **how).x
+        found = pl.sample(denoiser, 3, solver=schedule, executor=executor, **how).x
+        torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)
+        if not seed:
+            first = len(made)
+    assert first and len(made) == first
 
 
 # --- the fit -------------------------------------------------------------------------------------

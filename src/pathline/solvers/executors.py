@@ -1,7 +1,7 @@
 """Executors: three ways to run the same loop.
 
     eager     one kernel a term and whatever the network launches
-    compile   the network, and the sum of a row as one kernel, under `torch.compile`
+    compile   the network, and the sum of a row in a kernel or a few, under `torch.compile`
     graph     the whole loop as one CUDA graph, captured once and replayed
 
 A plan's coefficients do not depend on the data, so nothing in the loop has to be decided or looked
@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -87,7 +89,7 @@ class Compiled(Executor):
     def __init__(self, keep: int = 4, backend: str = "inductor") -> None:
         self._keep, self._backend = keep, backend
         self._networks: OrderedDict[int, _CompiledNetwork] = OrderedDict()
-        self._sum = _compiled(_weighted, backend)
+        self._sums: dict[int, Callable[..., Tensor]] = {}
         self._tensors: dict[tuple[float, torch.device, torch.dtype], Tensor] = {}
         self._fused: OrderedDict[Hashable, tuple[object, Callable[..., Any]]] = OrderedDict()
 
@@ -117,7 +119,19 @@ class Compiled(Executor):
     def combined(self, terms: Sum, known: Known) -> Tensor:
         letters = (terms.first, *terms.others)
         states = [known[letter][k] for letter, k, _ in letters]
-        return self._sum(states, [self._tensor(c, states[0]) for _, _, c in letters])
+        coefficients = [self._tensor(c, states[0]) for _, _, c in letters]
+        total = self._summed(states[:_AT_ONCE], coefficients[:_AT_ONCE])
+        one, more = self._tensor(1.0, states[0]), _AT_ONCE - 1
+        for i in range(_AT_ONCE, len(states), more):
+            then = slice(i, i + more)
+            total = self._summed([total, *states[then]], [one, *coefficients[then]])
+        return total
+
+    def _summed(self, states: list[Tensor], coefficients: list[Tensor]) -> Tensor:
+        n = len(states)
+        if n not in self._sums:
+            self._sums[n] = _compiled(_weighted, self._backend)
+        return self._sums[n](states, coefficients)
 
     def _tensor(self, c: float | Tensor, like: Tensor) -> Tensor:
         """Return a coefficient as a tensor on the device, made once."""
@@ -133,6 +147,10 @@ class Compiled(Executor):
         return self._tensors[key]
 
 
+_AT_ONCE = 4
+"""States that one kernel sums: each number of them is a program, and a long row can have any."""
+
+
 def _weighted(states: list[Tensor], coefficients: list[Tensor]) -> Tensor:
     """Return Σ c_i x_i, in the dtype of the states."""
     total = states[0] * coefficients[0]
@@ -146,7 +164,7 @@ def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Te
     from torch._dynamo.exc import BackendCompilerFailed
     from torch._inductor.exc import InductorError
 
-    made = torch.compile(function, backend=backend)
+    made = torch.compile(_of_its_own(function), backend=backend)
 
     def call(*args: Any, **kwargs: Any) -> Tensor:
         try:
@@ -162,6 +180,23 @@ def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Te
     return call
 
 
+def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the function with a code object of its own.
+
+    What torch compiles it keeps by code object, and it gives up at the eighth program of one: two
+    networks of a class, or sums of many lengths, would share the eight.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"call_{next(_number)}")
+    return FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+
+
+_number = count()
+
+
 class _CompiledNetwork(nn.Module):
     """A network whose calls are compiled; its parameters stay where they are.
 
@@ -172,7 +207,16 @@ class _CompiledNetwork(nn.Module):
     def __init__(self, network: Callable[..., Tensor] | nn.Module, backend: str) -> None:
         super().__init__()
         self.network = self.uncompiled = network
-        self._call = _compiled(network, backend)
+        self._call, self._backend = _compiled(network, backend), backend
+        self._others: dict[Hashable, Callable[..., Tensor]] = {}
+
+    def also(
+        self, key: Hashable, make: Callable[[], Callable[..., Tensor]]
+    ) -> Callable[..., Tensor]:
+        """Return another function of the network's, compiled the same way; kept under a key."""
+        if key not in self._others:
+            self._others[key] = _compiled(make(), self._backend)
+        return self._others[key]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._call(*args, **kwargs)

@@ -109,8 +109,7 @@ class Heads(nn.Module):
             k: number of the evaluation, one that has a head.
             axis: 1 for a convolution, −1 for a linear layer.
         """
-        dtype = next(self.parameters()).dtype
-        return self.each[k](h.movedim(axis, -1).to(dtype)).movedim(-1, axis).to(h.dtype)
+        return added(self.each[k], h, axis)
 
     @property
     def digest(self) -> str:
@@ -157,6 +156,12 @@ class Heads(nn.Module):
         made = made.double() if torch.float64 in {each.dtype for each in tensors.values()} else made
         made.load_state_dict(tensors)
         return made.requires_grad_(False)
+
+
+def added(head: nn.Module, h: Tensor, axis: int) -> Tensor:
+    """Return what a head adds, in its own precision, where h has its numbers along an axis."""
+    dtype = next(head.parameters()).dtype
+    return head(h.movedim(axis, -1).to(dtype)).movedim(-1, axis).to(h.dtype)
 
 
 def _short(tensor: Tensor) -> Tensor:
