@@ -1,16 +1,21 @@
 """Executors: the same loop, compiled or captured."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 import pathline as pl
 from pathline.core import noise
+from pathline.core.tensors import on_device
 from pathline.fields.problems import m4
 from pathline.nets import DiT
-from pathline.solvers import executors
+from pathline.solvers import ThinnedGuidance, executors
 from pathline.solvers.execute import Sum
 from pathline.solvers.executors import Compiled, Graph
+from pathline.solvers.heads import Heads
+from pathline.solvers.null_start import NullStart
 from pathline.speed import SADA, Cadence
 
 VP, OT = pl.VPLinear(), pl.CondOT()
@@ -173,12 +178,44 @@ def test_what_differs_is_captured_anew_and_the_oldest_is_forgotten(replayed):
     assert captures(speed=Cadence(2)) == 1 and captures(speed=Cadence(2)) == 0
 
 
+def test_thinned_guidance_is_captured_with_its_table_and_heads(replayed):
+    """Which halves are left out is known beforehand; each policy has a capture of its own."""
+    start = NullStart(torch.full((1, 8, 8), 0.3), torch.ones(64, 1), torch.ones(1, 64), 0.1, 1.0)
+    heads = Heads("unembed", (16, 16), 2, hidden=4)
+    heads.scale({"embed": 16, "unembed": 16}, 3)
+    for k, number in enumerate(heads.parameters()):
+        torch.nn.init.normal_(number, std=0.1, generator=torch.Generator().manual_seed(k))
+    heads = heads.rounded()
+    law, graph = replace(model(), details={"null_start": start, "heads": heads}), Graph()
+    ratios = (None, None, 0.5, 0.2)
+    for seed in (0, 7):
+        for speed in (
+            ThinnedGuidance(ratios),
+            ThinnedGuidance(ratios, null_start=True),
+            ThinnedGuidance(ratios, null_start=True, heads=heads.digest),
+        ):
+            how = {"steps": 4, "guide": pl.CFG(2.0), "context": context(3, seed), "seed": seed}
+            eager, fast = (
+                pl.sample(law, 3, speed=speed, executor=e, **how) for e in ("eager", graph)
+            )
+            assert torch.equal(fast.x, eager.x) and fast.stats == eager.stats
+    assert len(replayed) == 3
+
+
 def test_results_do_not_change_when_the_next_one_is_made(replayed):
     law, graph = model(), Graph()
     first = pl.sample(law, 2, steps=4, executor=graph).x
     kept = first.clone()
     pl.sample(law, 2, steps=4, seed=9, executor=graph)
     assert torch.equal(first, kept)
+
+
+def test_numbers_are_copied_to_a_device_once():
+    """What a capture may not do again: the same tensor each time."""
+    times, there = torch.linspace(1, 0, 5), torch.device("meta")
+    moved = on_device(times, there)
+    assert moved.device == there and moved.shape == times.shape
+    assert on_device(times, there) is moved and on_device(times, times.device) is times
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -212,6 +249,18 @@ def test_a_captured_loop_is_the_eager_one(solver, guide):
         how |= {"seed": seed}
         eager, fast = (pl.sample(law, 3, executor=e, **how) for e in ("eager", graph))
         torch.testing.assert_close(fast.x, eager.x, rtol=1e-5, atol=1e-5)
+    assert len(graph._captures) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("nfe", [5, 8])
+def test_a_captured_schedule_of_a_shipped_model_is_the_eager_one(nfe):
+    """With thinned guidance, what the model says of noise, heads and scales."""
+    law, graph = pl.load("emoji").to("cuda"), Graph()
+    for seed in (0, 7):
+        how = {"solver": "s3_guided", "steps": nfe, "guide": pl.CFG(2.0), "text": "a red apple"}
+        eager, fast = (pl.sample(law, 3, seed=seed, executor=e, **how) for e in ("eager", graph))
+        torch.testing.assert_close(fast.x, eager.x, rtol=1e-3, atol=1e-3)
     assert len(graph._captures) == 1
 
 

@@ -182,13 +182,11 @@ def test_what_cannot_be_is_refused(tmp_path):
                  kind=kind)  # fmt: skip
 
 
-def test_what_is_not_finite_is_said_and_a_graph_is_refused():
+def test_what_is_not_finite_is_said():
     model, six = toy(), ThinnedGuidance([None] * 5 + [0.3])
     kind = torch.tensor([1.0, float("nan")], dtype=torch.float64)
     with pytest.raises(pl.NonFiniteError, match="the field's output is not finite at t = 1"):
         pl.sample(model, 2, steps=6, guide=pl.CFG(2.0), speed=six, kind=kind, dtype=torch.float64)
-    with pytest.raises(pl.UsageError, match="this speed policy looks"):
-        guided(model, speed=six, executor="graph")
 
 
 # --- what a model says of noise ------------------------------------------------------------------

@@ -78,7 +78,7 @@ def plain_attention() -> Generator[None]:
         yield
 
 
-_ON_HOST = WeakTensorKeyDictionary()
+_ON_HOST, _ON_DEVICE = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
 
 def on_host(times: Tensor) -> Tensor:
@@ -93,3 +93,20 @@ def on_host(times: Tensor) -> Tensor:
     if known is None:
         known = _ON_HOST[times] = times.detach().cpu()
     return known
+
+
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """Return numbers that nobody writes into where they are needed, always in the same tensor.
+
+    They are copied once: a loop that is captured as a CUDA graph may not copy from the CPU, and
+    knows them from when it was warmed up.
+    """
+    if numbers.device == device:
+        return numbers
+    known: dict[torch.device, Tensor] | None = _ON_DEVICE.get(numbers)
+    if known is None:
+        known = _ON_DEVICE[numbers] = {}
+    if device not in known:
+        with torch.inference_mode(False):  # what is kept must also serve a solve with gradients
+            known[device] = numbers.detach().to(device)
+    return known[device]

@@ -15,6 +15,7 @@ from torch import Tensor
 from pathline.core.brownian import Brownian
 from pathline.core.errors import UsageError
 from pathline.core.solution import finite_status
+from pathline.core.tensors import on_device
 from pathline.fields import Condition, Evaluate, Field, Halves
 from pathline.fields.around import Around
 from pathline.solvers.history import warn_of_jumps
@@ -51,7 +52,7 @@ class Evaluator:
 
     def __init__(self, field: Field, plan: Plan, x: Tensor, cond: Condition) -> None:
         warn_of_jumps(field, plan)
-        self._bound, self.n = field.bind(plan.instants.to(x.device), x, cond), 0
+        self._bound, self.n = field.bind(on_device(plan.instants, x.device), x, cond), 0
         self.last: Tensor | None = None
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
@@ -64,6 +65,11 @@ class Evaluator:
         self.n += 1
         self.last = x
         return f
+
+    @property
+    def policy(self) -> Speed | None:
+        """What makes another one like it for a call; None: the plain evaluator serves."""
+        return None
 
     @property
     def per_sample(self) -> tuple[int, ...] | None:

@@ -26,7 +26,7 @@ from pathline.core.errors import UsageError, unknown
 from pathline.fields import Condition, Denoiser, Field, VectorField
 from pathline.fields.around import Around
 from pathline.fields.denoiser import denoiser_in, with_network
-from pathline.solvers.evaluate import Call, Evaluator, check_output
+from pathline.solvers.evaluate import Call, Evaluator, Speed
 from pathline.solvers.execute import Known, Sum, combined, complete, drawing
 from pathline.solvers.plan import Functional
 
@@ -259,8 +259,8 @@ class Graph(Executor):
 
     def complete(self, call: Call, given: Sequence[Tensor], evaluator: Evaluator) -> Tensor:
         _check_capturable(call, given)
-        key = _key(call, given)
-        capture = self._captures.pop(key, None) or _Capture(call, given)
+        key = evaluator.policy, _key(call, given)
+        capture = self._captures.pop(key, None) or _Capture(call, given, evaluator.policy)
         self._captures[key] = capture
         while len(self._captures) > self._keep:
             self._captures.popitem(last=False)
@@ -273,16 +273,16 @@ class _Capture:
 
     Args:
         call, given: of the first solve; `call` also keeps alive what the key names by identity.
+        policy: what makes the evaluator; None for the plain one.
     """
 
-    def __init__(self, call: Call, given: Sequence[Tensor]) -> None:
-        self.call = call
+    def __init__(self, call: Call, given: Sequence[Tensor], policy: Speed | None) -> None:
+        self.call, self._policy = call, policy
         self._given = [x.detach().clone() for x in given]
         self._cond = {k: _buffer(v, given[0].device) for k, v in call.cond.items()}
         draws = {d for row in call.plan.rows for d in row.z}
         noise = {d: torch.empty_like(given[0]) for d in draws}
         self._noise: dict[int | Functional, Tensor] = {**noise}
-        self._at = call.plan.instants.to(given[0].device)
         self._fill(call, given)
         self._run, self._out = _captured(self._loop, given[0].device)
 
@@ -304,15 +304,12 @@ class _Capture:
 
     def _loop(self) -> Tensor:
         """Run the loop on the buffers; binding belongs to it, for it reads the condition."""
-        field, plan = self.call.field, self.call.plan
-        bound = field.bind(self._at, self._given[0], self._cond)
-
-        def evaluate(k: int, x: Tensor) -> Tensor:
-            f = bound(k, x)
-            check_output(f, x)
-            return f
-
-        return complete(plan, evaluate, self._given, draw=self._noise.__getitem__)
+        call = self.call._replace(x=self._given[0], cond=self._cond)
+        if self._policy is None:
+            evaluator = Evaluator(call.field, call.plan, call.x, call.cond)
+        else:
+            evaluator = self._policy.evaluator(call)
+        return complete(call.plan, evaluator, self._given, draw=self._noise.__getitem__)
 
 
 def _captured(

@@ -22,7 +22,7 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.core.progress import track
-from pathline.core.tensors import read_tensors, write_tensors
+from pathline.core.tensors import on_device, read_tensors, write_tensors
 from pathline.fields import Denoiser, Field
 from pathline.fields.denoiser import denoiser_in, repeated
 from pathline.fields.views import change
@@ -64,7 +64,8 @@ class NullStart:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x̂_0, like x, (batch, *state)."""
-        mean, left, right = (each.to(x) for each in (self.mean, self.left, self.right))
+        tables = self.mean, self.left, self.right
+        mean, left, right = (on_device(each, x.device).to(x.dtype) for each in tables)
         return mean + ((x.flatten(1) @ left) @ right).reshape(x.shape)
 
     def save(self, file: str | Path) -> Path:

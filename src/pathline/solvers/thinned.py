@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from pathline.core.errors import UsageError
+from pathline.core.tensors import on_device
 from pathline.fields import Field, Halves
 from pathline.fields.views import change
 from pathline.solvers.evaluate import Call, Evaluator, Speed, check_output
@@ -72,6 +73,10 @@ class ThinnedGuidance(Speed):
     def evaluator(self, call: Call) -> Evaluator:
         return ThinnedEvaluator(self, call)
 
+    @property
+    def looks_at_data(self) -> bool:
+        return False  # which halves are left out is known beforehand
+
     def describe(self) -> dict[str, Any]:
         told = {"name": NAME, "ratios": list(self.ratios), "null_start": self.null_start}
         return told | ({"heads": self.heads} if self.heads else {})
@@ -119,7 +124,7 @@ class ThinnedEvaluator(Evaluator):
         self._headed: Headed | None = None
         if policy.heads:
             field, self._headed = with_heads(field, heads_of(field, policy.heads))
-        halves = field.halves(plan.instants.to(x.device), x, call.cond)
+        halves = field.halves(on_device(plan.instants, x.device), x, call.cond)
         if halves is None or path is None:
             raise UsageError(
                 "there is no unconditional half to leave out: this is for guidance of a model on a "
@@ -134,6 +139,10 @@ class ThinnedEvaluator(Evaluator):
         begins = float(plan.instants[plan.evaluated[0]]) if plan.evaluated else path.t_max
         if self._null is not None and abs(begins - path.t_max) > 1e-9:
             raise UsageError("what the model says of pure noise is known at t_max alone.")
+
+    @property
+    def policy(self) -> ThinnedGuidance:
+        return self._policy
 
     def __call__(self, k: int, x: Tensor) -> Tensor:
         ratio = self._policy.ratios[self.n]
