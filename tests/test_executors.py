@@ -95,7 +95,7 @@ def test_networks_are_remembered_and_forgotten():
 
 
 def test_nothing_falls_back_where_there_is_much_to_compile():
-    """torch gives up at the eighth program of one code object; networks share none."""
+    """torch gives up after eight programs of one code object; networks share none."""
     made, x = [], torch.arange(3.0)
 
     def note(graph, _):

@@ -180,10 +180,13 @@ def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Te
     return call
 
 
+_number = count()
+
+
 def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the function with a code object of its own.
 
-    What torch compiles it keeps by code object, and it gives up at the eighth program of one: two
+    What torch compiles it keeps by code object, and it gives up after eight programs of one: two
     networks of a class, or sums of many lengths, would share the eight.
     """
 
@@ -192,9 +195,6 @@ def _of_its_own(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     code = call.__code__.replace(co_name=f"call_{next(_number)}")
     return FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
-
-
-_number = count()
 
 
 class _CompiledNetwork(nn.Module):
