@@ -340,7 +340,7 @@ def test_the_table_says_what_the_plan_does():
             "coefficient inf of x0",
         ),
         (lambda: pl.DPMpp(order=4), "orders 1, 2 and 3; order 4"),
-        (lambda: pl.DPMpp(expansion="x"), "choose 'midpoint' or 'taylor'"),
+        (lambda: pl.DPMpp(expansion="x"), "choose 'midpoint', 'taylor' or 'legacy'"),
         (lambda: pl.DPMpp(final="x"), "choose 'auto', 'full' or 'lower'"),
         (lambda: pl.DDIM(eta=1.5), r"eta must lie in \[0, 1\]"),
         (

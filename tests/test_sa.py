@@ -44,7 +44,7 @@ def test_noise_is_added_between_two_levels_only():
     [
         ({"order": 5}, "SA has orders 1 to 4; order 5 was asked for"),
         ({"corrector": 1}, "choose 2 to 4 points, or 0 for no corrector"),
-        ({"tau": 1.5}, "eta must lie in"),
+        ({"tau": -0.5}, "eta must be a number, 0 or more"),
         ({"low": 2.0, "high": 1.0}, "0 ≤ low ≤ high is needed"),
         ({"final": "no"}, "choose 'auto', 'full' or 'lower'"),
     ],

@@ -533,7 +533,7 @@ def test_dpm_solver_measurement_can_fail(monkeypatch):
     """The same claim fails when 3M is the legacy one: the measurement is not vacuous."""
     from pathline.systems import dpm_solver
 
-    monkeypatch.setitem(dpm_solver.METHODS, "++3M", dpm_solver.legacy_3m)
+    monkeypatch.setitem(dpm_solver.METHODS, "++3M", pl.DPMpp(order=3, expansion="legacy"))
     report = systems.run("dpm-solver", only=["order-3m"])
     assert not report.passed and report.claims[0].value == pytest.approx(2.0, abs=0.05)
 

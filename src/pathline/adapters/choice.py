@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pathline.adapters import schedulers
-from pathline.adapters.course import Course, is_even, time_of, whole
+from pathline.adapters.course import Course, is_even, time_of
 from pathline.adapters.driven import with_plan
 from pathline.adapters.schedulers import Training
 from pathline.core.errors import UsageError
@@ -165,7 +165,7 @@ class Choice:
             return self._planned(self.solver, n, timesteps or sigmas), self.solver.steps
         grid = self._grid(n, timesteps, sigmas, mu)
         if self.is_whole:
-            grid = whole(grid, self.training.path)
+            grid = grids.whole(grid, self.training.path)
         course = Course.compiled(self.training, self.solver, grid)
         labels = course.labels
         if self.is_whole and labels.is_floating_point():

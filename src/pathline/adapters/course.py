@@ -203,35 +203,6 @@ def _exact_time_of(training: Training, label: Tensor) -> Tensor:
 # Grids
 
 
-def whole(grid: Grid, path: GaussianPath) -> Grid:
-    """Return the grid moved to whole labels, no two of them the same.
-
-    The solver then steps at the very levels that the network is told. Where a grid has more points
-    than labels, as Karras' has near data, its points give way towards noise.
-
-    Raises:
-        UsageError: a path without labels, or more steps than labels.
-    """
-    if not isinstance(path, Tabulated):
-        raise UsageError("labels='whole' is for models that were trained at whole timesteps.")
-    times = grid.times(path)
-    inner = times[:-1] if grid.last == "denoise" else times
-    n = len(path.alphas_cumprod)
-    if len(inner) > n:
-        raise UsageError(f"{len(inner)} levels at whole labels were asked for; there are {n}.")
-    if inner[0] < inner[-1]:
-        raise UsageError("labels='whole' is for generation, from noise to data.")
-    lowest, labels = 0, list[int]()
-    for t in reversed(inner):
-        labels.append(max(lowest, round(float(path.label(t)))))
-        lowest = labels[-1] + 1
-    highest, settled = n - 1, list[int]()
-    for label in reversed(labels):
-        settled.append(min(highest, label))
-        highest = settled[-1] - 1
-    return grids.times([float(path.time_of_label(k)) for k in settled], last=grid.last)
-
-
 def is_even(ladder: Any) -> bool:
     """Whether levels are 1, 1 − 1/n, …, 1/n: what pipelines of flow models pass by default."""
     given = torch.as_tensor(ladder, dtype=torch.float64)

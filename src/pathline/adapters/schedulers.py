@@ -146,8 +146,9 @@ def training(scheduler: Scheduler) -> Training:
     if scheduler.is_preconditioned:
         return _preconditioned(scheduler)
     if {"beta_schedule", "trained_betas"} & scheduler.config.keys():
-        path = Tabulated(_levels(scheduler))
-        return Training(path, _view(scheduler, PREDICTIONS), path.label)
+        view = _view(scheduler, PREDICTIONS)
+        path = Tabulated(_levels(scheduler), _lowest(scheduler, view))
+        return Training(path, view, path.label)
     raise UsageError(
         f"{scheduler.kind} does not say how its model was trained: no beta_schedule, no sigma_data "
         "and no flow. Use pathline.Denoiser(network, path, view=...)."
@@ -160,6 +161,12 @@ def _view(scheduler: Scheduler, known: Mapping[str, View]) -> View:
     if given not in known:
         raise unknown(f"prediction_type of {scheduler.kind}", str(given), known)
     return known[given]
+
+
+def _lowest(scheduler: Scheduler, view: View) -> float:
+    """Return the λ where generation starts: what the config says, else what the view needs."""
+    clipped = float(scheduler.says("lambda_min_clipped", -math.inf))
+    return clipped if math.isfinite(clipped) or view != "eps" else Tabulated.lowest
 
 
 def _preconditioned(scheduler: Scheduler) -> Training:

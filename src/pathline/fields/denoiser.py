@@ -30,7 +30,10 @@ class Denoiser(Field):
         network: any callable or `nn.Module`.
         path: the path it was trained on.
         view: what it returns: eps, x0, v, score or velocity.
-        label: how it is told the time: a function t → label, or a factor (1000.0 for "999 t").
+        label: how it is told the time: a function t → label, or a factor (999.0 tells 999 t). Whole
+            labels, of an integer dtype, reach the network as they are: a model of a table that
+            takes nothing else has `label=lambda t: path.label(t).round().long()`, and `grids.whole`
+            brings any grid to its labels.
         scale: what x is multiplied with before the network, a function of t; None for nothing.
         null: the keyword arguments that mean "no condition"; None if it was trained without one.
         encode: user's condition → keyword arguments ((text=...) → (context=..., mask=...)).
@@ -106,7 +109,8 @@ class Denoiser(Field):
     def bind(self, times: Tensor, x: Tensor, cond: Condition) -> Evaluate:
         dtype = dtype_of(self.network, x.dtype)
         at_least = torch.promote_types(dtype, torch.float32)  # bfloat16 would tell 999 as 1000
-        labels = self.labels(times).to(dtype=at_least, device=x.device)
+        labels = self.labels(times).to(x.device)
+        labels = labels.to(at_least) if labels.is_floating_point() else labels  # whole ones stay
         labels = labels.reshape(len(times), -1).expand(-1, len(x)).unbind()
         cond = {k: _cast(v, x.device, dtype) for k, v in cond.items()}
         network = self.network

@@ -36,6 +36,11 @@ def as_time(t: Time) -> Tensor:
     return t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
 
 
+def log_snr_of(log_alpha: Tensor) -> Tensor:
+    """λ of a variance-preserving path, log(α/√(1 − α²)), free of cancellation and overflow."""
+    return log_alpha - 0.5 * (-torch.expm1(2 * log_alpha)).log()
+
+
 @dataclass(frozen=True)
 class GaussianPath(ABC):
     """A path x_t = α_t x_0 + σ_t ε with scalar, differentiable α and σ.

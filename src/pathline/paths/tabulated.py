@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.core.registry import Entry
-from pathline.paths.path import GaussianPath, Time, as_time, hash_once, paths
+from pathline.paths.path import GaussianPath, Time, as_time, hash_once, log_snr_of, paths
 
 
 @paths.register("tabulated", aliases=("discrete",), paper="arXiv:2206.00927, App. D.2")
@@ -22,13 +22,24 @@ class Tabulated(GaussianPath):
     Label n sits at time t_n = (n + 1)/N, and data (ᾱ = 1) at t = 0; between the nodes log α is
     linear in t. At the nodes the path is the model's own table.
 
+    A table may go on where nothing is left of the data (the cosine table: λ falls to −10). A
+    network that says ε̂ is asked there for x̂_0 = (x − σ ε̂)/α with an α next to nothing, and its
+    errors are all that comes back; so generation starts at the last label with λ ≥ `lowest`.
+
     Args:
-        alphas_cumprod: ᾱ_0 … ᾱ_{N−1}, falling, in (0, 1).
+        alphas_cumprod: ᾱ_0 … ᾱ_{N−1}, falling, in (0, 1); any sequence of numbers.
+        lowest: the half log-SNR below which generation does not start; −∞ for the whole table,
+            which a network that says v or x̂_0 may be started at.
+
+    Raises:
+        UsageError: levels that are none, do not fall or lie all below `lowest`.
     """
 
     alphas_cumprod: tuple[float, ...] = field(default=(0.999, 0.5, 0.01), repr=False)
+    lowest: float = -5.1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "alphas_cumprod", _numbers(self.alphas_cumprod, "alphas_cumprod"))
         levels = self.alphas_cumprod
         if not levels or not all(0 < level < 1 for level in levels):
             raise UsageError(
@@ -37,24 +48,46 @@ class Tabulated(GaussianPath):
             )
         if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
             raise UsageError("alphas_cumprod must fall strictly from one label to the next.")
+        if self.kept < 1:
+            raise UsageError(
+                f"no label of the table has a log-SNR λ ≥ {self.lowest:g}, its `lowest`: the first "
+                f"has {float(self.log_snr(self.t_min)):.3g}."
+            )
 
     __hash__ = hash_once
 
     @classmethod
     def from_betas(cls, betas: Iterable[float]) -> Tabulated:
-        """Return the path of a table of β_n: ᾱ_n = Π (1 − β_k)."""
-        table = torch.as_tensor(list(betas), dtype=torch.float64)
-        return cls(tuple(torch.cumprod(1 - table, 0).tolist()))
+        """Return the path of a table of β_n: ᾱ_n = Π (1 − β_k).
+
+        Raises:
+            UsageError: a β outside (0, 1).
+        """
+        table = torch.tensor(_numbers(betas, "betas"), dtype=torch.float64)
+        if not bool(((table > 0) & (table < 1)).all()):
+            raise UsageError("betas must lie in (0, 1).")
+        return cls(torch.cumprod(1 - table, 0).tolist())
 
     @classmethod
     def linear(cls, first: float = 1e-4, last: float = 0.02, n: int = 1000) -> Tabulated:
         """Return the path of β that rise linearly: DDPM's table."""
-        return cls.from_betas(torch.linspace(first, last, n, dtype=torch.float64).tolist())
+        return cls.from_betas(torch.linspace(first, last, n, dtype=torch.float64))
 
     @property
     def t_min(self) -> float:
         """The time of label 0."""
         return 1 / len(self.alphas_cumprod)
+
+    @property
+    def t_max(self) -> float:
+        """The time of the last label with λ ≥ `lowest`."""
+        return self.kept / len(self.alphas_cumprod)
+
+    @cached_property
+    def kept(self) -> int:
+        """How many labels have λ ≥ `lowest`, the first ones."""
+        levels = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        return int((0.5 * levels.logit() >= self.lowest).sum())
 
     def label(self, t: Time) -> Tensor:
         """The (real-valued) label of time t, N t − 1, at least 0."""
@@ -96,7 +129,7 @@ class Tabulated(GaussianPath):
         return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
 
     def log_snr(self, t: Time) -> Tensor:
-        return -0.5 * torch.expm1(-2 * self.log_alpha(t)).log()
+        return log_snr_of(self.log_alpha(t))
 
     def time_of_log_snr(self, log_snr: Time) -> Tensor:
         log_snr = as_time(log_snr)
@@ -106,6 +139,14 @@ class Tabulated(GaussianPath):
         left = torch.searchsorted(-nodes, -log_alpha, right=True).sub(1).clamp(0, n - 1)
         slope = (nodes[left + 1] - nodes[left]) * n
         return left.to(log_alpha.dtype) / n + (log_alpha - nodes[left]) / slope
+
+
+def _numbers(values: Iterable[float], name: str) -> tuple[float, ...]:
+    """Return a table as Python floats; tensors and arrays are tables too."""
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a sequence of numbers: {error}.") from error
 
 
 paths.add(

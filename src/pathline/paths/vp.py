@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.paths.path import GaussianPath, Time, as_time, paths
+from pathline.paths.path import GaussianPath, Time, as_time, log_snr_of, paths
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class VPLinear(LinearBeta):
         return self.beta(t) / 2 * self.alpha(t) ** 2 / self.sigma(t)
 
     def log_snr(self, t: Time) -> Tensor:
-        return -0.5 * torch.expm1(-2 * self.log_alpha(t)).log()
+        return log_snr_of(self.log_alpha(t))
 
     def time_of_log_snr(self, log_snr: Time) -> Tensor:
         return self.time_of_log_alpha(-0.5 * _softplus(-2 * as_time(log_snr)))

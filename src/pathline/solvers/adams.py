@@ -26,7 +26,7 @@ import torch
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 Corrector = Literal["none", "free"]
 
@@ -87,8 +87,7 @@ class Adams(Solver):
     corrector: Corrector = "none"
 
     def __post_init__(self) -> None:
-        if self.order not in range(1, MOST_ORDER + 1):
-            raise UsageError(f"Adams has orders 1 to {MOST_ORDER}; {self.order} was asked for.")
+        check_order("Adams", self.order, range(1, MOST_ORDER + 1))
         if self.corrector not in ("none", "free"):
             raise UsageError(f"corrector={self.corrector!r}: choose 'none' or 'free'.")
 

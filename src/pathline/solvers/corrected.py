@@ -16,6 +16,7 @@ from pathline.fields.views import View
 from pathline.solvers.exponential import (
     Expansion,
     Final,
+    check_distances,
     check_start,
     decay,
     lowered,
@@ -62,6 +63,7 @@ def write_corrected(to: Writer, rule: Corrected) -> None:
     """
     steps = list(to.intervals())
     check_start(rule.view, steps, max((rule.eta(s) for s, _ in steps), default=0.0))
+    check_distances(steps)
     at, n, known = 0, len(steps), [(0, to.levels[0])]  # where F is known, newest first
     for i, (s, t) in enumerate(steps):
         first, *earlier = known

@@ -12,18 +12,28 @@ Paper: Zhang & Chen 2022 (arXiv:2204.13902, Eq. 15); Liu et al. 2022 (arXiv:2202
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.paths import GaussianPath
-from pathline.solvers.exponential import check_start, linear_part, span
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.exponential import (
+    Final,
+    check_distances,
+    check_start,
+    linear_part,
+    lowered,
+    span,
+)
+from pathline.solvers.grid import Grid
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 Variable = Literal["t", "rho", "lambda"]
 
@@ -38,7 +48,7 @@ _ADAMS = (
 )
 
 
-def coefficients(
+def step_weights(
     path: GaussianPath, s: Level, t: Level, known: Sequence[Level], variable: Variable
 ) -> list[float]:
     """Return C_j = α_t ∫ ℓ_j(u) dρ for the step s → t, newest first.
@@ -77,6 +87,33 @@ def _value(level: Level, variable: Variable) -> float:
     return level.sigma / level.alpha if variable == "rho" else level.log_snr
 
 
+def coefficients(
+    path: GaussianPath, grid: Grid, order: int = 4, variable: Variable = "t"
+) -> tuple[Tensor, Tensor]:
+    """Return DEIS' table: x_{i+1} = Ψ_i x_i + Σ_j C_ij ε̂_{i−j}.
+
+    Args:
+        path: the path.
+        grid: of n steps, a closing one to data not among them.
+        order: the predictions that are combined, 1 to 5.
+        variable: in which ε̂ is a polynomial.
+
+    Returns:
+        Ψ (n,) and C (n, order), newest prediction first, both in float64; C is 0 where there is no
+        prediction yet.
+
+    Raises:
+        UsageError: an order or a variable that there is not, or a grid that ends at data itself.
+    """
+    rows = DEIS(order, variable).plan(path, grid).rows[: grid.n - (grid.last == "denoise")]
+    psi = torch.tensor([row.x[i] for i, row in enumerate(rows)], dtype=torch.float64)
+    c = torch.zeros(len(rows), order, dtype=torch.float64)
+    for i, row in enumerate(rows):
+        for k, weight in row.f.items():
+            c[i, i - k] = weight
+    return psi, c
+
+
 @solvers.register(
     "deis",
     aliases=("tab_deis",),
@@ -94,17 +131,26 @@ class DEIS(Solver):
     strong guidance predict x̂_0 (DPMpp).
 
     Args:
-        order: 1 to 4, the predictions that the polynomial goes through; order 1 is DDIM. (The
-            paper's tAB3 is order 4.)
+        order: 1 to 5, the predictions that the polynomial goes through; order 1 is DDIM. (The
+            paper's tAB3, its choice, is order 4.) Weights of order 5 alternate and grow: it warns.
         variable: "t" (tAB-DEIS), "rho" or "lambda".
+        final: "lower" ends with lower orders, "full" does not; "auto" lowers below ten steps.
     """
 
     order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride]
     variable: Variable = "t"
+    final: Final = "full"
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3, 4):
-            raise UsageError(f"DEIS has orders 1 to 4; order {self.order} was asked for.")
+        check_order("DEIS", self.order, range(1, 6))
+        if self.order == 5:
+            warnings.warn(
+                "DEIS of order 5 extrapolates with weights that alternate and grow; order 4 is the "
+                "paper's.",
+                stacklevel=3,
+            )
+        if self.final not in get_args(Final):
+            raise UsageError(f"final={self.final!r}: choose 'auto', 'full' or 'lower'.")
         if self.variable not in get_args(Variable):
             raise UsageError(f"variable={self.variable!r}: choose 't', 'rho' or 'lambda'.")
 
@@ -115,11 +161,12 @@ class DEIS(Solver):
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
         check_start(self.view, steps)
+        check_distances(steps)
         for i, (s, t) in enumerate(steps):
-            numbers = range(i, max(i - self.order, -1), -1)
+            numbers = range(i, i - lowered(self.order, i, len(steps), self.final), -1)
             known = [to.levels[k] for k in numbers]
             assert to.path is not None
-            weights = coefficients(to.path, s, t, known, self.variable)
+            weights = step_weights(to.path, s, t, known, self.variable)
             linear, total = linear_part(self.view, s, t)
             weights[0] += total - sum(weights)  # the basis sums to one: keep that to rounding
             to.write(t.t, {i: linear}, dict(zip(numbers, weights, strict=True)))
@@ -139,7 +186,7 @@ class IPNDM(Solver):
     points: int = 4
 
     def __post_init__(self) -> None:
-        if self.points not in (1, 2, 3, 4):
+        if not isinstance(self.points, int) or self.points not in (1, 2, 3, 4):
             raise UsageError(f"iPNDM combines 1 to 4 evaluations; {self.points} were asked for.")
 
     @property

@@ -28,7 +28,7 @@ from pathline.solvers.legs import Evaluate, Leg, OnPath, Pairing, combined
 from pathline.solvers.levels import Levels, steady
 from pathline.solvers.phi import derivative_weights, phi
 from pathline.solvers.slope import Slope
-from pathline.solvers.solver import Writer, solvers
+from pathline.solvers.solver import Writer, check_order, solvers
 from pathline.solvers.stepped import Course
 from pathline.solvers.trial import Stepper
 
@@ -68,8 +68,7 @@ class AdaptiveDPM(Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (2, 3):
-            raise UsageError(f"adaptive DPM has orders 2 and 3; order {self.order} was asked for.")
+        check_order("adaptive DPM", self.order, (2, 3))
         if self.view not in ("eps", "x0"):
             raise UsageError(f"view={self.view!r}: DPM-Solver predicts 'eps' or 'x0'.")
 

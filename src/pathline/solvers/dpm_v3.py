@@ -34,7 +34,7 @@ from pathline.solvers.ems import EMSTable, table_of
 from pathline.solvers.exponential import FEW_STEPS, Final
 from pathline.solvers.phi import derivative_weights
 from pathline.solvers.plan import Coefficient
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 Derivatives = Literal["full", "pseudo"]
 Corrector = Literal["higher", "same", "pseudo", "none"]
@@ -89,8 +89,7 @@ class DPMv3(Solver):
     final: Final = "auto"
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise UsageError(f"DPMv3 has orders 1, 2 and 3; order {self.order} was asked for.")
+        check_order("DPMv3", self.order, (1, 2, 3))
         if self.derivatives not in ("full", "pseudo"):
             raise UsageError(f"derivatives={self.derivatives!r}: choose 'full' or 'pseudo'.")
         if self.corrector not in ("higher", "same", "pseudo", "none"):

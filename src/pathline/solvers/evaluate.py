@@ -165,7 +165,12 @@ class Watched(Around):
 
 
 def check_output(f: Tensor, x: Tensor) -> None:
-    """Refuse a field whose output is not shaped like the state, or is complex."""
+    """Refuse a field whose output is no tensor, is not shaped like the state, or is complex."""
+    if not isinstance(f, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"the field returned a {type(f).__name__}, not a tensor: wrap the network in a "
+            "function that returns its prediction alone (of a diffusers output, `.sample`)."
+        )
     if f.shape != x.shape:
         hint = ""
         if f.ndim == x.ndim and f.shape[1] == 2 * x.shape[1]:

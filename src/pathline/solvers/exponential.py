@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 from torch import Tensor
 
@@ -30,14 +30,18 @@ from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.solvers.levels import Levels
 from pathline.solvers.phi import derivative_weights, phi
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 Final = Literal["auto", "full", "lower"]
 Spread = Literal["posterior", "forward"]
 Expansion = Literal["midpoint", "taylor"]
+Polynomial = Literal["midpoint", "taylor", "legacy"]
 
 FEW_STEPS = 10
 """Below this many steps, "auto" lowers the order of the last ones (Lu et al. 2022b, App.)."""
+
+NEAREST = 1e-6
+"""In λ. Nearer levels are one, to rounding, and quotients of differences between them noise."""
 
 
 @overload
@@ -87,10 +91,25 @@ def span(s: Level, t: Level) -> float:
     return h
 
 
-def check_eta(eta: float) -> None:
-    """Refuse an amount of noise that is none."""
-    if not 0 <= eta <= 1:
-        raise UsageError(f"eta must lie in [0, 1], and is {eta}.")
+def check_eta(eta: float, most: float = math.inf) -> None:
+    """Refuse an amount of noise that is none, or more than there can be."""
+    if not isinstance(eta, int | float) or not 0 <= eta <= most or math.isinf(eta):
+        allowed = "be a number, 0 or more" if math.isinf(most) else f"lie in [0, {most:g}]"
+        raise UsageError(f"eta must {allowed}, and is {eta!r}.")
+
+
+def check_distances(steps: Sequence[tuple[Level, Level]]) -> None:
+    """Refuse two levels that are next to the same, where a polynomial is to go through both.
+
+    Raises:
+        UsageError: a step that moves by less than `NEAREST` in λ.
+    """
+    for i, (s, t) in enumerate(steps, 1):
+        if abs(t.log_snr - s.log_snr) < NEAREST:
+            raise UsageError(
+                f"step {i} moves by {abs(t.log_snr - s.log_snr):.2g} in λ, from t = {s.t:.6g} to "
+                f"t = {t.t:.6g}; leave one of the two times out."
+            )
 
 
 def check_start(view: View, steps: Sequence[tuple[Level, Level]], eta: float = 0.0) -> None:
@@ -118,7 +137,7 @@ def polynomial_weights(
     s: Level,
     t: Level,
     earlier: Sequence[Level],
-    expansion: Expansion = "taylor",
+    expansion: Polynomial = "taylor",
     eta: float = 0.0,
 ) -> tuple[float, list[float]]:
     """Return L and the weights of F at s and at each earlier level, for the step s → t.
@@ -129,12 +148,13 @@ def polynomial_weights(
         t: where it ends.
         earlier: other levels at which F is known, any order, distinct from s.
         expansion: "taylor" integrates the polynomial exactly; "midpoint" (one earlier level)
-            takes its value at the middle of the step.
+            takes its value at the middle of the step; "legacy" (two) half of its second derivative.
         eta: in x̂_0, how much of the reverse SDE's noise the step will add: 1 is the SDE.
     """
     n = len(earlier)
     slope = linear_part(view, s, t, eta)[1] / 2 if expansion == "midpoint" else None
-    return expansion_weights(view, s, t, earlier, counts=(n,) * n, slope=slope, eta=eta)
+    bend = 0.5 if expansion == "legacy" else 1.0
+    return expansion_weights(view, s, t, earlier, counts=(n,) * n, slope=slope, bend=bend, eta=eta)
 
 
 def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
@@ -145,6 +165,7 @@ def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
     *,
     counts: Sequence[int],
     slope: float | None = None,
+    bend: float = 1.0,
     eta: float = 0.0,
 ) -> tuple[float, list[float]]:
     """Return L and the weights of F at s and at each other level, for the step s → t.
@@ -157,6 +178,7 @@ def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
         counts: from how many of the others, first ones first, each derivative is estimated; the
             k-th needs k at least.
         slope: the factor of h F', instead of that of the expansion, c h φ_2(z).
+        bend: what the factor of h² F'' is multiplied with; 1 is right.
         eta: as for `polynomial_weights`.
     """
     linear, first = linear_part(view, s, t, eta)
@@ -167,6 +189,7 @@ def expansion_weights(  # noqa: PLR0913 - keyword-only from `counts` on
     offsets = [(level.log_snr - s.log_snr) / h for level in others]
     for k, count in enumerate(counts, 1):
         factor = slope if k == 1 and slope is not None else c * h * phi(k + 1, z)
+        factor *= bend if k == 2 else 1.0
         for i, a in enumerate(derivative_weights(offsets[:count], k), 1):
             weights[i] += factor * a
             weights[0] -= factor * a
@@ -219,7 +242,7 @@ class DDIM(Solver):
     spread: Spread = "posterior"
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
+        check_eta(self.eta, most=1.0)  # of the step's own variance it can replace all, not more
         if self.spread not in ("posterior", "forward"):
             raise UsageError(f"spread={self.spread!r}: choose 'posterior' or 'forward'.")
 
@@ -270,21 +293,24 @@ class DPMpp(Solver):
 
     Args:
         order: 1, 2 or 3, the predictions that the polynomial goes through; order 1 is DDIM.
-        expansion: how order 2 treats the slope: "midpoint" (the usual ++2M) or "taylor".
+        expansion: how order 2 treats the slope: "midpoint" (the usual ++2M) or "taylor". "legacy"
+            takes half of the second derivative at order 3, as public code does: a method of order
+            two, for pictures that were made with it.
         final: "lower" ends with lower orders, "full" does not; "auto" lowers below ten steps.
-        eta: 0 is the probability flow, 1 the reverse SDE (SDE-DPM-Solver++).
+        eta: 0 is the probability flow, 1 the reverse SDE (SDE-DPM-Solver++); more is more noise.
     """
 
     order: int = 2  # pyright: ignore[reportIncompatibleMethodOverride]
-    expansion: Expansion = "midpoint"
+    expansion: Polynomial = "midpoint"
     final: Final = "auto"
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise UsageError(f"DPMpp has orders 1, 2 and 3; order {self.order} was asked for.")
-        if self.expansion not in ("midpoint", "taylor"):
-            raise UsageError(f"expansion={self.expansion!r}: choose 'midpoint' or 'taylor'.")
+        check_order("DPMpp", self.order, (1, 2, 3))
+        if self.expansion not in get_args(Polynomial):
+            raise UsageError(
+                f"expansion={self.expansion!r}: choose 'midpoint', 'taylor' or 'legacy'."
+            )
         if self.final not in ("auto", "full", "lower"):
             raise UsageError(f"final={self.final!r}: choose 'auto', 'full' or 'lower'.")
         check_eta(self.eta)
@@ -295,7 +321,7 @@ class DPMpp(Solver):
 
     @property
     def convergence(self) -> int:
-        return min(self.order, 2) if self.eta else self.order
+        return min(self.order, 2) if self.eta or self.expansion == "legacy" else self.order
 
     @property
     def is_stochastic(self) -> bool:
@@ -304,11 +330,17 @@ class DPMpp(Solver):
     def write(self, to: Writer) -> None:
         levels, steps = to.levels, list(to.intervals())
         check_start("x0", steps, self.eta)
+        check_distances(steps)
         for i, (s, t) in enumerate(steps):
             known = range(i - 1, i - lowered(self.order, i, len(steps), self.final), -1)
-            expansion = self.expansion if len(known) == 1 else "taylor"
-            earlier = [levels[k] for k in known]
+            earlier, expansion = [levels[k] for k in known], self._expansion(len(known))
             linear, weights = polynomial_weights("x0", s, t, earlier, expansion, self.eta)
             noise = t.sigma * math.sqrt(1 - decay(s, t) ** (2 * self.eta))
             z = {i: noise} if noise else {}
             to.write(t.t, {i: linear}, dict(zip((i, *known), weights, strict=True)), z)
+
+    def _expansion(self, earlier: int) -> Polynomial:
+        """Return how a polynomial through so many earlier predictions is integrated."""
+        if earlier == 2:
+            return "legacy" if self.expansion == "legacy" else "taylor"
+        return "taylor" if self.expansion == "taylor" else "midpoint"

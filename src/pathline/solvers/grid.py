@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,8 +81,12 @@ class Spaced(Grid):
     last: Last = "stop"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int):
-            raise UsageError(f"a grid has a whole number of steps, and was asked for {self.n!r}.")
+        try:
+            object.__setattr__(self, "n", operator.index(self.n))  # NumPy's and torch's too
+        except TypeError as error:
+            raise UsageError(
+                f"a grid has a whole number of steps, and was asked for {self.n!r}."
+            ) from error
         if self.n < 1:
             raise UsageError(f"a grid needs at least 1 step, and was asked for {self.n}.")
         check_last(self.last)
@@ -130,6 +135,12 @@ def check_last(last: str) -> None:
     """Refuse a policy of the last step that there is not."""
     if last not in ("stop", "denoise"):
         raise UsageError(f"last={last!r}: choose 'stop' or 'denoise'.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse what is not a positive number."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{name} must be a positive number, and is {value!r}.")
 
 
 def check_reversible(grid: Grid) -> None:

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError, unknown
-from pathline.paths import GaussianPath
+from pathline.paths import GaussianPath, Tabulated
 from pathline.solvers.grid import (
     Grid,
     Last,
     Spaced,
     check_last,
+    check_positive,
     check_reversible,
     check_times,
     grids,
@@ -60,6 +61,13 @@ class Power(Spaced):
     """Uniform in t^(1/power): denser towards data; 2 is the quadratic grid of DDIM and DEIS."""
 
     power: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("power", self.power)
+        for t in (self.start, self.end):
+            if t is not None and t < 0:
+                raise UsageError(f"t^(1/power) needs t ≥ 0; the grid was to run to t = {t:g}.")
 
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
@@ -156,8 +164,7 @@ class Along(Spaced):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.shift < math.inf:
-            raise UsageError(f"a shift is a positive number, and {self.shift} was asked for.")
+        check_positive("shift", self.shift)
         if self.clock not in _CLOCKS:
             raise unknown("clock", self.clock, _CLOCKS)
 
@@ -179,6 +186,10 @@ class Karras(Spaced):
     """Uniform in (σ/α)^(1/ρ); ρ = 7 spends its steps at low noise."""
 
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("rho", self.rho)
 
     def _between(
         self, path: GaussianPath | None, start: float, end: float, n: int
@@ -205,7 +216,10 @@ class Times(Grid):
         check_last(self.last)
         if self.n < 1:
             raise UsageError(f"a grid needs at least two times, and was given {list(self.values)}.")
-        object.__setattr__(self, "values", tuple(float(t) for t in self.values))
+        try:
+            object.__setattr__(self, "values", tuple(float(t) for t in self.values))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"a grid's times are numbers, in one row: {error}.") from error
 
     @property
     def n(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -323,3 +337,39 @@ def sigmas(values: Sequence[float], path: GaussianPath, last: Last = "stop") -> 
         raise UsageError(f"noise levels must be positive, and are {ratios}.")
     log_ratio = torch.tensor(ratios, dtype=torch.float64).log()
     return Times(tuple(path.time_of_log_snr(-log_ratio).tolist()), last)
+
+
+def whole(grid: Grid, path: GaussianPath) -> Grid:
+    """Return the grid moved to the whole labels of a discrete-time model, no two the same.
+
+    The solver then steps at the very levels that the network was trained at, and tells it whole
+    numbers. Where a grid has more points than labels, as Karras' has near data, its points give way
+    towards noise.
+
+    Args:
+        grid: from noise to data.
+        path: a `Tabulated` one.
+
+    Raises:
+        UsageError: a path without labels, more steps than labels, or a grid towards noise.
+    """
+    if not isinstance(path, Tabulated):
+        raise UsageError(
+            "whole labels are those of a model trained at whole timesteps: a Tabulated path."
+        )
+    times = grid.times(path)
+    inner = times[:-1] if grid.last == "denoise" else times
+    n = len(path.alphas_cumprod)
+    if len(inner) > n:
+        raise UsageError(f"{len(inner)} levels at whole labels were asked for; there are {n}.")
+    if inner[0] < inner[-1]:
+        raise UsageError("whole labels are for generation, from noise to data.")
+    lowest, labels = 0, list[int]()
+    for t in reversed(inner):
+        labels.append(max(lowest, round(float(path.label(t)))))
+        lowest = labels[-1] + 1
+    highest, settled = n - 1, list[int]()
+    for label in reversed(labels):
+        settled.append(min(highest, label))
+        highest = settled[-1] - 1
+    return Times(tuple(float(path.time_of_label(k)) for k in settled), grid.last)

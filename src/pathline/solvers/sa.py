@@ -16,7 +16,7 @@ from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.solvers.corrected import Corrected, write_corrected
 from pathline.solvers.exponential import Final, check_eta
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 MOST = 4
 """The highest order of either."""
@@ -48,8 +48,7 @@ class SA(Solver):
     final: Final = "auto"
 
     def __post_init__(self) -> None:
-        if self.order not in range(1, MOST + 1):
-            raise UsageError(f"SA has orders 1 to {MOST}; order {self.order} was asked for.")
+        check_order("SA", self.order, range(1, MOST + 1))
         if self.corrector not in (0, *range(2, MOST + 1)):
             raise UsageError(
                 f"corrector={self.corrector}: choose 2 to {MOST} points, or 0 for no corrector."

@@ -17,8 +17,14 @@ import torch
 
 from pathline.core.errors import UsageError
 from pathline.fields.views import View
-from pathline.solvers.exponential import Expansion, check_start, polynomial_weights, span
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.exponential import (
+    Expansion,
+    check_distances,
+    check_start,
+    polynomial_weights,
+    span,
+)
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 Schedule = Literal["fixed", "fast"]
 
@@ -56,8 +62,7 @@ class DPM(Solver):
     expansion: Expansion = "midpoint"
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise UsageError(f"DPM has orders 1, 2 and 3; order {self.order} was asked for.")
+        check_order("DPM", self.order, (1, 2, 3))
         if self.view not in ("eps", "x0"):
             raise UsageError(f"view={self.view!r}: DPM-Solver predicts 'eps' or 'x0'.")
         if self.schedule not in ("fixed", "fast"):
@@ -76,6 +81,7 @@ class DPM(Solver):
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
         check_start(self.view, steps)
+        check_distances(steps)
         points = to.levels[: len(steps) + 1]
         orders = self.orders(len(steps))
         if self.schedule == "fast":

@@ -222,6 +222,14 @@ def _compiled(
     return Plan(start, rows, solver.view, path, recipe, legs=legs)
 
 
+def check_order(who: str, order: object, orders: Sequence[int]) -> None:
+    """Refuse an order that a family of solvers does not have; 2.0 is none either."""
+    if not isinstance(order, int) or order not in orders:
+        *others, last = map(str, orders)
+        some = f"{', '.join(others)} and {last}" if len(orders) < 4 else f"{others[0]} to {last}"
+        raise UsageError(f"{who} has orders {some}; order {order!r} was asked for.")
+
+
 def check_path(solver: Solver, path: GaussianPath | None, grid: Grid) -> None:
     """Refuse a field without a path where one is needed, and noise that has no reverse SDE."""
     if path is None and (solver.needs_path or grid.last == "denoise"):

@@ -26,6 +26,7 @@ from torch import Tensor
 from pathline.core.errors import UsageError
 from pathline.fields.views import View, change
 from pathline.solvers.exponential import (
+    check_distances,
     check_start,
     expansion_weights,
     linear_part,
@@ -42,8 +43,6 @@ Constant = float | tuple[Any, ...]
 """A number, or numbers in (nested) tuples, that broadcast against one sample."""
 
 MOST_ORDER = 4
-NEAREST = 1e-6
-"""Grid points nearer than this in λ are taken for one: weights through both would blow up."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +288,7 @@ class _Writing:
         self.guess = _as_coefficient(0.0 if rule.guess is None else rule.guess)
 
     def write(self) -> None:
-        _check_distances(self.steps)
+        check_distances(self.steps)
         last = len(self.steps) - 1
         for i, (_, t) in enumerate(self.steps):
             choice = self.rule.choice(i)
@@ -354,15 +353,6 @@ class _Writing:
         p, q = (float(c) for c in change(self.to.path, self.rule.view, view, known.level.t))
         terms.add_x(known.number, weight * p)
         terms.add_f(known.number, weight * q)
-
-
-def _check_distances(steps: Sequence[tuple[Level, Level]]) -> None:
-    for i, (s, t) in enumerate(steps, 1):
-        if abs(t.log_snr - s.log_snr) < NEAREST:
-            raise UsageError(
-                f"step {i} moves by {abs(t.log_snr - s.log_snr):.2g} in λ, from t = {s.t:.6g} to "
-                f"t = {t.t:.6g}; leave one of the two times out."
-            )
 
 
 def frozen_constant(value: Any) -> Constant:

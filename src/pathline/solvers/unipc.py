@@ -16,7 +16,7 @@ from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.solvers.corrected import Corrected, write_corrected
 from pathline.solvers.exponential import Final
-from pathline.solvers.solver import Solver, Writer, solvers
+from pathline.solvers.solver import Solver, Writer, check_order, solvers
 
 
 @solvers.register(
@@ -40,8 +40,7 @@ class UniPC(Solver):
     final: Final = "auto"
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise UsageError(f"UniPC has orders 1, 2 and 3; order {self.order} was asked for.")
+        check_order("UniPC", self.order, (1, 2, 3))
         if self.view not in ("eps", "x0"):
             raise UsageError(f"view={self.view!r}: UniPC predicts 'eps' or 'x0'.")
         if self.final not in ("auto", "full", "lower"):

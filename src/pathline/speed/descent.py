@@ -31,11 +31,11 @@ from torch import Tensor
 from pathline.core.errors import PathlineError
 from pathline.core.files import write_atomically
 from pathline.core.progress import progress
-from pathline.solvers.exponential import scale_and_argument
+from pathline.solvers.exponential import NEAREST, scale_and_argument
 from pathline.solvers.phi import phi
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Level, Writer
-from pathline.solvers.unified import NEAREST, slope_factor
+from pathline.solvers.unified import slope_factor
 from pathline.speed.metrics import Endpoint
 
 DIFFERENCE = 5e-3

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from pathline.paths import GaussianPath
+from pathline.solvers.exponential import NEAREST
 from pathline.solvers.grids import Grid, Karras, LogSNR, Power, Uniform
 from pathline.solvers.schedule import SolverSchedule
-from pathline.solvers.unified import NEAREST, Constant, Prediction, StepChoice
+from pathline.solvers.unified import Constant, Prediction, StepChoice
 from pathline.speed.mutations import Draft, Draw, Mutation, mutations
 
 MOST_REPAIRS = 40

@@ -21,7 +21,7 @@ from pathline.fields.problems import m4
 from pathline.learn.checkpoint import load_model
 from pathline.paths import EDM, VPLinear
 from pathline.solvers import DDIM, DEIS, IPNDM, RK, EDMSampler, Grid, Plan, grids, solve
-from pathline.solvers.deis import Variable, coefficients
+from pathline.solvers.deis import Variable, step_weights
 from pathline.solvers.exponential import linear_part, polynomial_weights
 from pathline.solvers.solver import Level, Writer
 from pathline.systems.convergence import Convergence, Method
@@ -82,7 +82,7 @@ class Experiment:
             to = Writer(PATH, grid.times(PATH), denoises=False)
             for i, (s, t) in enumerate(to.intervals()):
                 known = to.levels[max(i - order + 1, 0) : i + 1][::-1]
-                made = coefficients(PATH, s, t, known, variable)
+                made = step_weights(PATH, s, t, known, variable)
                 total = linear_part("eps", s, t)[1]
                 errors.append(abs(sum(made) - total) / max(abs(total), *map(abs, made)))
         return max(errors)

@@ -7,7 +7,7 @@ solver in ε̂ is DEIS with a polynomial in λ; that both are one formula is a c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise, product
 
@@ -25,15 +25,13 @@ from pathline.solvers import (
     AdaptiveDPM,
     DPMpp,
     Euler,
-    Grid,
-    Plan,
-    Row,
     Solver,
+    StepChoice,
+    Unified,
     grids,
     solve,
 )
 from pathline.solvers.order import fitted_slope
-from pathline.solvers.phi import derivative_weights, phi
 from pathline.solvers.reference import moments
 from pathline.systems.convergence import Convergence, Method
 from pathline.systems.endpoint import Endpoint
@@ -42,35 +40,14 @@ from pathline.systems.system import Claim, System, register
 PATH = VPLinear()
 
 
-def legacy_3m(grid: Grid) -> Plan:
-    """Return ++3M as public code has it, with half of the second derivative: a method of order 2.
-
-    Half of α_t h φ₃(−h) D₂ is taken off the weights of every row that has it.
-    """
-    plan = DPMpp(order=3).plan(PATH, grid)
-    times = torch.tensor(plan.times, dtype=torch.float64)
-    alpha, log_snr = PATH.alpha(times).tolist(), PATH.log_snr(times).tolist()
-
-    def halved(i: int, row: Row) -> Row:
-        now, *earlier = row.f
-        if len(earlier) < 2:
-            return row
-        h = log_snr[i + 1] - log_snr[i]
-        second = derivative_weights([(log_snr[k] - log_snr[i]) / h for k in earlier], 2)
-        half = [alpha[i + 1] * h * phi(3, -h) * a / 2 for a in second]
-        off = {now: -sum(half), **dict(zip(earlier, half, strict=True))}
-        return replace(row, f={k: b - off[k] for k, b in row.f.items()})
-
-    return replace(plan, rows=tuple(halved(i, row) for i, row in enumerate(plan.rows)))
-
-
 METHODS: Mapping[str, Method] = {
     "DDIM": DDIM(),
     "++2M": DPMpp(order=2),
     "++3M": DPMpp(order=3),
-    "++3M legacy": legacy_3m,
+    "++3M legacy": DPMpp(order=3, expansion="legacy"),
     "3M in ε̂": DEIS(order=3, variable="lambda"),
     "2M in ε̂": DEIS(order=2, variable="lambda"),
+    "2M in ε̂ midpoint": Unified((StepChoice("eps", 1), StepChoice("eps", 2, scale="bh2"))),
     "++2M taylor": DPMpp(order=2, expansion="taylor"),
     **{
         f"{order}S {view} {expansion}": DPM(order, view, expansion=expansion)
