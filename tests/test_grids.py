@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from pathline.paths import paths
 from pathline.solvers.grids import grids
 
 PATHS = [entry.build() for entry in paths]
+TABLE = pl.paths.Tabulated.linear()
 SPACED = [entry.name for entry in grids if entry.name != "times"]
 
 
@@ -90,6 +92,13 @@ def test_your_own_times_are_a_grid_like_any_other():
         (lambda: pl.grids.uniform(0), "at least 1 step, and was asked for 0"),
         (lambda: pl.grids.uniform(3, last="zero"), "choose 'stop' or 'denoise'"),
         (lambda: pl.grids.times([0.5]), "at least two times"),
+        (lambda: pl.grids.times(["a", "b"]), "times are numbers, in one row"),
+        (lambda: pl.grids.times([[1.0, 0.5], [0.5, 0.1]]), "times are numbers, in one row"),
+        (lambda: pl.grids.Power(3, power=0.0), "power must be a positive number, and is 0.0"),
+        (lambda: pl.grids.karras(3, rho=math.nan), "rho must be a positive number"),
+        (lambda: pl.grids.quadratic(3, end=-0.1), "needs t ≥ 0"),
+        (lambda: pl.grids.whole(pl.grids.log_snr(3), pl.VPLinear()), "a Tabulated path"),
+        (lambda: pl.grids.whole(pl.grids.log_snr(1001), TABLE), "there are 1000"),
         (lambda: pl.grids.times([1.0, 0.5, 0.7]).times(), "step 2 goes from t = 0.5 to t = 0.7"),
         (lambda: pl.grids.times([1.0, 0.5, 0.5]).times(), "step 2"),
         (lambda: pl.grids.times([1.0, float("nan")]).times(), "not finite"),
@@ -106,3 +115,37 @@ def test_your_own_times_are_a_grid_like_any_other():
 def test_grids_that_cannot_be_are_refused(make, says):
     with pytest.raises(pl.UsageError, match=says):
         make()
+
+
+def test_numbers_of_steps_are_numpys_too():
+    assert pl.grids.log_snr(np.int64(5)) == pl.grids.log_snr(5)
+
+
+@pytest.mark.parametrize("name", SPACED)
+@pytest.mark.parametrize("last", ["stop", "denoise"])
+def test_whole_labels_are_whole_fall_and_lie_next_to_the_grids_own(name, last):
+    grid = grids.build(name, n=20, last=last)
+    moved = pl.grids.whole(grid, TABLE)
+    assert moved.last == last and moved.n == 20
+    inner = moved.times(TABLE)[: None if last == "stop" else -1]
+    labels = [float(TABLE.label(t)) for t in inner]
+    assert labels == sorted(set(labels), reverse=True)
+    assert all(abs(label - round(label)) < 1e-9 for label in labels)
+    if name == "uniform":
+        own = [float(TABLE.label(t)) for t in grid.times(TABLE)[: len(inner)]]
+        assert max(abs(a - b) for a, b in zip(labels, own, strict=True)) <= 0.5 + 1e-9
+
+
+def test_a_network_that_takes_whole_labels_only_is_told_them():
+    """An embedding table is one; a label that is rounded to an integer dtype stays one."""
+    heard, table = [], torch.nn.Embedding(1000, 3)
+
+    def network(x, n):
+        heard.append(n)
+        return 0.1 * table(n).to(x)
+
+    model = pl.Denoiser(network, TABLE, "eps", label=lambda t: TABLE.label(t).round().long())
+    with torch.no_grad():
+        pl.solve(model, torch.zeros(2, 3), solver="deis",
+                 grid=pl.grids.whole(pl.grids.quadratic(10), TABLE))  # fmt: skip
+    assert [n.dtype for n in heard] == [torch.int64] * 10 and heard[0].tolist() == [999, 999]

@@ -1,9 +1,15 @@
 """Every registered path: derivatives, inverses and identities, in float64."""
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 import torch
 
 import pathline as pl
+from pathline.core import noise
+from pathline.fields.problems import m4
 from pathline.paths import paths
 
 ALL = [pytest.param(entry.build(), id=entry.name) for entry in paths]
@@ -95,6 +101,47 @@ def test_a_table_is_met_at_its_nodes():
     assert float(path.alpha(0.0)) == 1 and float(path.sigma(0.0)) == 0
 
 
+COSINE = [math.cos((k / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(1001)]
+"""The cosine table, ᾱ_0 … ᾱ_1000 of which the first is of data."""
+
+
+def cosine(lowest=-5.1):
+    betas = [min(1 - b / a, 0.999) for a, b in itertools.pairwise(COSINE)]
+    levels = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+    return pl.paths.Tabulated(levels, lowest)
+
+
+def test_a_table_is_any_sequence_and_one_value():
+    listed = list(cosine().alphas_cumprod)
+    made = [pl.paths.Tabulated(form(listed)) for form in (list, tuple, np.array, torch.tensor)]
+    assert len(set(made[:3])) == 1 and isinstance(made[3].alphas_cumprod, tuple)
+    assert pl.paths.paths.rebuild(made[0].describe()) == made[0]
+
+
+def test_generation_starts_where_a_cosine_table_still_tells_something():
+    """An ε network that is 1e-3 off ruins the result from λ = −10 on, and not from −5.1 on."""
+    path, whole = cosine(), cosine(-math.inf)
+    assert whole.t_max == 1 and float(whole.log_snr(1.0)) < -9.9
+    assert path.kept == 996 and float(path.label(path.t_max)) == pytest.approx(995)
+    assert float(path.log_snr(path.t_max)) >= -5.1 > float(path.log_snr(path.t_max + 1e-3))
+    assert pl.paths.Tabulated.linear().t_max == 1  # DDPM's table ends at −5.06
+    x = noise.normal(range(16), (3,), dtype=torch.float64)
+    off = 1e-3 * noise.normal(range(16, 32), (3,), dtype=torch.float64)
+
+    def error(on):
+        law = m4(on)
+        told = pl.Denoiser(lambda x, t: law(x, t).eps + off, on, "eps")
+        ends = [pl.solve(f, x, solver="dpmpp_2m", grid=pl.grids.uniform(20)).x for f in (law, told)]
+        return float((ends[0] - ends[1]).abs().max())
+
+    assert error(path) < 0.1 * error(whole)
+
+
+def test_log_snr_does_not_overflow():
+    steep = pl.VPLinear(0.1, 2840.0)
+    assert float(steep.log_snr(1.0)) == pytest.approx(-710.025, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -105,6 +152,10 @@ def test_a_table_is_met_at_its_nodes():
         (lambda: pl.paths.Tabulated(()), "must lie in"),
         (lambda: pl.paths.Tabulated((0.9, 0.5, 0.0)), "zero terminal SNR"),
         (lambda: pl.paths.Tabulated((0.5, 0.9)), "fall strictly"),
+        (lambda: pl.paths.Tabulated(0.5), "a sequence of numbers"),
+        (lambda: pl.paths.Tabulated((1e-6, 1e-7)), "the first has -6.91"),
+        (lambda: pl.paths.Tabulated.from_betas([0.1, 1.2]), "betas must lie in"),
+        (lambda: pl.paths.Tabulated.from_betas([math.nan]), "betas must lie in"),
     ],
 )
 def test_a_path_that_cannot_be_is_refused(make, says):

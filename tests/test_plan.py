@@ -10,7 +10,8 @@ import torch
 import pathline as pl
 from pathline.core import noise
 from pathline.fields import problems
-from pathline.solvers import DEIS, EDMSampler, UniPC
+from pathline.solvers import DEIS, DPM, EDMSampler, UniPC, solvers
+from pathline.solvers.deis import coefficients
 from pathline.solvers.execute import execute, run
 from pathline.solvers.exponential import polynomial_weights
 from pathline.solvers.phi import derivative_weights, phi
@@ -19,6 +20,7 @@ from pathline.solvers.runge_kutta import Tableau
 from pathline.solvers.solver import Writer
 
 VP = pl.VPLinear()
+NEAR = pl.grids.times([1.0, 0.5, 0.5 - 2e-16, 0.1])
 
 
 def starts(n=4, dim=3, index=0):
@@ -232,6 +234,48 @@ def test_deis_is_exact_where_eps_is_a_polynomial_in_its_variable(order, variable
         assert mine == pytest.approx(exact, rel=1e-9, abs=1e-11)
 
 
+@pytest.mark.parametrize("variable", ["t", "rho", "lambda"])
+def test_the_table_of_deis_is_its_steps(variable):
+    grid = pl.grids.quadratic(6, last="denoise")
+    psi, c = coefficients(VP, grid, 3, variable)
+    assert psi.shape == (5,) and c.shape == (5, 3) and bool((c[0, 1:] == 0).all())
+    x, f = torch.tensor([0.7], dtype=torch.float64), []
+    for i, t in enumerate(grid.times(VP)[:5]):
+        f.insert(0, torch.sin(x + t))
+        x = psi[i] * x + sum(a * b for a, b in zip(c[i], f, strict=False))
+    field = pl.Denoiser(lambda x, t: torch.sin(x + t[:, None]), VP, "eps")
+    end = pl.solve(
+        field, torch.tensor([[0.7]], dtype=torch.float64), solver=DEIS(3, variable),
+        grid=pl.grids.times(grid.times(VP)[:-1]),
+    )  # fmt: skip
+    torch.testing.assert_close(end.x[0], x, rtol=1e-13, atol=0)
+
+
+def test_deis_lowers_its_last_orders_where_it_is_told_to():
+    rows = DEIS(4, final="lower").plan(VP, pl.grids.log_snr(6)).rows
+    assert [len(row.f) for row in rows] == [1, 2, 3, 3, 2, 1]
+    with pytest.warns(UserWarning, match="alternate and grow"):
+        DEIS(5)
+
+
+def test_legacy_is_the_third_order_step_with_half_its_second_derivative():
+    """Three steps by hand; below order three it is the midpoint rule."""
+    grid = pl.grids.karras(3)
+    plan = pl.DPMpp(3, expansion="legacy", final="full").plan(VP, grid)
+    levels = Writer(VP, grid.times(VP), denoises=False).levels
+    h, h0, h1 = (levels[i + 1].log_snr - levels[i].log_snr for i in (2, 1, 0))
+    r0, r1, first = h0 / h, h1 / h, -math.expm1(-h)
+    second = 1 - first / h
+    third = 0.5 - second / h
+    f = [0.3, -1.1, 0.8]  # oldest first
+    a, b = (f[2] - f[1]) / r0, (f[1] - f[0]) / r1
+    d1, d2 = a + r0 / (r0 + r1) * (a - b), (a - b) / (r0 + r1)  # public code's: without a factor 2
+    wanted = levels[3].alpha * (first * f[2] + second * d1 + third * d2)
+    assert sum(w * f[k] for k, w in plan.rows[2].f.items()) == pytest.approx(wanted, rel=1e-12)
+    few = [pl.DPMpp(2, expansion=e).plan(VP, grid).rows for e in ("legacy", "midpoint")]
+    assert few[0] == few[1]
+
+
 def test_two_independent_codes_of_multistep_in_eps_agree():
     """DEIS in λ by quadrature, and DPM-Solver's φ-functions."""
     grid = pl.grids.karras(9)
@@ -342,7 +386,16 @@ def test_the_table_says_what_the_plan_does():
         (lambda: pl.DPMpp(order=4), "orders 1, 2 and 3; order 4"),
         (lambda: pl.DPMpp(expansion="x"), "choose 'midpoint', 'taylor' or 'legacy'"),
         (lambda: pl.DPMpp(final="x"), "choose 'auto', 'full' or 'lower'"),
+        (lambda: pl.DPMpp(order=2.0), "orders 1, 2 and 3; order 2.0"),
+        (lambda: DEIS(6), "orders 1 to 5; order 6"),
+        (lambda: DEIS(3, final="x"), "choose 'auto', 'full' or 'lower'"),
         (lambda: pl.DDIM(eta=1.5), r"eta must lie in \[0, 1\]"),
+        (lambda: pl.DPMpp(eta="1"), "eta must be a number, 0 or more, and is '1'"),
+        (lambda: pl.DPMpp(eta=math.nan), "eta must be a number, 0 or more"),
+        *(
+            (lambda solver=solver: solver.plan(VP, NEAR), r"step 2 moves by .* in λ")
+            for solver in (DEIS(), pl.DPMpp(), DPM(), solvers.build("unipc"))
+        ),
         (
             lambda: pl.DDIM(eta=1).plan(VP, pl.grids.times([0.2, 0.4])),
             "noise is added towards data only",

@@ -66,12 +66,12 @@ class Tabulated(GaussianPath):
         table = torch.tensor(_numbers(betas, "betas"), dtype=torch.float64)
         if not bool(((table > 0) & (table < 1)).all()):
             raise UsageError("betas must lie in (0, 1).")
-        return cls(torch.cumprod(1 - table, 0).tolist())
+        return cls(tuple(torch.cumprod(1 - table, 0).tolist()))
 
     @classmethod
     def linear(cls, first: float = 1e-4, last: float = 0.02, n: int = 1000) -> Tabulated:
         """Return the path of β that rise linearly: DDPM's table."""
-        return cls.from_betas(torch.linspace(first, last, n, dtype=torch.float64))
+        return cls.from_betas(torch.linspace(first, last, n, dtype=torch.float64).tolist())
 
     @property
     def t_min(self) -> float:

@@ -74,6 +74,23 @@ def decay(s: Level, t: Level) -> float:
     return t.sigma * s.alpha / (t.alpha * s.sigma) if t.alpha else math.inf
 
 
+def ancestral(to: Writer, s: Level, t: Level, eta: float) -> tuple[Level, float]:
+    """Return where the flow of an ancestral step s → t ends, and the noise that lifts it to t.
+
+    With ρ = σ/α, fresh noise of ρ_up = η ρ_t √(1 − ρ_t²/ρ_s²) is added to a state at ρ_down² = ρ_t²
+    − ρ_up² (k-diffusion's step): if the flow is exact, so is the law at t.
+
+    Raises:
+        UsageError: the step ends on data, where no noise is left.
+    """
+    if not eta:
+        return t, 0.0
+    assert to.path is not None
+    up = eta * math.sqrt(-math.expm1(-2 * span(s, t)))  # over ρ_t
+    (down,) = to.at([float(to.path.time_of_log_snr(t.log_snr - 0.5 * math.log1p(-(up**2))))])
+    return down, t.sigma * up
+
+
 def span(s: Level, t: Level) -> float:
     """Return h = λ_t − λ_s.
 

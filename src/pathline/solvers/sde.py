@@ -1,18 +1,29 @@
-"""Stochastic one-step solvers: Euler-Maruyama on the reverse SDE, and EDM's Heun with churn."""
+"""Stochastic solvers: Euler-Maruyama on the reverse SDE, DPM-Solver's with noise, EDM's churn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 from pathline.core.errors import UsageError
 from pathline.fields import SDE, Field
 from pathline.fields.views import View
-from pathline.solvers.exponential import check_eta, check_start, decay
-from pathline.solvers.solver import Level, Solver, Writer, solvers
+from pathline.solvers.exponential import (
+    ancestral,
+    check_distances,
+    check_eta,
+    check_start,
+    decay,
+    linear_part,
+    polynomial_weights,
+    span,
+)
+from pathline.solvers.plan import Terms
+from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 from pathline.solvers.stochastic import ItoEuler
 
 
@@ -115,6 +126,108 @@ class ReverseDiffusion(Solver):
             to.write(t.t, {i: 2 - s.alpha / t.alpha}, {i: score}, z)
 
 
+@solvers.register("sde_dpm", aliases=("sde_dpmsolver", "SDE-DPM-Solver"), paper="arXiv:2211.01095")
+@dataclass(frozen=True)
+class SDEDPM(Solver):
+    """SDE-DPM-Solver, multistep in ε̂: a polynomial through the last ε̂, and the reverse SDE's noise.
+
+        x_t = α_t/α_s x_s − (1 + η²) σ_t Σ_k h^{k+1} φ_{k+1}(h) ε̂^(k) + η σ_t √(e^2h − 1) z
+
+    For comparison: DPMpp(eta=1) is the same in x̂_0, and adds far less noise where steps are long.
+
+    Args:
+        order: 1 or 2, the predictions that the polynomial goes through.
+        eta: 1 is the reverse SDE, 0 the probability flow.
+    """
+
+    order: int = 2  # pyright: ignore[reportIncompatibleMethodOverride]
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_order("SDEDPM", self.order, (1, 2))
+        check_eta(self.eta)
+
+    @property
+    def view(self) -> View:
+        return "eps"
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def is_exact_on_points(self) -> bool:
+        return False
+
+    def write(self, to: Writer) -> None:
+        steps = list(to.intervals())
+        check_start(self.view, steps, self.eta)
+        check_distances(steps)
+        for i, (s, t) in enumerate(steps):
+            known = range(i - 1, max(i - self.order, -1), -1)
+            linear, weights = polynomial_weights("eps", s, t, [to.levels[k] for k in known])
+            weights = [(1 + self.eta**2) * weight for weight in weights]
+            z = {i: self.eta * t.sigma * math.sqrt(math.expm1(2 * span(s, t)))} if self.eta else {}
+            to.write(t.t, {i: linear}, dict(zip((i, *known), weights, strict=True)), z)
+
+
+@solvers.register("dpmpp_sde", aliases=("DPM++ SDE",), paper="arXiv:2211.01095")
+@dataclass(frozen=True)
+class DPMppSDE(Solver):
+    """DPM-Solver++ with noise, singlestep: an ancestral step to the middle, and one from the start.
+
+    k-diffusion's "DPM++ SDE" (r = ½). Both noises are of one Brownian motion in σ/α: what the
+    middle is given is part of what the end is given.
+
+    Args:
+        eta: 1 is the reverse SDE's noise, 0 is DPM(order=2, view="x0").
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta, most=1.0)
+
+    @property
+    def order(self) -> int:
+        return 2
+
+    @property
+    def view(self) -> View:
+        return "x0"
+
+    @property
+    def nfe_per_step(self) -> int:
+        return 2
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
+
+    def write(self, to: Writer) -> None:
+        steps = list(to.intervals())
+        check_start(self.view, steps, self.eta)
+        check_distances(steps)
+        for i, (s, t) in enumerate(steps):
+            assert to.path is not None
+            halfway = float(to.path.time_of_log_snr(s.log_snr + span(s, t) / 2))
+            (middle,) = to.at([halfway])
+            first, rho = len(to.rows), [math.exp(-level.log_snr) for level in (s, middle, t)]
+            shares = [math.sqrt((a - b) / (rho[0] - rho[2])) for a, b in pairwise(rho)]
+            inside = self._row(to, s, middle, first, first, {2 * i: 1.0}, lands=False)
+            self._row(to, s, t, first, inside, {2 * i: shares[0], 2 * i + 1: shares[1]})
+
+    def _row(  # noqa: PLR0913 - a row: from where, to where, with which x̂_0 and noise
+        self, to: Writer, s: Level, t: Level, at: int, f: int, z: Terms, *, lands: bool = True
+    ) -> int:
+        """Write the ancestral step s → t with x̂_0 of state f, and return the new state's number."""
+        down, up = ancestral(to, s, t, self.eta)
+        linear, weight = linear_part(self.view, s, down)
+        lift = t.alpha / down.alpha
+        noise = {draw: up * share for draw, share in z.items()} if up else {}
+        return to.write(t.t, {at: linear * lift}, {f: weight * lift}, noise, lands=lands)
+
+
 @solvers.register("edm", aliases=("edm_heun", "heun_churn"), paper="arXiv:2206.00364, Alg. 2")
 @dataclass(frozen=True)
 class EDMSampler(Solver):
@@ -123,8 +236,9 @@ class EDMSampler(Solver):
     With churn = 0 it is Heun(view="eps"), and EDM's deterministic sampler on its own path.
 
     Args:
-        churn: S_churn, how much noise is added in all; γ = min(churn/n, √2 − 1) a step. Above
-            0.4 n the cap holds, and the order with it.
+        churn: S_churn, how much noise is added in all; γ = min(churn/n, √2 − 1) a step, a closing
+            one to data counted. Above 0.4 n the cap holds, and the order with it. Nothing is added
+            at the path's highest level, nor before a closing step to data.
         low: S_tmin, the smallest σ/α at which noise is added.
         high: S_tmax, the largest; None for no limit.
         scale: S_noise, the standard deviation of what is added, 1 for the exact law.
@@ -165,7 +279,8 @@ class EDMSampler(Solver):
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
         check_start(self.view, steps, eta=self.churn)
-        gamma = min(self.churn / max(len(steps), 1), math.sqrt(2) - 1)
+        n = len(steps) + to.denoises
+        gamma = min(self.churn / max(n, 1), math.sqrt(2) - 1)
         for draw, (s, t) in enumerate(steps):
             at, s = self._churn(to, s, gamma, draw)
             du = t.sigma / t.alpha - s.sigma / s.alpha

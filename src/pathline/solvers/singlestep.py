@@ -19,7 +19,9 @@ from pathline.core.errors import UsageError
 from pathline.fields.views import View
 from pathline.solvers.exponential import (
     Expansion,
+    ancestral,
     check_distances,
+    check_eta,
     check_start,
     polynomial_weights,
     span,
@@ -27,6 +29,7 @@ from pathline.solvers.exponential import (
 from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 
 Schedule = Literal["fixed", "fast"]
+Weights = dict[int, float]
 
 
 @solvers.register(
@@ -38,6 +41,8 @@ Schedule = Literal["fixed", "fast"]
         "dpm_fast": ({"schedule": "fast"}, ("DPM fast",)),
         "dpmpp_2s": ({"order": 2, "view": "x0"}, ("DPM++ 2S",)),
         "dpmpp_3s": ({"order": 3, "view": "x0"}, ("DPM++ 3S",)),
+        "dpm_2s_ancestral": ({"order": 2, "eta": 1.0}, ("DPM2 a", "dpm_2_ancestral")),
+        "dpmpp_2s_ancestral": ({"order": 2, "view": "x0", "eta": 1.0}, ("DPM++ 2S a",)),
     },
 )
 @dataclass(frozen=True)
@@ -54,12 +59,15 @@ class DPM(Solver):
             steps of order 3, closed by lower ones, with one evaluation for each grid step; even in
             λ as the grid is, or over as many grid steps as evaluations where it is not.
         expansion: "midpoint" or "taylor", how the last stage weighs the derivatives.
+        eta: how much fresh noise: each step goes farther down the flow, and noise lifts it to its
+            end (ancestral sampling; 1 is all of it). 0 is the flow.
     """
 
     order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride]
     view: View = "eps"  # pyright: ignore[reportIncompatibleMethodOverride]
     schedule: Schedule = "fixed"
     expansion: Expansion = "midpoint"
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         check_order("DPM", self.order, (1, 2, 3))
@@ -69,6 +77,11 @@ class DPM(Solver):
             raise UsageError(f"schedule={self.schedule!r}: choose 'fixed' or 'fast'.")
         if self.expansion not in get_args(Expansion):
             raise UsageError(f"expansion={self.expansion!r}: choose 'midpoint' or 'taylor'.")
+        check_eta(self.eta, most=1.0)
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
 
     @property
     def nfe_per_step(self) -> int:
@@ -80,16 +93,21 @@ class DPM(Solver):
 
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
-        check_start(self.view, steps)
+        check_start(self.view, steps, self.eta)
         check_distances(steps)
         points = to.levels[: len(steps) + 1]
         orders = self.orders(len(steps))
         if self.schedule == "fast":
             points = _joined(to, points, orders)
-        for (s, t), order in zip(pairwise(points), orders, strict=True):
-            self._write_step(to, s, t, order)
+        for i, ((s, t), order) in enumerate(zip(pairwise(points), orders, strict=True)):
+            down, up = ancestral(to, s, t, self.eta)
+            lift, z = t.alpha / down.alpha, {i: up} if up else {}
+            x, f = self._step(to, s, down, order)
+            x, f = ({k: weight * lift for k, weight in weights.items()} for weights in (x, f))
+            to.write(t.t, x, f, z)
 
-    def _write_step(self, to: Writer, s: Level, t: Level, order: int) -> None:
+    def _step(self, to: Writer, s: Level, t: Level, order: int) -> tuple[Weights, Weights]:
+        """Write the stages of s → t; return the weights of states and evaluations at its end."""
         first = len(to.rows)
         stages, numbers = list(_stages(to, s, t, order)), [first]
         for i, stage in enumerate(stages):
@@ -101,8 +119,7 @@ class DPM(Solver):
             known = known[-1:]
         expansion = self.expansion if order == 2 else "taylor"
         linear, weights = polynomial_weights(self.view, s, t, [p for _, p in known], expansion)
-        f = dict(zip((first, *(n for n, _ in known)), weights, strict=True))
-        to.write(t.t, {first: linear}, f)
+        return {first: linear}, dict(zip((first, *(n for n, _ in known)), weights, strict=True))
 
 
 def _joined(to: Writer, points: Sequence[Level], orders: Sequence[int]) -> list[Level]:
