@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -234,6 +235,13 @@ def samples(model=None, **options):
         (solves(x=torch.zeros(3)), r"\(batch, \*state\), and is \(3,\)"),
         (solves(x=torch.zeros(2, 3, dtype=torch.int64)), "torch.int64"),
         (solves(x=[torch.zeros(1, 3), torch.zeros(1, 3)]), "starts from 1 states, not 2"),
+        (solves(x=np.zeros((2, 3)), seed=0), r"\(batch, \*state\), and is ndarray"),
+        (solves(x=torch.zeros(()), seed=0), r"\(batch, \*state\), and is \(\)"),
+        (solves(x=3, seed=0), r"\(batch, \*state\), and is int"),
+        (
+            solves(model=pl.Denoiser(lambda x, t: (x, None), VP)),
+            "returned a tuple, not a tensor: wrap the network",
+        ),
         (solves(seeds=[1]), "1 seeds were given for 2 samples"),
         (solves(color="red", model=problems.m4(VP)), "takes no condition, and was given color"),
         (solves(solver=pl.DDIM(eta=1.0)), "needs seeds, one a sample"),

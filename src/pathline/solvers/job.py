@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -179,7 +179,7 @@ def job_of(
     guided = field if how.guide is None else how.guide(field)
     plan = how.compile(field, guided, shape)
     x = begin(plan)
-    given = (x,) if isinstance(x, Tensor) else tuple(x)
+    given = tuple(x) if isinstance(x, list | tuple) else (cast("Tensor", x),)
     if len(given) != len(plan.start):
         raise UsageError(f"the plan starts from {len(plan.start)} states, not {len(given)}.")
     for state in given:
@@ -250,8 +250,14 @@ def _is_plain(value: Any) -> bool:
 
 def shape_of(x: Tensor | Sequence[Tensor]) -> tuple[int, ...]:
     """Return the shape of one state; of what is none, whatever: it is refused afterwards."""
-    first = x if isinstance(x, Tensor) else next(iter(x), None)
+    first = next(iter(x), None) if isinstance(x, list | tuple) else x
     return tuple(first.shape[1:]) if isinstance(first, Tensor) else ()
+
+
+def batch_of(x: Tensor | Sequence[Tensor]) -> int:
+    """Return how many samples a state has; of what is none, 1: it is refused afterwards."""
+    first = next(iter(x), None) if isinstance(x, list | tuple) else x
+    return len(first) if isinstance(first, Tensor) and first.ndim else 1
 
 
 def _check_state(field: Field, x: Tensor) -> None:

@@ -40,7 +40,16 @@ from pathline.solvers.how import (
     chosen,
     default_steps,
 )
-from pathline.solvers.job import Job, Start, drawn_seeds, job_of, sampling, shape_of, start
+from pathline.solvers.job import (
+    Job,
+    Start,
+    batch_of,
+    drawn_seeds,
+    job_of,
+    sampling,
+    shape_of,
+    start,
+)
 from pathline.solvers.plan import Plan, told_time
 from pathline.solvers.reversible_heun import warn_of_parting
 from pathline.solvers.stepped import Keep, Tally
@@ -152,7 +161,7 @@ def solve(  # noqa: PLR0913 - keyword-only: each is one idea of the house
     asked = wanted if wanted.is_any else None
     how = How(solver, grid, steps, guide, speed, start, executor, keep, chosen(adjoint), asked)
     if seed is not None:
-        seeds = drawn_seeds(len(x) if isinstance(x, Tensor) else len(x[0]), seed, seeds)
+        seeds = drawn_seeds(batch_of(x), seed, seeds)
     job = job_of(made, how, lambda _: x, shape_of(x), seeds, cond)
     return _finish(job, trajectory, observe, on_failure)
 
