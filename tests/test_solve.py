@@ -228,6 +228,7 @@ def samples(model=None, **options):
     ("call", "says"),
     [
         (solves(solver="dpmp"), "unknown solver 'dpmp': did you mean dpmpp"),
+        (solves(solver="DPM++ 2M Karras"), "take solver 'dpmpp_2m' on grid 'karras'"),
         (solves(solver="DPM++ 2M", grid="karas"), "unknown grid 'karas': did you mean karras"),
         (solves(steps=0), "at least 1 step, and was asked for 0"),
         (solves(grid=[1.0, 0.5, 0.6], steps=None), "must move one way at every step"),

@@ -239,7 +239,7 @@ def lowered(order: int, i: int, n: int, final: Final) -> int:
     "ddim",
     paper="arXiv:2010.02502, Eq. 12",
     variants={
-        "ddpm": ({"eta": 1.0}, ("ancestral",)),
+        "ddpm": ({"eta": 1.0}, ("ancestral", "euler_ancestral", "Euler a")),
         "ddpm_large": ({"eta": 1.0, "spread": "forward"}, ("ancestral_vp",)),
     },
 )

@@ -37,7 +37,7 @@ Weights = dict[int, float]
     aliases=("DPM-Solver", "dpm_solver", "dpm_3s"),
     paper="arXiv:2206.00927",
     variants={
-        "dpm_2s": ({"order": 2}, ("DPM-Solver-2",)),
+        "dpm_2s": ({"order": 2}, ("DPM-Solver-2", "DPM2", "dpm_2")),
         "dpm_fast": ({"schedule": "fast"}, ("DPM fast",)),
         "dpmpp_2s": ({"order": 2, "view": "x0"}, ("DPM++ 2S",)),
         "dpmpp_3s": ({"order": 3, "view": "x0"}, ("DPM++ 3S",)),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
-from pathline.core.registry import Registry
+from pathline.core.registry import Entry, Registry
 from pathline.fields.field import Field
 from pathline.fields.sde import SDE
 from pathline.fields.views import View
@@ -20,9 +20,6 @@ from pathline.paths import GaussianPath
 from pathline.paths.path import LOWEST_LOG_SNR
 from pathline.solvers.grids import Grid, grids
 from pathline.solvers.plan import Coefficient, Plan, Products, Row, Terms
-
-solvers: Registry[Solver] = Registry("solver")
-"""Every solver, by name."""
 
 
 class Level(NamedTuple):
@@ -203,6 +200,28 @@ class Solver(ABC):
             return _compiled(self, path, grid)
         made = {g: _compiled(self, path, g, alike=True) for g in dict.fromkeys(grid)}
         return Plan.stacked([made[g] for g in grid])
+
+
+class Solvers(Registry[Solver]):
+    """A registry that knows what "DPM++ 2M Karras" means elsewhere."""
+
+    def entry(self, name: str) -> Entry[Solver]:
+        """Return the entry of a name or alias.
+
+        Raises:
+            UsageError: nobody registered it; the message has the nearest names.
+        """
+        solver, _, grid = name.replace("_", " ").rpartition(" ")
+        if grid.lower() == "karras" and solver in self:
+            known = super().entry(solver).name
+            raise UsageError(
+                f"{name!r} is a solver and a grid: take solver {known!r} on grid 'karras'."
+            )
+        return super().entry(name)
+
+
+solvers = Solvers("solver")
+"""Every solver, by name."""
 
 
 @lru_cache(maxsize=512)
