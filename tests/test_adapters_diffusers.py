@@ -454,7 +454,6 @@ def test_a_compiled_network_is_read_through():
         ({"beta_schedule": "cosine"}, "unknown beta_schedule"),
         ({"beta_end": None}, "lacks beta_end"),
         ({"rescale_betas_zero_snr": True}, "tells nothing of the data"),
-        ({"snr_shift_scale": 3.0}, "snr_shift_scale"),
         ({"sigma_data": 0.5, "sigma_max": None}, "lacks sigma_min, sigma_max"),
     ],
 )

@@ -116,8 +116,12 @@ def test_on_whole_labels_the_loop_is_a_solve_bit_for_bit(name):
     scheduler, model, x = begun(base, network, 6, solver=solver)
     if scheduler.timesteps.is_floating_point():
         pytest.skip("evaluates between the labels")
-    ours = pl.solve(model, x, solver=solver, grid=grid(base, 6), seeds=[0, 1])
-    assert torch.equal(loop(scheduler, network, x)[-1], ours.x)
+    way = grid(base, 6)
+    ours = pl.solve(model, x, solver=solver, grid=way, seeds=[0, 1])
+    # the middle of an ancestral step is the level of its end, but for a rounding of the label
+    exact = set(scheduler._course.times.tolist()) <= set(way.times(model.path))
+    end, tolerance = loop(scheduler, network, x)[-1], 0 if exact else 1e-13
+    torch.testing.assert_close(end, ours.x, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", [entry.name for entry in grids.grids if entry.name != "times"])
@@ -160,7 +164,7 @@ def test_half_precision_states_are_stepped_in_single():
     scheduler, _, x = begun(base, network, 4, solver="euler")
     t, half = scheduler.timesteps[0], x.bfloat16()
     out = network(half, t)
-    (stepped,) = scheduler.step(out, t, half, return_dict=False)
+    stepped, _ = scheduler.step(out, t, half, return_dict=False)
     exact = half.float() + float(scheduler.sigmas[1] - scheduler.sigmas[0]) * out.float()
     assert torch.equal(stepped, exact.bfloat16())
 

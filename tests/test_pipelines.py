@@ -160,6 +160,55 @@ def test_copies_serve_requests_of_their_own():
     assert torch.equal(one, run(pipe, arguments, copy.deepcopy(ours)))
 
 
+# Pipelines that copy their scheduler, or bring timesteps and levels
+
+
+@pytest.mark.parametrize("peer", ["DDIM", "DPMSolverMultistep"])
+def test_views_of_a_panorama_have_copies_of_their_own(peer):
+    """It copies the scheduler's `__dict__` in the middle of a request, for each view."""
+    pipe, arguments = stable_diffusion()
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    pipe = diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False)
+    pipe.get_views = lambda *_, **__: [(0, 8, 0, 6), (0, 8, 2, 8)]
+    config = {**DDIM.config, "set_alpha_to_one": True}
+    own = getattr(diffusers, f"{peer}Scheduler").from_config(config)
+    solver = "ddim" if peer == "DDIM" else DPMpp(2, final="full")
+    arguments |= {"height": 8, "width": 8}
+    theirs = run(pipe, arguments, own)
+    ours = run(pipe, arguments, Scheduler.from_config(own.config, solver=solver))
+    tiny.agree(ours, theirs, tiny.SINGLE)
+
+
+@pytest.mark.parametrize("shape", ["exponential", "linear"])
+def test_cogview_brings_timesteps_and_levels(shape):
+    """Its network is told timesteps that the shift of the levels does not move."""
+    own = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, time_shift_type=shape, base_shift=0.25, max_shift=0.75
+    )
+    network = seeded(
+        lambda: diffusers.CogView4Transformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=8,
+            condition_dim=4,
+        ).double()
+    )
+    pipe = diffusers.CogView4Pipeline(None, None, vae(), network, own)
+    text = {"prompt_embeds": drawn(1, 7, 16), "negative_prompt_embeds": drawn(1, 7, 16)}
+    arguments = {**text, "latents": drawn(1, 4, 16, 16), "height": 16, "width": 16}
+    theirs = run(pipe, arguments, copy.deepcopy(own))
+    ours = Scheduler.from_config(own.config, solver="euler")
+    tiny.agree(run(pipe, arguments, ours), theirs, tiny.SINGLE)
+    assert ours.timesteps.tolist() == [1000.0, 750.0, 500.0, 250.0, 1.0]
+    chosen = Scheduler.from_config(own.config, solver="dpmpp_2m", grid="uniform")
+    assert bool(run(pipe, arguments, chosen).isfinite().all()) and len(chosen.timesteps) == STEPS
+
+
 # Pipelines that begin elsewhere, stop elsewhere, or touch the state
 
 

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pathline.adapters import schedulers
-from pathline.adapters.course import Course, is_even, time_of
+from pathline.adapters.course import (
+    Course,
+    Paired,
+    is_even,
+    is_whole_ladder,
+    time_of,
+    unshifted,
+)
 from pathline.adapters.driven import with_plan
 from pathline.adapters.schedulers import Training
 from pathline.core.errors import UsageError
@@ -148,25 +156,32 @@ class Choice:
         Args:
             n: steps.
             timesteps: labels of the request's own, instead of n.
-            sigmas: noise levels of its own: σ/α, closed by 0 for data; on a flow before the shift.
+            sigmas: noise levels of its own: σ/α, closed by 0 for data; on a flow before the shift,
+                and there with what the network is told at them as timesteps.
             mu: as for `schedulers.grid`; without meaning where nothing shifts by it.
 
         Raises:
             UsageError: none of the three was given, or they contradict each other or the plan.
         """
         timesteps, sigmas = _list(timesteps), _list(sigmas)
+        mu = mu if self.scheduler.is_flow and self.scheduler.says("use_dynamic_shifting") else None
+        training = self.training
         if timesteps is not None and sigmas is not None:
-            raise UsageError("give timesteps or sigmas, not both: each is the whole grid.")
+            training = self._paired(timesteps, sigmas, mu)
+            if self.grid is not None and is_whole_ladder(timesteps):
+                n, sigmas = len(timesteps), None
+            timesteps = None
         if sigmas is not None and self.scheduler.is_flow and is_even(sigmas):
             n, sigmas = len(sigmas), None  # what pipelines pass when nobody chose
         if n is None and timesteps is None and sigmas is None:
             raise UsageError("set_timesteps needs num_inference_steps, timesteps or sigmas.")
         if isinstance(self.solver, Plan):
-            return self._planned(self.solver, n, timesteps or sigmas), self.solver.steps
+            made = self._planned(self.solver, n, timesteps or sigmas)
+            return replace(made, training=training), self.solver.steps
         grid = self._grid(n, timesteps, sigmas, mu)
         if self.is_whole:
             grid = grids.whole(grid, self.training.path)
-        course = Course.compiled(self.training, self.solver, grid)
+        course = Course.compiled(training, self.solver, grid)
         labels = course.labels
         if self.is_whole and labels.is_floating_point():
             raise UsageError(
@@ -174,6 +189,26 @@ class Choice:
                 "labels are not whole; take labels='real', or a multistep solver."
             )
         return course, grid.n
+
+    def _paired(self, timesteps: list[float], sigmas: list[float], mu: float | None) -> Training:
+        """Return the training of a flow whose network is told these timesteps at these levels."""
+        if not self.scheduler.is_flow:
+            raise UsageError("give timesteps or sigmas, not both: each is the whole grid.")
+        ladder = sigmas if sigmas[-1] else sigmas[:-1]
+        if len(ladder) != len(timesteps):
+            raise UsageError(
+                f"{len(timesteps)} timesteps and {len(ladder)} sigmas: give one timestep for each."
+            )
+        times = schedulers.flow_times(self.scheduler, ladder, mu)
+        shift = schedulers.flow_shift(self.scheduler, mu)
+        levels = unshifted(torch.tensor(times, dtype=torch.float64), shift).tolist()
+        rising = [0.0, *reversed(levels)], [0.0, *reversed(timesteps)]
+        if any(b <= a for row in rising for a, b in pairwise(row)):
+            raise UsageError(
+                "timesteps and sigmas fall together at every step; these do not: "
+                f"{timesteps} and {sigmas}."
+            )
+        return replace(self.training, label=Paired(shift, *map(tuple, rising)))
 
     def _planned(self, plan: Plan, n: int | None, own: Levels) -> Course:
         if own is not None or self.grid is not None or n not in (None, plan.steps):
@@ -189,8 +224,6 @@ class Choice:
         return "denoise" if self.scheduler.ends_at_data else "stop"
 
     def _grid(self, n: int | None, timesteps: Levels, sigmas: Levels, mu: float | None) -> Grid:
-        shifts = self.scheduler.is_flow and self.scheduler.says("use_dynamic_shifting")
-        mu = mu if shifts else None
         if timesteps is not None:
             return self._at_labels(timesteps)
         if sigmas is not None:
@@ -220,7 +253,7 @@ class Choice:
         path, ends = self.training.path, not sigmas[-1]
         if self.scheduler.is_flow:
             ladder = sigmas[:-1] if ends else sigmas
-            times = schedulers.shifted(self.scheduler, ladder, mu)
+            times = schedulers.flow_times(self.scheduler, ladder, mu)
             return grids.times(times, last="denoise")
         if isinstance(path, Tabulated):  # published levels are rounded: 14.615 for 14.6146
             top = torch.tensor(1.0, dtype=torch.float64)

@@ -6,11 +6,13 @@ one time (Heun's corrector, a stage of Runge-Kutta) repeat it, as the library's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,41 @@ from pathline.core.errors import UsageError
 from pathline.fields.views import change
 from pathline.paths import CondOT, GaussianPath, Tabulated, bshape
 from pathline.solvers import Grid, Plan, Solver, grids
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a flow's network is told at the levels of a request that brings timesteps for them.
+
+    Such pipelines tell the level before its shift. Between the levels, and to 0 at data, the
+    timestep is linear in that.
+
+    Args:
+        shift: of the levels.
+        levels: rising, of the request, the shift taken back.
+        timesteps: what is told there.
+    """
+
+    shift: float
+    levels: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Return the timesteps of these times."""
+        return _interpolated(unshifted(t, self.shift), self.levels, self.timesteps)
+
+    def time(self, timestep: Tensor) -> Tensor:
+        """Return the times at which these timesteps are told."""
+        return unshifted(_interpolated(timestep, self.timesteps, self.levels), 1 / self.shift)
+
+
+def unshifted(t: Tensor, shift: float) -> Tensor:
+    """Return the times that a shift moves to t."""
+    return t / (shift - (shift - 1) * t)
+
+
+def _interpolated(x: Tensor, xs: Sequence[float], ys: Sequence[float]) -> Tensor:
+    return torch.as_tensor(np.interp(x.numpy(), xs, ys), dtype=x.dtype)
 
 
 @dataclass(frozen=True)
@@ -177,11 +214,25 @@ def told(training: Training, t: Tensor) -> Tensor:
 def time_of(training: Training, label: Tensor) -> Tensor:
     """Return the times at which a network is told these labels."""
     path, factor = training.path, training.label
+    if isinstance(factor, Paired):
+        return factor.time(label)
     if training.precondition is not None:
         return path.time_of_log_snr(-4 * label)
     if isinstance(path, Tabulated):
         return path.time_of_label(label)
     return label / cast("float", factor)
+
+
+def is_same(label: float, given: float) -> bool:
+    """Whether a timestep is this label, told in half precision perhaps."""
+    return abs(label - given) <= 0.01 * max(abs(label), 0.01)
+
+
+def predicted(output: Tensor, x: Tensor) -> Tensor:
+    """Return the prediction in the state's dtype, without a learned variance."""
+    if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
+        output = output[:, : x.shape[1]]
+    return output.to(x.dtype)
 
 
 def noised(training: Training, x0: Tensor, eps: Tensor, label: Tensor) -> Tensor:
@@ -201,6 +252,16 @@ def _exact_time_of(training: Training, label: Tensor) -> Tensor:
 
 
 # Grids
+
+
+def is_whole_ladder(timesteps: Sequence[float]) -> bool:
+    """Whether timesteps are N … 1, or the first n of n + 1 such, cut to whole numbers.
+
+    That is what pipelines that bring timesteps with their levels pass by default.
+    """
+    n, top = len(timesteps), timesteps[0]
+    made = np.linspace(top, 1, n), np.linspace(top, 1, n + 1)[:-1]
+    return any(np.array_equal(np.trunc(ladder), timesteps) for ladder in made)
 
 
 def is_even(ladder: Any) -> bool:

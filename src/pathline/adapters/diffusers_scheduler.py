@@ -16,9 +16,11 @@ as DDIM has it), x_t = (1 − t) x_0 + t ε for flows, x_0 + σ ε for EDM's net
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -37,7 +39,7 @@ from pathline.adapters.choice import (
     table_in,
     with_table,
 )
-from pathline.adapters.course import Course, noised, velocity
+from pathline.adapters.course import Course, is_same, noised, predicted, velocity
 from pathline.adapters.driven import Driven
 from pathline.core.errors import MissingExtra, UsageError, unknown
 from pathline.core.noise import check_seeds
@@ -55,9 +57,6 @@ except ImportError as error:
 
 Labels = Literal["real", "whole"]
 Generators = torch.Generator | list[torch.Generator] | None
-
-OWN = "solver", "grid", "labels", "seed", "trained_as"
-"""The keys that are ours in a config; the others say how the model was trained."""
 
 
 @dataclass
@@ -87,7 +86,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         labels: "real" tells the network the solver's levels as they are, as timesteps like 523.4;
             "whole" moves the grid to whole timesteps.
         seed: of the noise of stochastic solvers, for requests without a generator; sample i has
-            the seed `seed + i`.
+            the seed `seed + i`. None draws seeds from torch's generator at each request.
         training: how the model was trained, in the words of the scheduler it came with.
 
     Raises:
@@ -101,22 +100,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         solver: Solver | SolverSchedule | Plan | str | Mapping[str, Any] = "dpmpp_2m",
         grid: Grid | str | Levels | Mapping[str, Any] = None,
         labels: Labels = "real",
-        seed: int = 0,
+        seed: int | None = 0,
         **training: Any,
     ) -> None:
         if labels not in ("real", "whole"):
             raise UsageError(f"labels={labels!r}: choose 'real' or 'whole'.")
-        check_seeds([seed])
+        check_seeds([] if seed is None else [seed])
         if not training:
             raise UsageError(
                 "a scheduler needs to know how its model was trained: "
                 "Scheduler.from_config(pipe.scheduler.config, solver=...)."
             )
         told = {"solver": plain_solver(solver), "grid": plain_grid(grid)}
+        training["_class_name"] = Scheduler.__name__  # whose it is, when others hand it on
         self.register_to_config(**told, labels=labels, seed=seed, **training)
         is_made = isinstance(solver, Solver)  # and may hold statistics, more than a config tells
         self._solver = solver if is_made else as_solver(told["solver"])
-        self._training = schedulers.training(schedulers.read(self))
+        scheduler = schedulers.read(self)
+        schedulers.check_generates(scheduler)
+        self._training = schedulers.training(scheduler)
         self.order = self._solver.nfe_per_step if isinstance(self._solver, Solver) else 1
         self.timesteps = torch.empty(0)
         self.sigmas = torch.empty(0)
@@ -140,11 +142,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """
         told = schedulers.read(config)
         content = {k: v for k, v in told.config.items() if not k.startswith("_")}
+        defaults = set(told.config.get("_use_default_values", ())) - changes.keys()
         if told.kind != schedulers.UNNAMED:
             content["trained_as"] = told.kind
         for name in changes:
-            if name not in OWN and name not in content and name not in schedulers.KEYS:
-                raise unknown("key of a scheduler", name, [*OWN, *schedulers.KEYS])
+            if name not in schedulers.OWN and name not in content and name not in schedulers.KEYS:
+                raise unknown("key of a scheduler", name, [*schedulers.OWN, *schedulers.KEYS])
+        if defaults:  # which another scheduler then replaces by its own
+            content["_use_default_values"] = sorted(defaults)
         made = cls(**{**content, **changes})
         return (made, {}) if return_unused_kwargs else made
 
@@ -187,7 +192,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: steps of the grid, the one to data included.
             device: where the timesteps go.
-            timesteps: labels of your own, instead of a number of steps and of the chosen grid.
+            timesteps: labels of your own, instead of a number of steps and of the chosen grid;
+                on a flow, with sigmas, what the network is told at these.
             sigmas: noise levels of your own, σ/α falling, closed by 0; on a flow before the shift.
             mu: the logarithm of the shift, for flow models that shift by the size of the image.
 
@@ -241,7 +247,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         given, labels = float(timestep), among.tolist()
         nearest = min((abs(label - given) for label in labels), default=math.inf)
         found = [i for i, label in enumerate(labels) if abs(label - given) == nearest]
-        if not found or not _is_same(labels[found[-1]], given):
+        if not found or not is_same(labels[found[-1]], given):
             raise UsageError(
                 f"{given:g} is none of the {len(among)} timesteps; call set_timesteps first, and "
                 "pass the timesteps as they are."
@@ -265,7 +271,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: Generators = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """Take the network's output, and return the state that it sees next.
 
         Args:
@@ -274,7 +280,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             timestep: the one that the network was called with.
             sample: the state that it was called with, before `scale_model_input`.
             generator: of the noise of stochastic solvers; counter-based noise if None.
-            return_dict: whether to return a `SchedulerOutput`, with x̂_0, or (prev_sample,).
+            return_dict: whether to return a `SchedulerOutput`, or (prev_sample, x̂_0).
 
         Raises:
             UsageError: no request is under way, or it is another timestep's turn.
@@ -282,7 +288,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         course, i = self._known_course(), self._upcoming(timestep)
         self._check_turn(course, i, timestep)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        f = _predicted(model_output, x)
+        f = predicted(model_output, x)
         if course.preconditioning is not None:
             _, a, b = course.preconditioning[i]
             f = a * x + b * f
@@ -293,14 +299,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             self._run = Driven(course.starting(i).plan, x)
         state = self._run.push(f, x, self._draw(generator, x)).to(sample.dtype)
         self._step_index = i + 1
-        if not return_dict:
-            return (state,)
         p, q = course.denoised[i]
-        return SchedulerOutput(state, (p * x + q * f).to(sample.dtype))
+        x0 = torch.add(p * x, f, alpha=q).to(sample.dtype)
+        return SchedulerOutput(state, x0) if return_dict else (state, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return α x_0 + σ ε at these timesteps, () or (batch,)."""
-        return noised(self._training, original_samples, noise, timesteps)
+        return noised(self._trained, original_samples, noise, timesteps)
 
     def scale_noise(
         self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None
@@ -312,7 +317,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return α ε − σ x_0, what a network of v-prediction is trained to say."""
-        return velocity(self._training, sample, noise, timesteps)
+        return velocity(self._trained, sample, noise, timesteps)
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -329,8 +334,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _restart(self) -> None:
         self._run: Driven | None = None
+        self._noise: tuple[tuple[Any, ...], Draw] | None = None
         self._step_index: int | None = None
         self._begin_index: int | None = None
+
+    @property
+    def _trained(self) -> schedulers.Training:
+        """How the model was trained, in the words of the request if it brings its own."""
+        return self._training if self._course is None else self._course.training
 
     def _calls_per_step(self, course: Course) -> int:
         known = isinstance(self._solver, Solver)
@@ -357,37 +368,38 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             return
         given, turn = torch.as_tensor(timestep, dtype=torch.float64), float(course.labels[i])
-        if not all(_is_same(turn, float(t)) for t in given.flatten()):
+        if not all(is_same(turn, float(t)) for t in given.flatten()):
             raise UsageError(
                 f"it is the turn of timestep {turn:g} and step was called with {given.tolist()}: "
                 "one scheduler serves one request at a time; use a copy of it for each."
             )
 
     def _draw(self, generator: Generators, x: Tensor) -> Draw:
+        """Return where the noise comes from; made once a request, for it draws many steps ahead."""
         if generator is not None:
-            return lambda _: randn_tensor(
-                x.shape, generator=generator, device=x.device, dtype=x.dtype
-            )
-        assert self._run is not None
-        return drawing(self._run.plan, range(self.config.seed, self.config.seed + len(x)), x)
+            return partial(_drawn, generator, x)
+        kind = x.shape, x.dtype, x.device
+        if self._noise is None or self._noise[0] != kind:
+            assert self._run is not None
+            plan = self._run.plan
+            seeds = self._seeds(len(x)) if plan.is_stochastic else None
+            self._noise = kind, drawing(plan, seeds, x)
+        return self._noise[1]
+
+    def _seeds(self, n: int) -> Sequence[int]:
+        first = self.config.seed
+        return torch.randint(2**63 - 1, (n,)).tolist() if first is None else range(first, first + n)
 
     def __copy__(self) -> Self:
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._run = None if self._run is None else self._run.copy()
+        other._noise = copy.deepcopy(self._noise)
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()  # the rest is never changed, only replaced
 
 
-def _is_same(label: float, given: float) -> bool:
-    """Whether a timestep is this label, told in half precision perhaps."""
-    return abs(label - given) <= 0.01 * max(abs(label), 0.01)
-
-
-def _predicted(output: Tensor, x: Tensor) -> Tensor:
-    """Return the prediction in the state's dtype, without a learned variance."""
-    if output.ndim == x.ndim and output.shape[1] == 2 * x.shape[1]:
-        output = output[:, : x.shape[1]]
-    return output.to(x.dtype)
+def _drawn(generator: Generators, x: Tensor, _: object) -> Tensor:
+    return randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)

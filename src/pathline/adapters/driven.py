@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -37,9 +37,9 @@ class Driven(Execution):
     __slots__ = ("_at", "_draws", "_outputs", "_turn")
 
     def __init__(self, plan: Plan, like: Tensor) -> None:
-        outputs: dict[int, Tensor] = {}
-        self._outputs, self._draws = outputs, _Draws(plan)
-        super().__init__(plan, lambda k, _: outputs.pop(k), [like], combined, self._draws)
+        self._outputs: dict[int, Tensor] = {}
+        self._draws = _Draws(plan)
+        super().__init__(plan, self._handed_in, [like], combined, self._draws)
         self._at = self._turn = 0
 
     @property
@@ -60,9 +60,10 @@ class Driven(Execution):
         k = evaluated[self._turn]
         self.known["x"][k], self._outputs[k] = x, f
         self._turn += 1
-        if self._turn == len(evaluated):
-            return self._advance_to(len(self.plan.times) - 1)
-        return self._advance_to(evaluated[self._turn])
+        is_last = self._turn == len(evaluated)
+        state = self._advance_to(len(self.plan.times) - 1 if is_last else evaluated[self._turn])
+        self._draws.source = None  # it is the caller's, and no part of a copy or a pickle
+        return state
 
     def copy(self) -> Self:
         """Return another run from here on that this one does not disturb, nor it this one."""
@@ -73,6 +74,12 @@ class Driven(Execution):
         other._draws.kept.update(self._draws.kept)
         other._at, other._turn, other.latest = self._at, self._turn, self.latest
         return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()  # states are never changed, only replaced
+
+    def _handed_in(self, k: int, x: Tensor) -> Tensor:
+        return self._outputs.pop(k)
 
     def _advance_to(self, number: int) -> Tensor:
         """Take rows until the state of this number is made, and return it."""

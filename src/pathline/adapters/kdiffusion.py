@@ -4,7 +4,8 @@
 
 The model is a denoiser in σ: model(x, σ) → x̂_0 for x = x_0 + σ ε, with σ of shape (batch,). There
 is one such function for every solver with a plan, `SAMPLERS["sample_dpmpp_3m"]` or
-`sample_dpmpp_3m` of this module, and `sampler` makes one of a solver with settings of your own.
+`sample_dpmpp_3m` of this module, and for every name in `THEIRS`, those that k-diffusion has for
+some of them; `sampler` makes one of a solver with settings of your own.
 None of them decides the gradient mode: call them under `torch.no_grad()` unless you want gradients.
 
 Paper: Karras et al. 2022 (arXiv:2206.00364), for the coordinates.
@@ -12,9 +13,11 @@ Paper: Karras et al. 2022 (arXiv:2206.00364), for the coordinates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +30,23 @@ from pathline.paths import EDM
 from pathline.solvers import Plan, Solver, Stepped, grids, solvers
 from pathline.solvers.execute import Draw, drawing
 from pathline.solvers.plan import Functional
+from pathline.solvers.sde import EDMSampler
+
+THEIRS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "euler_ancestral": ("ddim", {"eta": 1.0}),
+    "dpm_2": ("dpm", {"order": 2}),
+    "lms": ("deis", {"order": 4, "variable": "rho"}),
+}
+"""k-diffusion's names of solvers that are ours to rounding; LMS up to its step to 0, which there
+extrapolates, and here ends on x̂_0 as every step to data."""
+
+_CHURN = {
+    "s_churn": ("churn", 0.0),
+    "s_tmin": ("low", 0.0),
+    "s_tmax": ("high", math.inf),
+    "s_noise": ("scale", 1.0),
+}
+"""k-diffusion's options of churn, which front ends always pass: ours of `edm`, and what is none."""
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -63,8 +83,10 @@ class Sampler(Protocol):
                 every batch. If None they are drawn from torch's generator, so `torch.manual_seed`
                 rules.
             generator: from which the seeds are drawn, in place of torch's own.
-            noise_sampler: noise_sampler(sigma, sigma_next) → normal noise of a step, instead.
-            options: arguments of the solver.
+            noise_sampler: noise_sampler(sigma, sigma_next) → normal noise of a step, instead; of
+                its parts, one after the other, where a step has several.
+            options: arguments of the solver. s_churn, s_tmin, s_tmax and s_noise are of `edm`; the
+                others take the values of these that change nothing.
 
         Raises:
             UsageError: levels that do not fall, a state that is none, an option that nobody takes.
@@ -76,8 +98,8 @@ def sampler(solver: Solver | str) -> Sampler:
     """Return a solver as a sampler of k-diffusion.
 
     Args:
-        solver: a solver, or the name of one. Under a name the solver's arguments are options of the
-            sampler: `sampler("dpmpp")(model, x, sigmas, order=3)`.
+        solver: a solver, or the name of one, or of `THEIRS`. Under a name the solver's arguments
+            are options of the sampler: `sampler("dpmpp")(model, x, sigmas, order=3)`.
 
     Raises:
         UsageError: no solver has this name, or it has no plan.
@@ -89,9 +111,11 @@ def sampler(solver: Solver | str) -> Sampler:
         tensor([[1.9000, 1.9000]])
     """
     if isinstance(solver, str):
-        name = solvers.entry(solver).name
-        with_plan(solvers.build(name))
-        build = partial(solvers.build, name)
+        ours, settings = THEIRS.get(solver, (solver, {}))
+        ours = solvers.entry(ours).name
+        with_plan(solvers.build(ours))
+        name = solver if settings else ours
+        build = partial(_build, f"sample_{name}", ours, settings)
     elif isinstance(solver, Solver):
         name, build = type(solver).__name__.lower(), partial(_as_it_is, with_plan(solver))
     else:
@@ -122,11 +146,35 @@ def sampler(solver: Solver | str) -> Sampler:
         return _walk(course, state, call, noise, told, hides=bool(disable)).to(x.dtype)
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
-    sample.__doc__ = f"{solvers.entry(name).about}\n\nSee `Sampler`." if name in solvers else None
+    entry = THEIRS[name][0] if name in THEIRS else name
+    sample.__doc__ = f"{solvers.entry(entry).about}\n\nSee `Sampler`." if entry in solvers else None
     return sample
 
 
+def _build(called: str, name: str, settings: Mapping[str, Any], /, **options: Any) -> Solver:
+    """Return a solver with settings, and options in k-diffusion's words or in ours."""
+    if name == "edm":
+        options = {_CHURN[k][0] if k in _CHURN else k: v for k, v in options.items()}
+        if options.get("high") == math.inf:
+            options["high"] = None
+    else:
+        options = _without_churn(called, options)
+    return solvers.build(name, **{**settings, **options})
+
+
+def _without_churn(called: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those of churn, or refuse one that would change something."""
+    for key, (_, none) in _CHURN.items():
+        if options.get(key, none) != none:
+            raise UsageError(
+                f"{called} has no {key}, and was given {key}={options[key]}; leave it at "
+                f"{none:g}, or take sample_edm, which has it."
+            )
+    return {key: value for key, value in options.items() if key not in _CHURN}
+
+
 def _as_it_is(solver: Solver, **options: Any) -> Solver:
+    options = options if isinstance(solver, EDMSampler) else _without_churn("this solver", options)
     if options:
         raise UsageError(f"this solver has its settings already; leave {', '.join(options)} out.")
     return solver
@@ -225,7 +273,8 @@ class _Course:
     ) -> Draw:
         """Return where the noise comes from; nothing is drawn for a solver that needs none."""
         if noise_sampler is not None:
-            return lambda d: noise_sampler(*self._around(d, x)).to(x)
+            intervals = self._intervals()
+            return lambda d: noise_sampler(*(level.to(x) for level in intervals[d])).to(x)
         if seeds is None and self.plan.is_stochastic:
             device = "cpu" if generator is None else generator.device
             drawn = torch.randint(2**63 - 1, (len(x),), generator=generator, device=device)
@@ -234,14 +283,34 @@ class _Course:
             raise UsageError(f"{len(seeds)} seeds were given for {len(x)} samples.")
         return drawing(self.plan, seeds, x)
 
-    def _around(self, d: int | Functional, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the levels of the step in which draw d falls."""
-        step = 0
+    def _intervals(self) -> dict[int | Functional, tuple[Tensor, Tensor]]:
+        """Return the levels between which each draw falls: of its step, or of its part of it.
+
+        Where a step has several draws, each goes on from the level of the one before.
+
+        Raises:
+            UsageError: there is no such part of the step: a Brownian path has no noise for that.
+        """
+        found, spans = dict[int | Functional, tuple[Tensor, Tensor]](), list(pairwise(self.stops))
+        step, inside = 0, list[tuple[int | Functional, Tensor]]()
         for row in self.plan.rows:
-            if d in row.z:
-                break
+            level = torch.as_tensor(row.t, dtype=torch.float64) * self.stops.max()
+            inside += [(d, level) for d in row.z if d not in found and d not in dict(inside)]
+            if row.lands and inside:
+                start, end = spans[step]
+                edges = [start, *(level for _, level in inside[:-1]), end]
+                if not all((b - a) * (end - start) > 0 for a, b in pairwise(edges)):
+                    raise UsageError(
+                        "a noise_sampler tells the noise of a way between two levels, and this "
+                        f"solver draws {len(inside)} times between σ = {start:g} and {end:g} "
+                        "without going on; leave noise_sampler out, and give seeds."
+                    )
+                found.update(
+                    {d: ends for (d, _), ends in zip(inside, pairwise(edges), strict=True)}
+                )
+                inside = []
             step += row.lands
-        return self.stops[step].to(x), self.stops[step + 1].to(x)
+        return found
 
 
 def _check_levels(values: object) -> None:
@@ -257,32 +326,39 @@ def _check_levels(values: object) -> None:
 
 
 def _beginnings(plan: Plan) -> dict[int, int]:
-    """Return which evaluation begins which step: at the grid point, or the first one after it.
+    """Return which evaluation begins which step.
 
-    A corrector (UniPC) has no evaluation at the corrected state: the one at its prediction counts.
+    That is the one at the grid point's state; or the first in the step that is not at its end, as
+    where noise is added before it; or, of a corrector (UniPC), the last one at its prediction.
     """
-    evaluated, found = plan.evaluated, dict[int, int]()
-    for i, landing in enumerate(plan.landings[:-1]):
-        same = [k for k in evaluated if k <= landing and plan.times[k] == plan.times[landing]]
-        later = [k for k in evaluated if k > landing]
-        for k in (*reversed(same), *later):
-            if k == landing or evaluated.index(k) not in found:
-                found[evaluated.index(k)] = i
+    found: dict[int, int] = {}
+    turns = {k: turn for turn, k in enumerate(plan.evaluated)}
+    for i, (landing, end) in enumerate(pairwise(plan.landings)):
+        inside = [k for k in turns if landing < k < end and plan.times[k] != plan.times[end]]
+        before = [k for k in turns if k < landing and plan.times[k] == plan.times[landing]]
+        here = [landing] if landing in turns else []
+        for k in (*here, *inside[:1], *reversed(before)):
+            if turns[k] not in found:
+                found[turns[k]] = i
                 break
     return found
 
 
 def _samplers() -> dict[str, Sampler]:
     fixed = [entry.name for entry in solvers if not isinstance(entry.build(), Stepped)]
-    return {f"sample_{name}": sampler(name) for name in fixed}
+    return {f"sample_{name}": sampler(name) for name in (*fixed, *THEIRS)}
 
 
 def __getattr__(name: str) -> Any:
     """Return `SAMPLERS`, every solver's by name, or `sample_…` of a solver's name or alias."""
     if name == "SAMPLERS":
         return _samplers()
-    if name.startswith("sample_") and name.removeprefix("sample_") in solvers:
-        return sampler(name.removeprefix("sample_"))
+    solver = name.removeprefix("sample_")
+    if name.startswith("sample_") and (solver in THEIRS or solver in solvers):
+        try:
+            return sampler(solver)
+        except UsageError as error:  # so that `hasattr` can ask
+            raise AttributeError(str(error)) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,14 +7,13 @@ The library is not imported. A scheduler is read through its config, and a confi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from pathline.adapters.tables import levels
 from pathline.core.errors import UsageError, unknown
 from pathline.fields import View
 from pathline.fields.denoiser import Label
@@ -28,26 +27,23 @@ KEYS = (
     *("beta_schedule", "beta_start", "beta_end", "trained_betas", "num_train_timesteps"),
     *("prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset"),
     *("set_alpha_to_one", "final_sigmas_type", "use_karras_sigmas", "use_exponential_sigmas"),
-    *("use_lu_lambdas", "shift", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
+    *("use_lu_lambdas", "use_beta_sigmas", "interpolation_type", "snr_shift_scale"),
+    *("shift", "shift_terminal", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
     *("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "timestep_type"),
 )
 """What is read of a config."""
 
+OWN = "solver", "grid", "labels", "seed", "trained_as"
+"""The keys of our own scheduler in a config; the others say how the model was trained."""
+
 UNNAMED = "this config"
 """The kind of a config that does not say whose it is."""
 
-_LIFTED = "DDIM", "PNDM", "LCM", "TCD"
+_LIFTED = "DDIM", "PNDM", "LCM", "TCD", "CogVideoX"
 """Families whose end is `set_alpha_to_one`; configs of others inherit that key and ignore it."""
 
 _ENDS_AT_A_LEVEL = "DEIS", "SASolver"
 """Families whose end is the least noisy level whatever is configured."""
-
-LOWEST_LEVEL = 2.0**-24
-"""ᾱ at the last label after rescaling to zero terminal SNR: the library's own, so that λ exists.
-
-Where the label before has no more, as with 1000 linear β, it is half of that instead: the library's
-own table rises again there.
-"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,10 @@ class Scheduler:
     @property
     def is_preconditioned(self) -> bool:
         """Whether its models see σ itself, by EDM's scalings."""
-        return "sigma_data" in self.config or self.says("timestep_type") == "continuous"
+        is_continuous = self.says("timestep_type") == "continuous"
+        return "sigma_data" in self.config or (
+            is_continuous and self.says("prediction_type") == "v_prediction"
+        )
 
     @property
     def counts_the_end(self) -> bool:
@@ -119,7 +118,10 @@ class Training:
 
 
 def read(scheduler: Any) -> Scheduler:
-    """Return the class name and config of a scheduler, or of its config."""
+    """Return the class name and config of a scheduler, or of its config.
+
+    A config that came to another scheduler by way of ours still has our keys: they are left out.
+    """
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         raise UsageError(
@@ -130,6 +132,8 @@ def read(scheduler: Any) -> Scheduler:
     kind = str(named if config is scheduler else type(scheduler).__name__)
     if kind in (UNNAMED, "Scheduler"):  # the latter is ours, and says whose place it took
         kind = str(config.get("trained_as", UNNAMED))
+    else:
+        config = {k: v for k, v in config.items() if k not in OWN}
     return Scheduler(kind, config)
 
 
@@ -147,7 +151,7 @@ def training(scheduler: Scheduler) -> Training:
         return _preconditioned(scheduler)
     if {"beta_schedule", "trained_betas"} & scheduler.config.keys():
         view = _view(scheduler, PREDICTIONS)
-        path = Tabulated(_levels(scheduler), _lowest(scheduler, view))
+        path = Tabulated(levels(scheduler), _lowest(scheduler, view))
         return Training(path, view, path.label)
     raise UsageError(
         f"{scheduler.kind} does not say how its model was trained: no beta_schedule, no sigma_data "
@@ -171,7 +175,11 @@ def _lowest(scheduler: Scheduler, view: View) -> float:
 
 def _preconditioned(scheduler: Scheduler) -> Training:
     """EDM's schedulers, and the continuous Euler one, which has σ_data = 1."""
-    if not scheduler.kind.startswith(("EDM", "Euler", UNNAMED)):
+    keys = scheduler.config.keys()
+    is_cosine = (
+        scheduler.kind == UNNAMED and "solver_order" in keys and "algorithm_type" not in keys
+    )
+    if is_cosine or not scheduler.kind.startswith(("EDM", "Euler", UNNAMED)):
         raise UsageError(f"{scheduler.kind} scales its network in a way that is not known here.")
     view = _view(scheduler, {"epsilon": "eps", "v_prediction": "v"})
     path = EDM(*scheduler.need("sigma_min", "sigma_max"))
@@ -179,65 +187,13 @@ def _preconditioned(scheduler: Scheduler) -> Training:
     return Training(path, "x0", path.sigma, scale)
 
 
-# The table, in float32 and rounded as the library rounds: the levels the model was trained at
-
-
-def _cosine(n: int, start: float, end: float) -> Tensor:
-    def level(k: int) -> float:
-        return math.cos((k / n + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    return torch.tensor([min(1 - level(k + 1) / level(k), 0.999) for k in range(n)])
-
-
-def _linspace(start: float, end: float, n: int) -> Tensor:
-    return torch.linspace(start, end, n, dtype=torch.float32)
-
-
-BETAS: dict[str, Callable[[int, float, float], Tensor]] = {
-    "linear": lambda n, start, end: _linspace(start, end, n),
-    "scaled_linear": lambda n, start, end: _linspace(start**0.5, end**0.5, n) ** 2,
-    "sigmoid": lambda n, start, end: _linspace(-6, 6, n).sigmoid() * (end - start) + start,
-    "squaredcos_cap_v2": _cosine,
-}
-"""β_0 … β_{N−1}, by `beta_schedule`."""
-
-
-def _levels(scheduler: Scheduler) -> tuple[float, ...]:
-    """Return ᾱ_0 … ᾱ_{N−1}."""
-    if scheduler.says("snr_shift_scale", 1.0) != 1.0:
-        raise UsageError(f"{scheduler.kind} shifts its table by snr_shift_scale: not known here.")
-    levels = torch.cumprod(1 - _betas(scheduler), 0)
-    if scheduler.says("rescale_betas_zero_snr"):
-        if scheduler.says("prediction_type", "epsilon") == "epsilon":
-            raise UsageError(
-                f"{scheduler.kind} rescales to zero terminal SNR, where ε tells nothing of the "
-                "data; the prediction_type of such a model is 'v_prediction' or 'sample'."
-            )
-        levels = _rescaled(levels)
-    return tuple(levels.tolist())
-
-
-def _betas(scheduler: Scheduler) -> Tensor:
-    trained = scheduler.says("trained_betas")
-    if trained is not None:
-        return torch.as_tensor(trained, dtype=torch.float32)
-    keys = "beta_schedule", "num_train_timesteps", "beta_start", "beta_end"
-    schedule, n, start, end = scheduler.need(*keys)
-    if schedule not in BETAS:
-        raise unknown(f"beta_schedule of {scheduler.kind}", str(schedule), BETAS)
-    return BETAS[schedule](n, start, end)
-
-
-def _rescaled(levels: Tensor) -> Tensor:
-    """Shift and stretch √ᾱ until the last one is zero (arXiv:2305.08891, Alg. 1)."""
-    root = levels.sqrt()
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    squares = root**2
-    ratios = torch.cat((squares[:1], squares[1:] / squares[:-1]))
-    levels = torch.cumprod(1 - (1 - ratios), 0)  # by way of β, for the same rounding
-    before = float(levels[-2])
-    levels[-1] = LOWEST_LEVEL if before > LOWEST_LEVEL else before / 2
-    return levels
+def check_generates(scheduler: Scheduler) -> None:
+    """Refuse a scheduler whose course goes from data to noise."""
+    if "Inverse" in scheduler.kind:
+        raise UsageError(
+            f"{scheduler.kind} goes from data to noise. pathline.encode does that, with any "
+            "solver; or take the scheduler that generates, and a grid's reverse()."
+        )
 
 
 # Grids
@@ -247,8 +203,9 @@ def grid(scheduler: Any, n: int, *, mu: float | None = None) -> Grid:
     """Return the grid of n steps that a scheduler is configured for, as an immutable value.
 
     Tabulated models: the labels of `timestep_spacing`, or the Karras or log-SNR grid that its
-    flags ask for. Flow models: 1, 1 − 1/n, …, 1/n, 0, shifted once. The end follows the scheduler
-    too: a step to data (last="denoise"), or the model's least noisy level.
+    flags ask for. Flow models: 1, 1 − 1/n, …, 1/n, 0, shifted once, then stretched and spaced as
+    `shift_terminal` and the flags say. The end follows the scheduler too: a step to data
+    (last="denoise"), or the model's least noisy level.
 
     Args:
         scheduler: a scheduler of diffusers, or its config.
@@ -261,11 +218,13 @@ def grid(scheduler: Any, n: int, *, mu: float | None = None) -> Grid:
     if n < 1:
         raise UsageError(f"a grid needs at least 1 step, and was asked for {n}.")
     scheduler = read(scheduler)
+    check_generates(scheduler)
+    if scheduler.is_flow:
+        uniform = [1 - k / n for k in range(n)]
+        return grids.times(flow_times(scheduler, uniform, mu), last="denoise")
     for key in ("use_beta_sigmas", "shift_terminal"):
         if scheduler.says(key):
             raise UsageError(f"{key} is not known here; write the times with pathline.grids.times.")
-    if scheduler.is_flow:
-        return _shifted(scheduler, n, mu)
     if mu is not None:
         raise UsageError(f"{scheduler.kind} does not shift its times; leave mu out.")
     spacing = _spacing(scheduler)
@@ -273,10 +232,16 @@ def grid(scheduler: Any, n: int, *, mu: float | None = None) -> Grid:
 
 
 def _spacing(scheduler: Scheduler) -> str | None:
-    """Return the σ spacing that a scheduler asks for, if it does."""
-    if scheduler.is_preconditioned:
+    """Return the spacing of noise levels that a scheduler asks for, if it does."""
+    asked = next((spacing for flag, spacing in _FLAGS.items() if scheduler.says(flag)), None)
+    if "sigma_data" in scheduler.config:
         return scheduler.says("sigma_schedule", "karras")
-    return next((spacing for flag, spacing in _FLAGS.items() if scheduler.says(flag)), None)
+    if asked is None and scheduler.is_preconditioned:
+        raise UsageError(
+            f"{scheduler.kind} takes its levels from a table of β that a continuous model does not "
+            "have; set use_karras_sigmas, or write the times with pathline.grids.times."
+        )
+    return asked
 
 
 _FLAGS = {
@@ -286,35 +251,77 @@ _FLAGS = {
 }
 
 
-def _shifted(scheduler: Scheduler, n: int, mu: float | None) -> Grid:
-    uniform = [1 - k / n for k in range(n)]
-    return grids.times(shifted(scheduler, uniform, mu), last="denoise")
+def flow_times(scheduler: Scheduler, ladder: Sequence[float], mu: float | None) -> list[float]:
+    """Return the times of a flow scheduler: a ladder shifted, stretched and spaced as it says.
 
-
-def shifted(scheduler: Scheduler, ladder: Sequence[float], mu: float | None) -> list[float]:
-    """Return the times of a flow scheduler, shifted once: t ← s t/(1 + (s − 1) t).
+        t ← s t/(1 + (s − 1) t),    1 − t ← (1 − t)(1 − t_end)/(1 − t_last),    t_1 … t_last spaced
 
     Args:
         scheduler: of a flow model.
-        ladder: the times before the shift.
+        ladder: the times before that, falling to the last one above data.
         mu: as for `grid`.
 
-    Paper: arXiv:2403.03206, Eq. 23.
+    Raises:
+        UsageError: a spacing that is not known here.
+
+    Paper: arXiv:2403.03206, Eq. 23, for the shift.
     """
+    _check_flow(scheduler)
+    shift = flow_shift(scheduler, mu)
+    times = [shift * t / (1 + (shift - 1) * t) for t in ladder]
+    end = scheduler.says("shift_terminal")
+    if end and times[-1] < 1:
+        stretch = (1 - end) / (1 - times[-1])
+        times = [1 - (1 - t) * stretch for t in times]
+    spacing, n = _spacing(scheduler), len(times)
+    if spacing is None or n == 1:
+        return times
+    if spacing == "exponential":
+        return np.geomspace(times[0], times[-1], n).tolist()
+    return (np.linspace(times[0] ** (1 / 7), times[-1] ** (1 / 7), n) ** 7).tolist()
+
+
+def flow_shift(scheduler: Scheduler, mu: float | None) -> float:
+    """Return the s by which a flow scheduler shifts its times."""
     shift = scheduler.says("shift", scheduler.says("flow_shift", 1.0))
     if scheduler.says("use_dynamic_shifting"):
         if mu is None:
             raise UsageError(f"{scheduler.kind} shifts by the size of the image: pass mu=....")
-        shift = mu if scheduler.says("time_shift_type") == "linear" else math.exp(mu)
-    elif mu is not None:
+        return mu if scheduler.says("time_shift_type") == "linear" else math.exp(mu)
+    if mu is not None:
         raise UsageError(f"{scheduler.kind} shifts by {shift}, whatever the image; leave mu out.")
-    return [shift * t / (1 + (shift - 1) * t) for t in ladder]
+    return shift
+
+
+def _check_flow(scheduler: Scheduler) -> None:
+    """Refuse spacings of a flow that are not known here.
+
+    Those of the multistep families come from a table of β, whatever the flow.
+    """
+    is_of_flows = "beta_schedule" not in scheduler.config or "FlowMatch" in scheduler.kind
+    flags = ("use_beta_sigmas",) if is_of_flows else ("use_beta_sigmas", *_FLAGS)
+    for flag in flags:
+        if scheduler.says(flag):
+            raise UsageError(
+                f"{scheduler.kind} spaces the levels of a flow by {flag}, which is not known here; "
+                f"turn it off ({flag}=False), or choose a grid of Pathline's."
+            )
+    if not is_of_flows and scheduler.says("final_sigmas_type", "zero") != "zero":
+        raise UsageError(
+            f"{scheduler.kind} ends a flow before data (final_sigmas_type="
+            f"{scheduler.says('final_sigmas_type')!r}), which is not known here; set it to 'zero'."
+        )
 
 
 def _spaced(scheduler: Scheduler, n: int, spacing: str) -> Grid:
     """n levels and then data; where the last step stays on the last level, n − 1 steps."""
     last = "denoise" if scheduler.ends_at_data else "stop"
     steps = n if scheduler.ends_at_data else n - 1
+    if not steps:
+        raise UsageError(
+            f"{scheduler.kind} ends on its least noisy level, and that is one of its levels: 1 of "
+            "them is no step. Ask for 2 or more, or for final_sigmas_type='zero'."
+        )
     if spacing == "exponential":
         return grids.log_snr(steps, last=last)
     return grids.karras(steps, last=last, rho=scheduler.says("rho", 7.0))
@@ -325,7 +332,13 @@ def _labelled(scheduler: Scheduler, n: int) -> Grid:
         spacing = "linspace"
     else:
         (spacing,) = scheduler.need("timestep_spacing")
-    total = len(_levels(scheduler))
+    between = scheduler.says("interpolation_type", "linear")
+    if between != "linear" and scheduler.kind.startswith(("Euler", UNNAMED)):
+        raise UsageError(
+            f"interpolation_type={between!r} is not known here; choose a grid of Pathline's "
+            "(log_snr), or write the times with pathline.grids.times."
+        )
+    total = len(levels(scheduler))
     labels = _labels(scheduler, spacing, total, n)
     if spacing == "leading":
         labels = [label + scheduler.says("steps_offset", 0) for label in labels]
@@ -338,15 +351,19 @@ def _labelled(scheduler: Scheduler, n: int) -> Grid:
 
 
 def _labels(scheduler: Scheduler, spacing: str, total: int, n: int) -> Sequence[float]:
-    """Return the n labels of a spacing, rounded; the multistep family counts the end as well."""
+    """Return the n labels of a spacing; the multistep family counts the end as well.
+
+    Rounded, unless that would make one of two, where n labels and the end are more than all.
+    """
     points = n + scheduler.counts_the_end
     match spacing:
         case "linspace":
             labels = np.linspace(0, total - 1, points)[::-1][:n]
         case "leading":
-            labels = np.arange(points)[::-1][:n] * (total // points)
+            step = total // points if points <= total else (total - 1) / n
+            labels = np.arange(points)[::-1][:n] * step
         case "trailing":
             labels = np.arange(total, 0, -total / n)[:n] - 1
         case _:
             raise unknown("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
-    return labels.round().tolist()
+    return (labels.round() if points <= total else labels).tolist()

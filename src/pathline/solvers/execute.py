@@ -302,23 +302,36 @@ def drawing(plan: Plan, seeds: Sequence[int] | Brownian | None, like: Tensor) ->
         raise UsageError("a stochastic solver needs seeds, one a sample.")
     if plan.legs:
         return Source(plan, seeds, like)
-    if isinstance(seeds, Brownian):
-        seeds = seeds.seeds
-    keys, shape, dtype = noise.keys(seeds, like.device), like.shape[1:], like.dtype
-    last = max(d for row in plan.rows for d in row.z)
-    ahead = max(1, AHEAD // max(like.numel(), 1))
-    drawn: dict[int, Tensor] = {}
+    return Drawn(plan, seeds.seeds if isinstance(seeds, Brownian) else seeds, like)
 
-    def draw(d: int | Functional) -> Tensor:
-        assert isinstance(d, int)
-        if d not in drawn:
-            drawn.clear()
-            coming = range(d, max(d, min(d + ahead - 1, last)) + 1)
-            made = noise.normals(keys, shape, coming, stream="step", dtype=dtype)
-            drawn.update(zip(coming, made.unbind(), strict=True))
-        return drawn[d]
 
-    return draw
+class Drawn:
+    """z_d of a plan from seeds: of many steps at once, where the state is small.
+
+    Args:
+        plan: without legs.
+        seeds: one a sample.
+        like: the state.
+    """
+
+    __slots__ = ("_ahead", "_dtype", "_keys", "_kept", "_last", "_shape")
+
+    def __init__(self, plan: Plan, seeds: Sequence[int], like: Tensor) -> None:
+        self._keys = noise.keys(seeds, like.device)
+        self._shape, self._dtype = like.shape[1:], like.dtype
+        self._last = max(d for row in plan.rows for d in row.z)
+        self._ahead = max(1, AHEAD // max(like.numel(), 1))
+        self._kept: dict[int | Functional, Tensor] = {}
+
+    def __call__(self, d: int | Functional) -> Tensor:
+        """Return z_d, (batch, *state)."""
+        if d not in self._kept:
+            assert isinstance(d, int)
+            coming = range(d, max(d, min(d + self._ahead - 1, self._last)) + 1)
+            self._kept = {}  # another one, for copies share what was there
+            made = noise.normals(self._keys, self._shape, coming, stream="step", dtype=self._dtype)
+            self._kept.update(zip(coming, made.unbind(), strict=True))
+        return self._kept[d]
 
 
 def _nothing(index: int | Functional) -> Tensor:

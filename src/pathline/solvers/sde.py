@@ -223,7 +223,7 @@ class DPMppSDE(Solver):
         """Write the ancestral step s → t with x̂_0 of state f, and return the new state's number."""
         down, up = ancestral(to, s, t, self.eta)
         linear, weight = linear_part(self.view, s, down)
-        lift = t.alpha / down.alpha
+        lift = t.alpha / down.alpha if up else 1.0
         noise = {draw: up * share for draw, share in z.items()} if up else {}
         return to.write(t.t, {at: linear * lift}, {f: weight * lift}, noise, lands=lands)
 

@@ -101,7 +101,7 @@ class DPM(Solver):
             points = _joined(to, points, orders)
         for i, ((s, t), order) in enumerate(zip(pairwise(points), orders, strict=True)):
             down, up = ancestral(to, s, t, self.eta)
-            lift, z = t.alpha / down.alpha, {i: up} if up else {}
+            lift, z = (t.alpha / down.alpha, {i: up}) if up else (1.0, {})
             x, f = self._step(to, s, down, order)
             x, f = ({k: weight * lift for k, weight in weights.items()} for weights in (x, f))
             to.write(t.t, x, f, z)
