@@ -1,6 +1,7 @@
 """Denoising MCMC: kernels against closed forms, chains that resume exactly, evaluations counted."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from pathline.speed import (
 )
 from pathline.speed.diagnostics import drift, effective_sample_size
 from pathline.speed.kernels import Target
+from pathline.speed.levels import check_scale
+from pathline.speed.settings import plain
+from pathline.steer import Autoguidance
 
 EDM = pl.EDM(0.01, 20.0)
 QUICK = Beginning(solver=Heun(view="eps"), grid=pl.grids.karras(4, last="denoise"), burn_in=())
@@ -302,6 +306,122 @@ def test_images_conditions_and_guides_pass_through():
     assert float((guided.sample(4, label=1).x - 2).mean()) > 1.5  # 1.5 × (2 + 2) − 2 = 4
 
 
+# --- folders, restarts and parts ------------------------------------------------------------------
+
+
+class ByLabel(torch.nn.Module):
+    """x̂_0 of N(c, 0.01) data, c from a table that is told with every chain."""
+
+    def forward(self, x, t, c):
+        asked.append(len(x))
+        assert len(c) == len(x)
+        level = (t.reshape(-1, 1) * 20) ** 2
+        return (x * 0.01 + c * level) / (0.01 + level)
+
+
+asked: list[int] = []
+
+
+def labelled(**rest):
+    null = {"c": torch.zeros(1, 3, dtype=torch.float64)}
+    model = pl.Denoiser(ByLabel(), EDM, view="x0", label=20.0, shape=(3,), null=null)
+    return DMCMC(model, sampler().levels, 0.1, **{"n_chains": 4, "beginning": QUICK, **rest})
+
+
+CENTRES = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+OTHER = {
+    "seed": lambda run, save: run(sampler(), save=save, seed=5),
+    "kernel": lambda run, save: run(sampler(kernel=MALA(0.1)), save=save),
+    "n_skip": lambda run, save: run(sampler(n_skip=2), save=save),
+    "choice": lambda run, save: run(sampler(choice="drawn"), save=save),
+    "solver": lambda run, save: run(sampler(solver="dpmpp_2m"), save=save),
+    "grid": lambda run, save: run(sampler(grid=pl.grids.karras(4)), save=save),
+    "closing": lambda run, save: run(sampler(closing=0), save=save),
+    "beginning": lambda run, save: run(sampler(beginning=replace(QUICK, kick=1.0)), save=save),
+}
+
+
+@pytest.mark.parametrize(("name", "call"), OTHER.items(), ids=OTHER.keys())
+def test_a_folder_of_another_call_is_refused(name, call, tmp_path):
+    first = run(sampler(), 4, save=tmp_path)
+    with pytest.raises(pl.UsageError, match=f"begun with {name} "):
+        call(run, tmp_path)
+    assert torch.equal(run(sampler(), 4, save=tmp_path).x, first.x)
+
+
+def test_a_folder_of_another_condition_or_guide_is_refused(tmp_path):
+    """By what is in it: tensors of more than a thousand elements look alike when written."""
+    many = torch.zeros(4, 1000, dtype=torch.float64)
+    other = many.clone()
+    other[2, 500] = 1
+    assert repr(many) == repr(other) and plain(many) != plain(other)
+    assert plain({"c": many}) == plain({"c": many.clone()})
+    first = run(labelled(), 8, save=tmp_path, c=CENTRES)
+    assert same(run(labelled(), 8, save=tmp_path, c=CENTRES.clone()), first)
+    with pytest.raises(pl.UsageError, match="begun with cond"):
+        run(labelled(), 8, save=tmp_path, c=CENTRES + 1e-9)
+    with pytest.raises(pl.UsageError, match="begun with guide null, and not with"):
+        run(labelled(guide=pl.CFG(2.0)), 8, save=tmp_path, c=CENTRES)
+
+
+def test_a_chain_that_begins_anew_does_as_at_first_and_is_paid_for():
+    """Generated, kicked and burned in, by hand; every call of the network is in the ledger."""
+    beginning = replace(QUICK, burn_in=((2, None), (1, MALA(0.1))))
+    made = labelled(beginning=beginning, closing=0)
+    begun = made.begin(dtype=torch.float64, c=CENTRES)
+    lost = replace(begun, stuck=torch.tensor([51, 0, 60, 51]), sweeps=7)
+    asked.clear()
+    done = run(made, 4, chain=lost, c=CENTRES)
+    total = begun.nfe + sum(asked) / 4
+    assert done.chain.nfe == begun.nfe + 3 / 4 * (7 + 2 + 2)
+    assert done.ledger.total == pytest.approx(total, rel=1e-12)
+    # by hand: one chain alone, generation and kick number 8, and a burn-in with noise of its own
+    alone = labelled(n_chains=1, beginning=beginning, closing=0, n_skip=1)
+    c = CENTRES[2:3]
+    z, kick = (
+        noise.normal([2], (3,), stream=stream, index=8, dtype=torch.float64)
+        for stream in ("initial", "forward")
+    )
+    start = float(EDM.time_of_log_snr(-made.levels.sigmas[0].log()))
+    how = {"solver": beginning.solver, "grid": beginning.grid, "start": start}
+    x = pl.solve(made.model, z * 10.0, **how, c=c).x + 0.5 * kick
+    (seed,) = noise.derived_seeds([2], 8)
+    chain = alone.begin_at(x, seed=seed, c=c)
+    chain = alone.walk(chain, 2, c=c).chain
+    chain = replace(alone, kernel=MALA(0.1)).walk(chain, 1, c=c).chain
+    chain = replace(chain, seeds=(2,), sweeps=7)
+    chain = alone.walk(chain, 3, c=c).chain
+    torch.testing.assert_close(done.chain.x[2:3], chain.x, rtol=1e-9, atol=1e-9)
+
+
+GUIDES = {
+    "none": lambda rows: None,
+    "worse": lambda rows: Autoguidance(1.5, worse=labelled().model),
+    "measured": lambda rows: pl.Measured(torch.eye(1, 3).double(), CENTRES[rows, :1], 0.5),
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES.keys())
+@pytest.mark.parametrize("solver", ["heun", "tsit5"])
+def test_some_of_the_chains_are_denoised_as_all_are(guide, solver):
+    """The grid ends at σ = 0.4, below which a chain is not denoised: parts of the conditions."""
+    grid = pl.grids.log_snr(1, end=0.4 / 20)
+    told = labelled(solver=solver, grid=grid, n_skip=1, guide=guide([0, 1, 2, 3]))
+    made = replace(told, kernel=0.02)
+    x = CENTRES + torch.tensor([9.0, 0.02, 0.8, 0.05])[:, None] * draws(4, 3)
+    together = run(made, 4, chain=made.begin_at(x, c=CENTRES), c=CENTRES)
+    assert 0 < int((together.sigma > 0.4).sum()) < 4
+    spent = []
+    for s in range(4):
+        alone = replace(made, n_chains=1, guide=guide([s]))
+        c = CENTRES[s : s + 1]
+        one = run(alone, 1, chain=alone.begin_at(x[s : s + 1], seed=s, c=c), c=c)
+        torch.testing.assert_close(one.x[0], together.x[s], rtol=1e-8, atol=1e-8)
+        spent.append(one.ledger.denoising)
+    assert together.ledger.denoising == sum(spent) / 4
+    assert solver == "heun" or len(set(spent)) > 2
+
+
 # --- diagnostics ---------------------------------------------------------------------------------
 
 
@@ -333,6 +453,11 @@ def test_samples_of_few_chains_are_warned_about_and_say_what_they_are_worth():
         done = run(sampler(n_chains=2, n_skip=1), 2 * 51)
     assert 1 <= done.effective_samples(done.x[:, 0]) <= 102
     assert 1 <= done.effective_levels <= 102
+    made = sampler(n_chains=2, n_skip=1)
+    chain = replace(made.begin(dtype=torch.float64), rounds=50)
+    with pytest.warns(UserWarning, match="51 outputs of each of 2 chains") as said:
+        run(made, 2, chain=chain)
+    assert said[0].filename == __file__
 
 
 # --- what cannot work ----------------------------------------------------------------------------
@@ -346,6 +471,20 @@ class Learned(NoiseLevels):
 
     def log_posterior(self, x):
         return problems.m4(EDM).log_prob_noised(x, self.sigmas)
+
+
+def test_data_even_in_another_range_are_told_by_their_deviation():
+    """Even in [−1, 1] and in [0, 1] data have a root mean square of 0.577; one is about 0.5."""
+    u = noise.uniform(range(4000), (3,), stream="choice", dtype=torch.float64)
+    assert abs(float(u.square().mean().sqrt() / (2 * u - 1).square().mean().sqrt()) - 1) < 0.02
+
+    class Even(Learned):
+        data_rms, data_deviation = 3**-0.5, 3**-0.5
+
+    check_scale(Even(), 2 * u - 1)
+    check_scale(Learned(), 0.2 * (2 * u - 1) * 3**0.5)  # of an old file, which does not say it
+    with pytest.raises(pl.UsageError, match="standard deviation of 0.28"):
+        check_scale(Even(), u)
 
 
 def broken(x, t):
@@ -363,7 +502,17 @@ def broken(x, t):
         (lambda: sampler(n_chains=0), "n_chains and n_skip must be at least 1"),
         (lambda: sampler(choice="best"), "choose 'most_likely' or 'drawn'"),
         (lambda: sampler(closing=-1.0), "closing must not be negative"),
-        (lambda: sampler(kernel=-0.1).sample(4), "eta must be positive"),
+        (lambda: sampler(n_skip=2.5), "whole numbers; they are 4 and 2.5"),
+        (lambda: DMCMC(problems.m4(EDM), None, 0.1), "levels=None: give what tells the noise"),
+        (lambda: sampler(closing=10.1), "above the largest level, 10"),
+        (lambda: sampler(closing=math.nan), "closing must not be negative"),
+        (lambda: sampler(kernel=-0.1), "eta must be positive"),
+        (lambda: sampler(kernel=math.nan), "eta must be positive"),
+        (lambda: sampler(kernel="mala"), r"kernel='mala' is no move: give one, Langevin"),
+        (lambda: sampler(kernel=MALA), r"is no move: give one"),
+        (lambda: level_table(0.01, math.inf, 5), "both finite"),
+        (lambda: sampler().begin_at(draws(4, 5)), r"states of \(4, 3\).* these are \(4, 5\)"),
+        (lambda: sampler().begin_at(draws(3, 3)), r"states of \(4, 3\).* these are \(3, 3\)"),
         (lambda: sampler().sample(0), "at least 1 sample"),
         (lambda: sampler(path=pl.EDM(0.1, 5.0)), "use levels made for this model"),
         (

@@ -1,5 +1,6 @@
 """Speed policies: what is left out, what stands for it, and that nobody else notices."""
 
+import itertools
 import json
 import math
 import warnings
@@ -17,9 +18,11 @@ from pathline.fields.problems import m4
 from pathline.nets import DiT
 from pathline.nets.token_cache import TokenCache
 from pathline.solvers.evaluate import Evaluator
+from pathline.solvers.executors import Compiled
 from pathline.speed import SADA, Cadence, Tokens, speeds
 from pathline.speed.criteria import ddim_step
 from pathline.speed.extrapolate import curvature_weights, lagrange_weights, slope_weights
+from pathline.steer import Autoguidance
 
 VP, OT = pl.VPLinear(), pl.CondOT()
 FLOAT64 = {"dtype": torch.float64}
@@ -30,7 +33,7 @@ UNEVEN = (0.31, 0.42, 0.47, 0.6)
 def _quiet():
     """A mixture is so smooth that every step is stable, which SADA warns about."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "SADA's criterion")
+        warnings.filterwarnings("ignore", "SADA's criterion|Tokens left|the guidance is switched")
         yield
 
 
@@ -324,6 +327,100 @@ def test_conditions_go_with_their_samples_and_guides_share_a_decision():
     assert len(set(together.skipped.steps)) > 1
 
 
+# --- what decides, and what does not ------------------------------------------------------------
+
+
+class Rounded(pl.Mixture):
+    """A mixture whose evaluations are rounded in another way in every batch size."""
+
+    def evaluate(self, x, t, cond):
+        said = super().evaluate(x, t, cond)
+        return said * (1 + 8 * torch.finfo(x.dtype).eps * (len(x) % 3))
+
+
+@pytest.mark.parametrize("criterion", ["ddim", "paper", "released", "magnitude"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_velocity_on_a_line_is_not_asked_about(criterion, dtype):
+    """Δ²y of a prediction on the line through two real velocities is zero: rounding decides."""
+    law = m4(OT)
+    field = Rounded(OT, law.means, law.stds, law.weights)
+    how = {"solver": "dpmpp_2m", "grid": "uniform", "steps": 50, "dtype": dtype}
+    how["speed"] = SADA(criterion=criterion, lagrange_step=None)
+    together = pl.sample(field, 6, **how)
+    regimes = together.skipped.regimes
+    assert any("step" in row for row in regimes)
+    for (before, now), asked in zip(
+        itertools.pairwise(regimes), together.skipped.criterion[1:], strict=True
+    ):
+        for s in range(6):
+            if before[s] == "step":
+                assert now[s] == "real" and asked[s].isnan()
+    for s in range(6):
+        alone = pl.sample(field, seeds=[s], **how)
+        assert alone.skipped.steps[0] == together.skipped.steps[s]
+        tolerance = 1e5 * torch.finfo(dtype).eps
+        torch.testing.assert_close(alone.x[0], together.x[s], rtol=tolerance, atol=tolerance)
+
+
+class Known(torch.nn.Module):
+    """A classifier of three kinds, for guides that know a label or a datum of every sample."""
+
+    def forward(self, x, t):
+        return -3 * (x[:, :1] - torch.tensor([[-1.0, 0.0, 1.0]], dtype=x.dtype)).square()
+
+
+DATA = randn(6, 1, seed=40)
+GUIDES = {
+    "worse": lambda rows: Autoguidance(2.0, worse=told()),
+    "measured": lambda rows: pl.Measured(torch.eye(1, 3).double(), DATA[rows], 0.5),
+    "labels": lambda rows: pl.Classifier(Known(), [r % 3 for r in rows], 0.1),
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES.keys())
+def test_guides_that_know_single_samples_go_with_them(guide):
+    """By the field's part, or in whole batches where it has none; alone it is the same."""
+    speed, c = SADA(criterion="magnitude", limit=0.03), torch.linspace(0.1, 1.5, 6)[:, None]
+    c = c.double()
+    together = drawn(told(), 6, c=c, guide=guide(range(6)), speed=speed)
+    assert len(set(together.skipped.steps)) > 1
+    for s in range(6):
+        how = {"c": c[s : s + 1], "guide": guide([s]), "speed": speed}
+        alone = drawn(told(), seeds=[s], **how)
+        torch.testing.assert_close(alone.x[0], together.x[s], rtol=1e-10, atol=1e-10)
+        assert alone.skipped.steps[0] == together.skipped.steps[s]
+
+
+def test_network_calls_are_those_at_the_times_that_were_evaluated():
+    """Guidance in an interval costs two calls inside; a sample alone costs what was counted."""
+    c = torch.linspace(0.1, 1.5, 6, dtype=torch.float64)[:, None]
+    how = {"guide": pl.CFG(3.0, interval=(0.2, 0.5))}
+    how["speed"] = SADA(criterion="magnitude", limit=0.03)
+    counts = []
+    for s in range(6):
+        alone = drawn(told(), seeds=[s], c=c[s : s + 1], **how)
+        counts.append(sum(sizes))
+        assert alone.stats.network_calls == counts[-1] < 2 * alone.stats.nfe
+    together = drawn(told(), 6, c=c, **how)
+    assert together.stats.network_calls == max(counts) and sum(sizes) == sum(counts)
+
+
+def test_a_batch_mate_spoils_no_gradient():
+    """Samples that follow their polynomial beside those that have not all of its nodes yet."""
+    speed = SADA((4, 38), lagrange_step=8, nodes=7, criterion="magnitude", limit=0.03)
+
+    def slope(rows):
+        x = randn(6, 3)[rows].requires_grad_()
+        made = pl.solve(m4(VP), x, grid=pl.grids.uniform(40), speed=speed)
+        return made, torch.autograd.grad(made.x.sum(), x)[0]
+
+    together, slopes = slope(list(range(6)))
+    rows = together.skipped.regimes
+    assert any("lagrange" in row and len(set(row)) > 1 for row in rows)
+    for s in range(6):
+        torch.testing.assert_close(slopes[s : s + 1], slope([s])[1], rtol=1e-10, atol=1e-12)
+
+
 # --- tokens ------------------------------------------------------------------------------------
 
 FEW = SADA(max_interval=0, lagrange_step=None, tokens=Tokens(refresh=4))
@@ -432,6 +529,68 @@ def test_tokens_with_skips_mix_in_one_batch_and_leave_the_network_alone():
     assert list(net.named_modules()) == before
 
 
+@pytest.mark.parametrize("max_interval", [0, 1])
+def test_tokens_follow_guidance_into_its_interval(max_interval):
+    """Where guidance begins or ends, caches are of other calls: all tokens are computed anew."""
+    field, context = tokened(dit()), randn(4, 2, 8)
+    how = {"steps": 24, "guide": pl.CFG(2.0, interval=(0.2, 0.5))}
+    how["speed"] = replace(FEW, max_interval=max_interval, criterion="magnitude", limit=1.5)
+    together = drawn(field, 4, context=context, **how)
+    assert {"real", "tokens"} <= {r for row in together.skipped.regimes for r in row}
+    if not max_interval:
+        times = pl.grids.uniform(24).times(OT)[:-1]
+        inside = [0.2 <= t <= 0.5 for t in times]
+        for i in range(1, 24):
+            if inside[i] != inside[i - 1]:
+                assert set(together.skipped.regimes[i]) == {"real"}
+    for s in range(4):
+        alone = drawn(field, seeds=[s], context=context[s : s + 1], **how)
+        assert [r[0] for r in alone.skipped.regimes] == [r[s] for r in together.skipped.regimes]
+        torch.testing.assert_close(alone.x[0], together.x[s], rtol=1e-9, atol=1e-9)
+
+
+def test_tokens_of_a_guide_that_takes_whole_batches():
+    """Those that are not listened to are called with all the same, and their caches kept."""
+    field, context, data = tokened(dit()), randn(4, 2, 8), randn(4, 1, seed=40)
+    speed = SADA(criterion="magnitude", limit=1.5, tokens=Tokens(refresh=2), lagrange_step=None)
+
+    def made(rows):
+        at = torch.zeros(1, 256, dtype=torch.float64)
+        at[0, 7] = 1
+        guide = pl.Measured(at, data[rows], 0.5)
+        how = {"guide": guide, "context": context[rows], "speed": speed}
+        return drawn(field, steps=24, seeds=rows, **how)
+
+    together = made([0, 1, 2, 3])
+    kinds = [set(row) for row in together.skipped.regimes]
+    assert any({"step", "tokens"} <= row for row in kinds)
+    for s in range(4):
+        alone = made([s])
+        assert [r[0] for r in alone.skipped.regimes] == [r[s] for r in together.skipped.regimes]
+        torch.testing.assert_close(alone.x[0], together.x[s], rtol=1e-9, atol=1e-9)
+
+
+def test_a_token_cache_without_a_whole_pass_says_so():
+    cached = TokenCache(dit(), 1)
+    cached.aim([0], torch.arange(16)[None] % 2 == 0)
+    with pytest.raises(pl.UsageError, match="call once with all of them"):
+        cached(randn(1, 1, 16, 16), torch.tensor(0.4), randn(1, 2, 8))
+
+
+def test_tokens_that_leave_nothing_out_are_warned_about():
+    """What is computed after a skip is whole; a compiled network is pruned as it was before."""
+    field, context = tokened(dit()), randn(2, 2, 8)
+    with pytest.warns(UserWarning, match=r"Tokens left 0.0% of the tokens out") as said:
+        drawn(field, 2, 40, context=context, speed=SADA(tokens=Tokens()))
+    assert {w.filename for w in said if "left" in str(w.message)} == {__file__}
+    eager = drawn(field, 2, 12, context=context, speed=FEW)
+    how = {"executor": Compiled(backend="eager"), "context": context, "speed": FEW}
+    compiled = drawn(field, 2, 12, **how)
+    assert 0 < compiled.skipped.computed < 0.98
+    assert torch.equal(compiled.skipped.tokens, eager.skipped.tokens)
+    torch.testing.assert_close(compiled.x, eager.x, rtol=1e-10, atol=1e-10)
+
+
 # --- receipts, the command line, the report ----------------------------------------------------
 
 
@@ -459,6 +618,7 @@ def test_a_criterion_that_tells_nothing_is_warned_about():
         drawn(m4(VP), 8, speed=SADA(criterion="paper"))
         drawn(m4(VP), 8, speed=SADA(criterion="magnitude", limit=0.03))
     assert ["'paper' called 100.0%" in str(w.message) for w in said] == [True]
+    assert said[0].filename == __file__  # where Pathline was called, however deep it arises
 
 
 def test_steps_and_trajectories_see_the_same_states():
@@ -498,6 +658,18 @@ ARGUMENTS = {
     "granularity": ({"granularity": "token"}, "'per_sample', 'batch'"),
     "window": ({"tokens": {"window": 0}}, "at least 1"),
     "choice": ({"tokens": {"by": "size"}}, "'criterion' or 'random'"),
+    "part of a window": ({"tokens": {"window": 2.5}}, "whole numbers"),
+    "no grid": ({"tokens": {"grid": (0, 4)}}, "1 or more"),
+    "tokens": ({"tokens": True}, r"give Tokens\(\)"),
+    "cadence": ({"every": 2.5}, "whole numbers"),
+    "nodes": ({"nodes": 2.0}, "whole numbers"),
+    "limit": ({"limit": -0.1}, "limit must not be negative"),
+    "no limit": ({"limit": math.nan}, "limit must not be negative"),
+    "late": ({"lagrange_step": math.nan}, "lagrange_step must not be negative"),
+    "a number": ({"acc_range": 0.5}, "acc_range=0.5: give two fractions"),
+    "three": ({"acc_range": (0.1, 0.2, 0.3)}, "give two fractions"),
+    "no number": ({"acc_range": (math.nan, 0.9)}, "give two fractions"),
+    "whole ends": ({"acc_range": (0, 1)}, r"all of them are \(0.0, 1.0\)"),
 }
 
 
@@ -505,6 +677,21 @@ ARGUMENTS = {
 def test_arguments_that_are_refused(given, said):
     with pytest.raises(pl.UsageError, match=said):
         SADA(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"every": math.nan}, "every ≥ 1"),
+        ({"every": math.inf}, "every ≥ 1"),
+        ({"nodes": 1.5}, "at least 1 node"),
+        ({"span": (0, 1)}, r"all of them are \(0.0, 1.0\)"),
+        ({"span": 0.5}, "give two fractions"),
+    ],
+)
+def test_cadences_that_are_refused(given, said):
+    with pytest.raises(pl.UsageError, match=said):
+        Cadence(**given)
 
 
 def test_more_nodes_than_are_known_falls_back_to_the_step_wise_rule():

@@ -385,10 +385,13 @@ def test_deis_holds_what_its_specification_asks():
 
 @pytest.mark.filterwarnings("ignore:SADA's criterion")
 def test_sada_holds_what_its_specification_asks():
-    """Thresholds: the specification's, claims 1 to 5; "step-wise" and "lagrange" attribute."""
+    """Thresholds: the specification's, claims 1 to 5; "step-wise" and "lagrange" attribute.
+
+    "criteria": the specification's 0.0058 to 0.0061 are alike; 1.5 is ours.
+    """
     asked = {
         "plain": 0.4, "cadence": 0.5, "evaluations": 25.0, "step-wise": 2.0, "lagrange": 1.2,
-        "identity": 1e-14, "always-stable": 0.95, "extrapolant": 3.0,
+        "criteria": 1.5, "identity": 1e-14, "always-stable": 0.95, "extrapolant": 3.0,
         "extrapolant-released": 2.0, "constant": 0.05, "telling": 0.6, "telling-within": 0.5,
         "flow": 0.35, "chained": 10.0,
     }  # fmt: skip

@@ -80,12 +80,14 @@ class NoiseClassifier(NoiseLevels):
         span: (σ_min, σ_max, levels) of the table.
         rms: root mean square of the data that it was trained on, which tells their scale.
         name: what it is called.
+        deviation: of the same data about their mean; None if the folder does not say it.
     """
 
     network: SmallCNN
     span: tuple[float, float, int]
     rms: float
     name: str | None = None
+    deviation: float | None = None
 
     @cached_property
     def sigmas(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -94,6 +96,10 @@ class NoiseClassifier(NoiseLevels):
     @property
     def data_rms(self) -> float:
         return self.rms
+
+    @property
+    def data_deviation(self) -> float | None:
+        return self.deviation
 
     def log_posterior(self, x: Tensor) -> Tensor:
         return self.network(x.to(self.network.levels.weight)).log_softmax(1)
@@ -135,7 +141,7 @@ def train_noise_classifier(
             "images are (n, channels, height, width) in [−1, 1]; they are "
             f"{tuple(images.shape)} in {str(images.dtype).removeprefix('torch.')}."
         )
-    table, rms = lesson.table(), float(images.square().mean().sqrt())
+    table = lesson.table()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(lesson.seed)
         network = SmallCNN(table.log(), images.shape[1], lesson.widths)
@@ -146,7 +152,9 @@ def train_noise_classifier(
         curve.append(_part(lesson, images, network, optimizer, part))
         keep(out / STATE, lesson, network, optimizer, curve)
     about = fashion.LICENCES if own else {}
-    config = _config(network, lesson, rms, curve) | {"licences": dict(about)}
+    rms, deviation = float(images.square().mean().sqrt()), float(images.std(correction=0))
+    scale = {"data_rms": rms, "data_deviation": deviation}
+    config = _config(network, lesson, curve) | scale | {"licences": dict(about)}
     return write_folder(out / "model", network.state_dict(), config, torch.float16)
 
 
@@ -170,7 +178,8 @@ def load_noise_classifier(name: str | Path = SHIPPED) -> NoiseClassifier:
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit the network.") from error
     network.eval().requires_grad_(False)
-    return NoiseClassifier(network, (low, high, n), config["data_rms"], config["name"])
+    scale = config["data_rms"], config["name"], config.get("data_deviation")
+    return NoiseClassifier(network, (low, high, n), *scale)
 
 
 def fashion_images(split: str) -> Tensor:
@@ -206,14 +215,13 @@ def _part(
     return total / lesson.updates, time.monotonic() - start
 
 
-def _config(network: SmallCNN, lesson: NoiseLesson, rms: float, curve: Curve) -> dict[str, Any]:
+def _config(network: SmallCNN, lesson: NoiseLesson, curve: Curve) -> dict[str, Any]:
     """Return what the classifier's folder says of it."""
     return {
         "format": FORMAT,
         "name": SHIPPED,
         "network": {"channels": network.channels, "widths": lesson.widths},
         "levels": [lesson.sigma_min, lesson.sigma_max, lesson.levels],
-        "data_rms": rms,
         "data_range": [-1.0, 1.0],
         "training": {
             "lesson": asdict(lesson),

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathline.core.errors import UsageError
+
 __all__ = ["TokenCache", "is_prunable"]
 
 
@@ -62,14 +64,15 @@ class TokenCache(nn.Module):
         object.__setattr__(twin, "_modules", modules)
         self.network = twin
 
-    def aim(self, rows: list[int], keep: Tensor | None) -> None:
+    def aim(self, rows: list[int], keep: Tensor | None, listened: list[int] | None = None) -> None:
         """Say whom the next calls are for, until the next time.
 
         Args:
-            rows: the samples, in the order of the batch.
+            rows: the samples that are called with, in the order of the batch.
             keep: (rows, tokens) bool, which tokens to compute; None for all.
+            listened: those of them whose caches are refreshed; None for all.
         """
-        self._target.set(rows, keep)
+        self._target.set(rows, keep, rows if listened is None else listened)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Call the network."""
@@ -82,12 +85,13 @@ class _Target:
 
     def __init__(self, batch: int) -> None:
         self.batch, self.rows = batch, torch.arange(batch)
+        self.listened = self.rows
         self.keep: Tensor | None = None
         self.kept: tuple[Tensor, Tensor | None] | None = None
         self.calls, self.copies = 0, 1
 
-    def set(self, rows: list[int], keep: Tensor | None) -> None:
-        self.rows = torch.tensor(rows)
+    def set(self, rows: list[int], keep: Tensor | None, listened: list[int]) -> None:
+        self.rows, self.listened = torch.tensor(rows), torch.tensor(listened)
         self.keep, self.calls = keep, 0
 
     def call(self, n: int) -> None:
@@ -127,24 +131,36 @@ class _Cached(nn.Module):
             rows = index[..., None].expand(-1, -1, x.shape[-1])
             real = None if real is None else real.to(x.device)
             new = self.block(x.gather(1, rows), *args, real=real)
-            old = self._read()
+            old = self._read(x)
             if real is not None:  # what pads a sample's tokens keeps what it was
                 new = torch.where(real[..., None], new, old.gather(1, rows))
             out = old.scatter(1, rows, new)
         self._write(out)
         return out
 
-    def _read(self) -> Tensor:
-        rows = self._target.rows
-        return torch.cat(
-            [self._cache[c][rows.to(self._cache[c].device)] for c in self._target.slots]
-        )
+    def _read(self, like: Tensor) -> Tensor:
+        target, rows = self._target, self._target.rows.to(like.device)
+        known = all(slot in self._cache for slot in target.slots)
+        if not known and target.keep is not None and not bool(target.keep.all()):
+            raise UsageError(
+                "tokens come from a cache that has none yet: call once with all of them, "
+                "aim(rows, None), and again whenever guidance begins to make more calls."
+            )
+        return torch.cat([self._slot(slot, like)[rows] for slot in target.slots])
 
     def _write(self, out: Tensor) -> None:
         target = self._target
         for slot, part in zip(target.slots, out.chunk(target.copies), strict=True):
-            if len(target.rows) == target.batch:
+            if len(target.listened) == target.batch:
                 self._cache[slot] = part
             else:
-                rows = target.rows.to(part.device)
-                self._cache[slot] = self._cache[slot].index_copy(0, rows, part)
+                whom = target.listened.to(part.device)
+                if len(target.rows) != len(whom):
+                    part = part[whom]  # of the whole batch
+                self._cache[slot] = self._slot(slot, out).index_copy(0, whom, part)
+
+    def _slot(self, slot: int, like: Tensor) -> Tensor:
+        """Return a cache; where there is none yet, NaN: whose tokens were never all computed."""
+        known = self._cache.get(slot)
+        unknown = (self._target.batch, *like.shape[1:])
+        return like.new_full(unknown, torch.nan) if known is None else known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def solution_of(
     else:
         nfe, each, report = record.n, record.per_sample, record.report()
         calls = None if job.speed is None else job.speed.calls(job.field)
-        calls = _network_calls(job, nfe) if calls is None else calls
+        calls = _network_calls(job, record) if calls is None else calls
         stats = Stats(nfe, calls, job.plan.steps, per_sample=each)
     stats = replace(stats, vjps=stats.nfe * job.field.vjps)
     seeds, grid = job.seeds or (), tuple(plain(t) for t in job.plan.grid)
@@ -73,9 +74,21 @@ def _with_found(made: Solution, record: Tally) -> Solution:
     return replace(made, times=times, trajectory=found.saving.stack())
 
 
-def _network_calls(job: Job, nfe: int) -> int:
-    """Return the network calls of `nfe` evaluations; where all were made, each at its own time."""
-    plan, field = job.plan, job.field
+@runtime_checkable
+class Counted(Protocol):
+    """An evaluator that knows at which times it has called the network."""
+
+    @property
+    def network_calls(self) -> int:
+        """Network calls of a sample; where samples differ, the most of any."""
+        ...
+
+
+def _network_calls(job: Job, record: Evaluator) -> int:
+    """Return the network calls of the evaluations that were made, each at its own time if known."""
+    plan, field, nfe = job.plan, job.field, record.n
+    if isinstance(record, Counted):
+        return record.network_calls
     if isinstance(plan, Plan) and nfe == plan.nfe:
         return field.calls_at(plan.instants[list(plan.evaluated)])
     return nfe * field.calls

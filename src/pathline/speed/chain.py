@@ -18,6 +18,7 @@ from pathline.core.errors import PathlineError, UsageError
 from pathline.core.files import write_atomically
 from pathline.core.solution import finite_status, name_samples
 from pathline.speed.diagnostics import drift, effective_sample_size
+from pathline.speed.settings import check_same
 
 FORMAT = "pathline-chain-1"
 
@@ -36,8 +37,8 @@ class Chain:
         seeds: one a chain.
         sweeps: that were done; the counter of their noise.
         rounds: outputs that each chain has made.
-        nfe: evaluations that each chain has cost before its first output.
-        about: what the chains are of: the level table and the condition, as plain values.
+        nfe: evaluations that beginning has cost a chain on average, burn-in and restarts included.
+        about: what the chains are of: level table, condition and guide, as plain values.
     """
 
     x: Tensor
@@ -46,7 +47,7 @@ class Chain:
     seeds: tuple[int, ...]
     sweeps: int = 0
     rounds: int = 0
-    nfe: int = 0
+    nfe: float = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, **more: Tensor) -> Path:
@@ -129,7 +130,7 @@ class Ledger:
         walking: the sweeps between two outputs.
         denoising: from the chain's noise level to data.
         closing: the last denoising of the result (Tweedie).
-        starting: the chain's beginning and burn-in, shared by the outputs it has made so far.
+        starting: beginnings, burn-ins and restarts, shared by the outputs of a chain so far.
     """
 
     walking: float
@@ -243,9 +244,14 @@ def round_file(folder: str | Path, number: int) -> Path:
 
 
 def resumed(
-    folder: str | Path | None, chain: Chain | None, n_rounds: int
+    folder: str | Path | None, chain: Chain | None, n_rounds: int, settings: Mapping[str, Any]
 ) -> tuple[list[Round], Chain | None]:
-    """Return the rounds that lie in a folder, as many as are wanted, and their last chains."""
+    """Return the rounds that lie in a folder, as many as are wanted, and their last chains.
+
+    Raises:
+        UsageError: the folder has chains of its own beside those that are given, or its rounds were
+            made with other settings.
+    """
     if folder is None:
         return [], chain
     if chain is not None and round_file(folder, 0).exists():
@@ -253,4 +259,9 @@ def resumed(
     files: list[Path] = []
     while len(files) < n_rounds and round_file(folder, len(files)).exists():
         files.append(round_file(folder, len(files)))
-    return [Round.load(file) for file in files], Chain.load(files[-1]) if files else chain
+    if not files:
+        return [], chain
+    last = Chain.load(files[-1])
+    found = {"seed": last.seeds[0], **last.about}
+    check_same(f"the rounds in {folder} were", found, settings, "repeat that, or save elsewhere")
+    return [Round.load(file) for file in files], last

@@ -14,9 +14,10 @@ Paper: Kim & Ye 2022 (arXiv:2209.14593). The guard on the step, the restarts and
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,8 +29,9 @@ from pathline.core.errors import UsageError
 from pathline.core.progress import track
 from pathline.fields import Field, Unscaled
 from pathline.paths import bshape
-from pathline.solvers import EDMSampler, Heun, grids, solve
-from pathline.solvers.solve import AnyGrid, AnySolver, Guide, as_grid
+from pathline.solvers import Heun, grids, solve
+from pathline.solvers.solve import AnyGrid, AnySolver, Guide, as_grid, as_solver
+from pathline.speed.beginning import Beginning
 from pathline.speed.chain import (
     Chain,
     Chains,
@@ -44,6 +46,8 @@ from pathline.speed.chain import (
 from pathline.speed.chain_field import Conditioned
 from pathline.speed.kernels import Kernel, Langevin, Target
 from pathline.speed.levels import ExactLevels, NoiseLevels, check_levels, check_scale
+from pathline.speed.settings import check_same, plain
+from pathline.speed.warned import warn
 
 Choice = Literal["most_likely", "drawn"]
 
@@ -52,23 +56,6 @@ PATIENCE = 50
 
 MANY_OUTPUTS = 50
 """Outputs of one chain above which a set of samples says more of few chains than of the data."""
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """How a chain begins: a whole generation from noise, a kick, and sweeps that are thrown away.
-
-    Args:
-        solver: for the generation.
-        grid: its grid.
-        kick: standard deviation of the noise that is added to the generated data.
-        burn_in: (sweeps, kernel) in order; None is the chain's own kernel.
-    """
-
-    solver: AnySolver = EDMSampler(churn=80, low=0.05, high=1, scale=1.007)
-    grid: AnyGrid = grids.karras(19, last="denoise")
-    kick: float = 0.5
-    burn_in: tuple[tuple[int, Kernel | None], ...] = ((20, None),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +83,7 @@ class DMCMC:
         beginning: how a chain begins.
 
     Raises:
-        UsageError: n_chains or n_skip below 1, a model without a path, levels outside the path's.
+        UsageError: n_chains or n_skip below 1, a kernel that is none, levels outside the path's.
     """
 
     model: Field
@@ -112,16 +99,27 @@ class DMCMC:
     beginning: Beginning = Beginning()
 
     def __post_init__(self) -> None:
-        if self.n_chains < 1 or self.n_skip < 1:
+        counts = (self.n_chains, self.n_skip)
+        if not all(isinstance(n, int) and n >= 1 for n in counts):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(
-                "n_chains and n_skip must be at least 1; they are "
+                "n_chains and n_skip must be at least 1, whole numbers; they are "
                 f"{self.n_chains} and {self.n_skip}."
             )
         if self.choice not in get_args(Choice):
             raise UsageError(f"choice={self.choice!r}: choose 'most_likely' or 'drawn'.")
-        if self.closing is not None and self.closing < 0:
-            raise UsageError(f"closing must not be negative, and is {self.closing:g}.")
+        if not isinstance(self.kernel, Kernel | Real):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"kernel={self.kernel!r} is no move: give one, Langevin(0.05) or MALA(0.4, 0.5), "
+                "or a number, Langevin's step size."
+            )
+        _ = self._kernel  # which refuses a step size that is none
         check_levels(self._field().path, self.levels)
+        largest = float(self.levels.sigmas[0])
+        if self.closing is not None and not 0 <= self.closing <= largest:
+            raise UsageError(
+                f"closing must not be negative, or above the largest level, {largest:g}; it is "
+                f"{self.closing:g}."
+            )
 
     def sample(
         self,
@@ -142,13 +140,13 @@ class DMCMC:
             seed: chain i has seed + i, and depends on nothing else.
             chain: go on from here instead of beginning.
             save: a folder for a file a round; a call that finds rounds there goes on after them,
-                and returns them too.
+                and returns them too. It must be the same call, but for n.
             shape: of one sample, if the model does not know it.
             dtype: of the state; the default dtype if None.
             cond: the condition, in the user's words; a chain belongs to one.
 
         Raises:
-            UsageError: chains of other levels, of another condition, or of another number.
+            UsageError: chains of other levels, condition, guide or number; another call's folder.
             PathlineError: a chain has left the finite numbers.
 
         Cost: `Chains.ledger`.
@@ -156,21 +154,23 @@ class DMCMC:
         if n < 1:
             raise UsageError(f"at least 1 sample is needed, and {n} were asked for.")
         n_rounds = -(-n // self.n_chains)
-        if n_rounds > MANY_OUTPUTS:
-            warnings.warn(
-                f"{n_rounds} outputs of each of {self.n_chains} chains resemble each other; "
-                "raise n_chains, and see Chains.effective_samples.",
-                stacklevel=2,
-            )
-        rounds, chain = resumed(save, chain, n_rounds)
+        settings = self._settings()
+        rounds, chain = resumed(save, chain, n_rounds, {"seed": seed, **settings})
         if chain is None:
             chain = self.begin(seed=seed, shape=shape, dtype=dtype, **cond)
         field = self._conditioned(chain, cond)
+        outputs = chain.rounds + n_rounds - len(rounds)
+        if outputs > MANY_OUTPUTS:
+            warn(
+                f"{outputs} outputs of each of {self.n_chains} chains resemble each other; "
+                "raise n_chains, and see Chains.effective_samples."
+            )
         for number in track(range(len(rounds), n_rounds), "Denoising MCMC", n_rounds - len(rounds)):
             chain, made = self._round(field, chain)
             rounds.append(made)
             if save is not None:
-                made.save(round_file(save, number), chain)
+                told = replace(chain, about={**chain.about, **settings})
+                made.save(round_file(save, number), told)
         warn_if_rising(rounds)
         closing = int(self.closing != 0)
         return joined(rounds, chain, n, self.n_skip * self._kernel.nfe, closing)
@@ -201,17 +201,11 @@ class DMCMC:
         zero = torch.zeros(self.n_chains, dtype=torch.int64, device=x.device)
         chain = Chain(x, zero, zero, seeds, about=self._about(cond))
         field = self._conditioned(chain, cond)
-        x, nfe = self._generated(field, seeds, x, 0)
+        x, calls = self.beginning.generated(field, seeds, x, self.levels.sigmas[0], 0)
         check_scale(self.levels, x)
-        x = x + self.beginning.kick * noise.normal(
-            seeds, x.shape[1:], stream="forward", dtype=x.dtype, device=x.device
-        )
-        chain = replace(chain, x=x, level=self.levels.most_likely(x))
-        for sweeps, kernel in self.beginning.burn_in:
-            kernel = kernel or self._kernel
-            chain = self._walked(field, chain, sweeps, kernel).chain
-            nfe += sweeps * kernel.nfe
-        return replace(chain, nfe=nfe)
+        x = self.beginning.kicked(x, seeds, 0)
+        chain, nfe = self._burned_in(field, replace(chain, x=x, level=self.levels.most_likely(x)))
+        return replace(chain, nfe=calls / self.n_chains + nfe)
 
     def begin_at(self, x: Tensor, *, seed: int = 0, **cond: Any) -> Chain:
         """Return chains that begin at noisy states of one's own, their levels read off them.
@@ -219,8 +213,17 @@ class DMCMC:
         Args:
             x: x_0 + σ ε, (n_chains, *state).
             seed, cond: as for `sample`.
+
+        Raises:
+            UsageError: another number of states, or of another shape.
         """
         noise.check_seeds([seed])
+        shape = x.shape[1:] if self.model.shape is None else self.model.shape
+        if tuple(x.shape) != (self.n_chains, *shape):
+            raise UsageError(
+                f"chains begin at states of {(self.n_chains, *shape)}, (n_chains, *state), and "
+                f"these are {tuple(x.shape)}."
+            )
         level, seeds = self.levels.most_likely(x), tuple(range(seed, seed + len(x)))
         return Chain(x, level, torch.zeros_like(level), seeds, about=self._about(cond))
 
@@ -245,9 +248,18 @@ class DMCMC:
         trace = self.levels.sigmas.to(chain.x.device)[torch.stack(levels)]
         return Walk(chain, trace[1:], torch.stack(accepted[1:] or accepted).double().mean(0))
 
+    def _burned_in(self, field: Conditioned, chain: Chain) -> tuple[Chain, int]:
+        """Take the first sweeps of chains; return them and the evaluations that each has cost."""
+        nfe = 0
+        for sweeps, kernel in self.beginning.burn_in:
+            kernel = kernel or self._kernel
+            chain = self._walked(field, chain, sweeps, kernel).chain
+            nfe += sweeps * kernel.nfe
+        return chain, nfe
+
     @property
     def _kernel(self) -> Kernel:
-        return self.kernel if isinstance(self.kernel, Kernel) else Langevin(self.kernel)
+        return self.kernel if isinstance(self.kernel, Kernel) else Langevin(float(self.kernel))
 
     def _field(self) -> Unscaled:
         return Unscaled(self.model if self.guide is None else self.guide(self.model))
@@ -255,20 +267,33 @@ class DMCMC:
     def _about(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         sigmas = self.levels.sigmas
         ends = [float(sigmas[0]), float(sigmas[-1]), len(sigmas)]
-        return {"levels": ends, "cond": repr(sorted(cond.items()))}
+        return {"levels": ends, "cond": plain(cond), "guide": self._told_guide}
+
+    @cached_property
+    def _told_guide(self) -> Any:
+        return plain(self.guide)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides how chains go on and end, as plain values."""
+        solver = as_solver(self.solver) if isinstance(self.solver, str) else self.solver
+        made = {
+            "kernel": self._kernel,
+            "n_skip": self.n_skip,
+            "choice": self.choice,
+            "solver": solver,
+            "grid": self.grid,
+            "closing": self.closing,
+            "beginning": self.beginning,
+        }
+        return {name: plain(value) for name, value in made.items()}
 
     def _conditioned(self, chain: Chain, cond: Mapping[str, Any]) -> Conditioned:
         """Return the field of these chains, having checked that they are this sampler's."""
-        for name, value in self._about(cond).items():
-            if chain.about.get(name) != value:
-                raise UsageError(
-                    f"the chains were begun with {name} {chain.about.get(name)}, and are to go on "
-                    f"with {value}; begin new ones."
-                )
+        check_same("the chains were", chain.about, self._about(cond), "begin new ones")
         if len(chain.seeds) != self.n_chains:
             raise UsageError(f"there are {len(chain.seeds)} chains, not {self.n_chains}.")
         field = self._field()
-        return Conditioned(field, dict(field.condition(cond, self.n_chains)))
+        return Conditioned(field, field.condition(cond, self.n_chains), self.n_chains)
 
     def _round(self, field: Conditioned, chain: Chain) -> tuple[Chain, Round]:
         """Walk n_skip sweeps, and denoise the state with the smallest σ on the way."""
@@ -315,7 +340,7 @@ class DMCMC:
         t = field.path.time_of_log_snr(-sigma.log())
 
         def score(x: Tensor) -> Tensor:
-            return (field.evaluate(x, t, {}) - x) / bshape(sigma**2, x)
+            return (field.evaluate(x, t, field.told) - x) / bshape(sigma**2, x)
 
         levels = self.levels
         if not isinstance(levels, ExactLevels):
@@ -341,44 +366,34 @@ class DMCMC:
                 start=t[far],
                 seeds=[seeds[i] for i in far.tolist()],
             )
-            x, cost[far] = x.index_copy(0, far, solution.x), solution.stats.nfe
+            x = x.index_copy(0, far, solution.x)
+            cost[far] = torch.tensor(solution.nfes, device=cost.device)
         if self.closing == 0:
             return x, cost
         smallest = self.levels.sigmas[-1] if self.closing is None else torch.tensor(self.closing)
         end = path.time_of_log_snr(-smallest.double().log().to(x.device))
-        return field.evaluate(x, end, {}), cost
-
-    def _generated(
-        self, field: Conditioned, seeds: Sequence[int], like: Tensor, index: int
-    ) -> tuple[Tensor, int]:
-        """Generate data from noise at the largest level; return them and the evaluations."""
-        largest = self.levels.sigmas[0]
-        z = noise.normal(
-            seeds,
-            like.shape[1:],
-            stream="initial",
-            index=index,
-            dtype=like.dtype,
-            device=like.device,
-        )
-        start = float(field.path.time_of_log_snr(-largest.log()))
-        solution = solve(
-            field,
-            z * float(largest),
-            solver=self.beginning.solver,
-            grid=self.beginning.grid,
-            start=min(start, 1.0),
-            seeds=noise.derived_seeds(seeds, index),
-        )
-        return solution.x, solution.stats.nfe
+        return field.evaluate(x, end, field.told), cost
 
     def _restarted(self, field: Conditioned, chain: Chain) -> Chain:
-        """Begin those chains anew that have been at the largest level for too long."""
+        """Begin those chains anew that have been at the largest level for too long.
+
+        They begin as `begin` does, with noise of their own, and all share what that costs.
+        """
         lost = (chain.stuck > PATIENCE).nonzero()[:, 0]
         if not len(lost):
             return chain
+        index, field = chain.sweeps + 1, field.of(lost)  # 0 was the first beginning
         seeds = [chain.seeds[i] for i in lost.tolist()]
-        x, _ = self._generated(field.of(lost), seeds, chain.x[lost], chain.sweeps)
-        x = chain.x.index_copy(0, lost, x)
-        level = chain.level.index_copy(0, lost, self.levels.most_likely(x)[lost])
-        return replace(chain, x=x, level=level, stuck=chain.stuck.index_fill(0, lost, 0))
+        largest = self.levels.sigmas[0]
+        x, calls = self.beginning.generated(field, seeds, chain.x[lost], largest, index)
+        x = self.beginning.kicked(x, seeds, index)
+        begun = Chain(x, self.levels.most_likely(x), chain.stuck[lost] * 0,
+                      tuple(noise.derived_seeds(seeds, index)))  # fmt: skip
+        begun, nfe = self._burned_in(field, begun)
+        return replace(
+            chain,
+            x=chain.x.index_copy(0, lost, begun.x),
+            level=chain.level.index_copy(0, lost, begun.level),
+            stuck=chain.stuck.index_copy(0, lost, begun.stuck),
+            nfe=chain.nfe + (calls + nfe * len(lost)) / self.n_chains,
+        )

@@ -10,6 +10,7 @@ most likely level instead of a drawn one, or MALA, do not run away.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,9 +66,9 @@ class Kernel(ABC):
     guard: float | None = 4.0
 
     def __post_init__(self) -> None:
-        if not self.eta > 0:
+        if not 0 < self.eta < math.inf:
             raise UsageError(f"the step size eta must be positive, and is {self.eta:g}.")
-        if self.width is not None and not self.width >= 0:
+        if self.width is not None and not 0 <= self.width < math.inf:
             raise UsageError(f"the width must not be negative, and is {self.width:g}.")
 
     @property

@@ -10,6 +10,7 @@ exactly. In d dimensions the level is known to about 1/√(2d) of itself, and no
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,11 +32,12 @@ def level_table(sigma_min: float, sigma_max: float, n: int) -> Tensor:
     σ_k = σ_min (σ_max/σ_min)^τ_k,   τ = 1 … 1e-3. Index 0 is σ_max.
 
     Raises:
-        UsageError: not 0 < σ_min < σ_max, or fewer than two levels.
+        UsageError: not 0 < σ_min < σ_max < ∞, or fewer than two levels.
     """
-    if not 0 < sigma_min < sigma_max:
+    if not 0 < sigma_min < sigma_max < math.inf:
         raise UsageError(
-            f"noise levels need 0 < sigma_min < sigma_max; they are {sigma_min:g}, {sigma_max:g}."
+            "noise levels need 0 < sigma_min < sigma_max, both finite; they are "
+            f"{sigma_min:g}, {sigma_max:g}."
         )
     if n < 2:
         raise UsageError(f"a table needs at least 2 noise levels, and was asked for {n}.")
@@ -62,6 +64,11 @@ class NoiseLevels(ABC):
     @property
     def data_rms(self) -> float | None:
         """The root mean square of the data that it knows; None if that is not recorded."""
+        return None
+
+    @property
+    def data_deviation(self) -> float | None:
+        """Their standard deviation about their mean; None if that is not recorded."""
         return None
 
     def most_likely(self, x: Tensor) -> Tensor:
@@ -123,7 +130,12 @@ class ExactLevels(NoiseLevels):
 
 
 def check_levels(path: GaussianPath, levels: NoiseLevels) -> None:
-    """Refuse levels outside of those that a path has."""
+    """Refuse levels outside of those that a path has, and what is no levels."""
+    if not isinstance(levels, NoiseLevels):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"levels={levels!r}: give what tells the noise of a state, ExactLevels(law) or "
+            "pathline.learn.noise_classifier.load_noise_classifier()."
+        )
     check_gaussian(path)
     sigmas = levels.sigmas
     low, high = float(path.sigma(path.t_min)), float(path.sigma(path.t_max))
@@ -135,10 +147,20 @@ def check_levels(path: GaussianPath, levels: NoiseLevels) -> None:
 
 
 def check_scale(levels: NoiseLevels, x: Tensor) -> None:
-    """Compare the size of generated data with that of the data the levels were learned from."""
-    known, rms = levels.data_rms, float(x.detach().double().square().mean().sqrt())
-    if known is not None and not known / 1.5 < rms < known * 1.5:
-        raise UsageError(
-            f"the model's data have a root mean square of {rms:.3g}, and those that the noise "
-            f"levels were learned from {known:.3g}: is one scaled to [0, 1], the other to [−1, 1]?"
-        )
+    """Compare the size of generated data with that of the data the levels were learned from.
+
+    Their root mean square, and their deviation about the mean: even in [−1, 1] and in [0, 1] data
+    can have one of 0.58, but the other is then 0.58 and 0.29.
+    """
+    values = x.detach().double()
+    compared = (
+        ("root mean square", levels.data_rms, values.square().mean().sqrt()),
+        ("standard deviation", levels.data_deviation, values.std(correction=0)),
+    )
+    for name, known, found in compared:
+        if known is not None and not known / 1.5 < float(found) < known * 1.5:
+            raise UsageError(
+                f"the model's data have a {name} of {float(found):.3g}, and those that the noise "
+                f"levels were learned from {known:.3g}: is one scaled to [0, 1], the other to "
+                "[−1, 1]?"
+            )

@@ -60,6 +60,11 @@ class Memory:
         self._x = self._eps = torch.zeros(0)
 
     @property
+    def carry(self) -> View:
+        """The view that is predicted."""
+        return self._carry
+
+    @property
     def has_slopes(self) -> bool:
         """Whether three slopes are known."""
         return len(self._slopes) == 3
@@ -128,8 +133,11 @@ class Memory:
         return (moment.x_hat - sigma * self._eps) / alpha
 
     def _polynomial(self, i: int, x: Tensor, n: int) -> Tensor:
-        """Return Lagrange's polynomial through each sample's last n real evaluations."""
-        weights = lagrange_weights(self._node_times[:n], self._times[i]).to(x)
+        """Return Lagrange's polynomial through each sample's last n real evaluations; 0 without.
+
+        A sample without so many has other use of its nodes, whose gradients a NaN would spoil.
+        """
+        weights = lagrange_weights(self._node_times[:n], self._times[i]).nan_to_num(0.0).to(x)
         total = torch.zeros_like(x)
         for weight, node in zip(weights, self._nodes, strict=False):
             total = total + bshape(weight, x) * node

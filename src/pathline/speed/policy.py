@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -47,10 +49,11 @@ class Cadence(Speed):
     span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.nodes < 1:
+        if not (1 <= self.every < math.inf and isinstance(self.nodes, int) and self.nodes >= 1):
             raise UsageError(
                 f"a cadence has every ≥ 1 and at least 1 node; they are {self.every}, {self.nodes}."
             )
+        check_span("span", self.span)
         object.__setattr__(self, "carry", as_view(self.carry))
 
     def thinned(self, plan: Plan) -> Plan:
@@ -69,6 +72,25 @@ class Cadence(Speed):
             return not first <= i < end or int(since / self.every) > int((since - 1) / self.every)
 
         return [is_made(i) for i in range(n)]
+
+
+def check_span(name: str, span: Any) -> None:
+    """Refuse what is no range of evaluations.
+
+    Raises:
+        UsageError: it is not two numbers, one of them is NaN, or it is (0, 1) in whole numbers.
+    """
+    is_pair = isinstance(span, Sequence) and len(span) == 2
+    if not is_pair or not all(isinstance(at, int | float) and math.isfinite(at) for at in span):
+        raise UsageError(
+            f"{name}={span!r}: give two fractions of the evaluations, (0.2, 0.94), or the numbers "
+            "of two, (10, 47)."
+        )
+    if tuple(span) == (0, 1) and all(isinstance(at, int) for at in span):
+        raise UsageError(
+            f"{name}=(0, 1) in whole numbers is the first evaluation alone; all of them are "
+            "(0.0, 1.0)."
+        )
 
 
 def span_of(span: tuple[float, float], n: int) -> tuple[int, int]:

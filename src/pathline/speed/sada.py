@@ -10,12 +10,12 @@ several steps in a row are skipped.
 
 Paper: Jiang et al. 2025 (SADA, arXiv:2507.17135). The public code averages κ over the batch; here
 each sample decides for itself unless `granularity="batch"`. Flow models extrapolate the velocity,
-over two nodes in place of the step-wise rule.
+over two nodes in place of the step-wise rule; the evaluation after that is real, because no
+criterion can be asked about a slope that was laid on a line.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -26,7 +26,8 @@ from pathline.paths import CondOT
 from pathline.solvers import Plan
 from pathline.solvers.evaluate import Call, Evaluator, Speed
 from pathline.speed.criteria import Criterion, Rule
-from pathline.speed.policy import span_of, speeds, times_of
+from pathline.speed.policy import check_span, span_of, speeds, times_of
+from pathline.speed.warned import warn
 
 Granularity = Literal["per_sample", "batch"]
 Carried = Literal["auto", "x0", "velocity"]
@@ -43,6 +44,10 @@ class Tokens:
     """Which tokens of a transformer are computed where a step is not skipped.
 
     Those with κ ≥ 0, and one at random in every window, so that no part goes without for long.
+    The evaluation after a skip computes all of them (as the paper has it), and so do those of
+    Lagrange's cadence: beside skipping there is next to nothing left to prune, and a warning says
+    so. To prune instead, `SADA(max_interval=0, lagrange_step=None, tokens=Tokens(refresh=4))`.
+    A compiled network is not while its tokens are chosen: their number is another each time.
 
     Args:
         most: how many unstable ones at most, those of largest κ first; None for all of them.
@@ -62,15 +67,18 @@ class Tokens:
     def __post_init__(self) -> None:
         most = 0 if self.most is None else self.most
         refresh = 1 if self.refresh is None else self.refresh
-        if self.window < 1 or most < 0 or refresh < 1:
+        is_whole = all(isinstance(n, int) for n in (self.window, most, refresh))  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_whole or self.window < 1 or most < 0 or refresh < 1:
             raise UsageError(
-                "tokens need a window and a refresh of at least 1, and most ≥ 0; they are "
-                f"{self.window}, {self.refresh} and {self.most}."
+                "tokens need a window and a refresh of at least 1, and most ≥ 0, whole numbers; "
+                f"they are {self.window}, {self.refresh} and {self.most}."
             )
         if self.by not in ("criterion", "random"):
             raise UsageError(f"by={self.by!r}: choose 'criterion' or 'random'.")
         if self.grid is not None:
             object.__setattr__(self, "grid", tuple(self.grid))
+            if len(self.grid) != 2 or min(self.grid) < 1:
+                raise UsageError(f"grid={self.grid}: give (height, width) in tokens, 1 or more.")
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -126,19 +134,30 @@ class SADA(Speed):
             if getattr(self, name) not in get_args(kind):
                 choices = ", ".join(map(repr, get_args(kind)))
                 raise UsageError(f"{name}={getattr(self, name)!r}: choose from {choices}.")
-        if self.every < 1 or self.nodes < 1 or self.max_interval < 0:
+        self._check_numbers()
+        check_span("acc_range", self.acc_range)
+        if isinstance(self.tokens, Mapping):
+            object.__setattr__(self, "tokens", Tokens(**self.tokens))
+        elif not isinstance(self.tokens, Tokens | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"tokens={self.tokens!r}: give Tokens(), or leave it out.")
+
+    def _check_numbers(self) -> None:
+        counts = (self.every, self.nodes, self.max_interval)
+        is_whole = all(isinstance(n, int) for n in counts)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not is_whole or self.every < 1 or self.nodes < 1 or self.max_interval < 0:
             raise UsageError(
-                "SADA needs every ≥ 1, at least 1 node and max_interval ≥ 0; they are "
-                f"{self.every}, {self.nodes} and {self.max_interval}."
+                "SADA needs every ≥ 1, at least 1 node and max_interval ≥ 0, whole numbers; they "
+                f"are {self.every}, {self.nodes} and {self.max_interval}."
             )
         late = self.lagrange_step
+        for name, value in (("limit", self.limit), ("lagrange_step", 0 if late is None else late)):
+            if not value >= 0:
+                raise UsageError(f"{name} must not be negative, and is {value:g}.")
         if isinstance(late, int) and late % self.every:
             raise UsageError(
                 f"lagrange_step={late} must be a multiple of every={self.every}, so that the "
                 "cadence begins with a real evaluation."
             )
-        if isinstance(self.tokens, Mapping):
-            object.__setattr__(self, "tokens", Tokens(**self.tokens))
 
     def limits(self, n: int) -> Limits:
         """Return where what happens among n evaluations.
@@ -206,10 +225,9 @@ def _warn_if_uneven(times: Sequence[float]) -> None:
     steps = [h for h in (abs(b - a) for a, b in pairwise(times)) if h > 0][1:-1]
     uneven = max(steps, default=1.0) / min(steps, default=1.0)
     if uneven > UNEVEN:
-        warnings.warn(
+        warn(
             f"SADA extrapolates in time, and the steps of this grid differ {uneven:.0f}-fold: "
-            "there it is worse than fewer plain steps. Use grid='uniform'.",
-            stacklevel=2,
+            "there it is worse than fewer plain steps. Use grid='uniform'."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +16,7 @@ from pathline.fields.denoiser import denoiser_in, with_network
 from pathline.nets.token_cache import TokenCache, is_prunable
 from pathline.solvers.evaluate import Call
 from pathline.speed.sada import Tokens
+from pathline.speed.warned import warn
 
 
 class TokenChoice:
@@ -45,7 +45,8 @@ class TokenChoice:
     def of(cls, settings: Tokens | None, call: Call) -> TokenChoice | None:
         """Return a choice of tokens for a solve; None if there is nothing to choose.
 
-        A network that cannot be pruned is warned about, and all of it is computed.
+        A network that cannot be pruned is warned about, and all of it is computed. One that was
+        compiled is evaluated as it was before.
 
         Raises:
             UsageError: nobody says how the tokens lie, or they do not divide the state.
@@ -54,11 +55,11 @@ class TokenChoice:
             return None
         denoiser = denoiser_in(call.field)
         network = call.field if denoiser is None else denoiser.network
+        network = getattr(network, "uncompiled", network)  # how many tokens there are varies
         if not isinstance(network, nn.Module) or not is_prunable(network):
-            warnings.warn(
+            warn(
                 f"{type(network).__name__} has no prunable blocks (pathline.nets.token_cache says "
-                "what they are); all of its tokens are computed.",
-                stacklevel=2,
+                "what they are); all of its tokens are computed."
             )
             return None
         grid = settings.grid or getattr(network, "token_grid", None)
@@ -71,9 +72,16 @@ class TokenChoice:
         seeds = call.seeds if isinstance(call.seeds, tuple) else range(len(call.x))
         return cls(settings, with_network(call.field, cache), cache, grid, seeds)
 
-    def aim(self, rows: list[int], keep: Tensor | None) -> None:
-        """Say which samples and tokens the next evaluation is about."""
-        self._cache.aim(rows, keep)
+    def aim(self, rows: list[int], keep: Tensor | None, alone: bool) -> None:
+        """Say which samples and tokens the next evaluation is about.
+
+        Args:
+            rows: the samples.
+            keep: everyone's tokens, (batch, tokens) bool; None for all tokens.
+            alone: whether they come alone, or among the whole batch.
+        """
+        at = rows if alone else list(range(len(self._seeds)))
+        self._cache.aim(at, None if keep is None else keep[at], rows)
 
     def kept(self, i: int, kappa: Tensor) -> Tensor:
         """Return the tokens that evaluation i has to compute, (batch, tokens) bool.

@@ -8,8 +8,9 @@ flow claims), fifty steps even in t, 64 starts. A distance is the median over sa
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from statistics import geometric_mean
@@ -69,7 +70,9 @@ def ran(
 ) -> Run:
     """Return a run of n steps even in t."""
     grid = grids.uniform(n)
-    made = sample(law, STARTS, solver=solver, grid=grid, dtype=torch.float64, speed=speed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SADA's criterion")  # "always-stable" measures that
+        made = sample(law, STARTS, solver=solver, grid=grid, dtype=torch.float64, speed=speed)
     stable = math.nan if made.skipped is None else made.skipped.stable
     return Run(made.x, sum(made.nfes) / STARTS, stable)
 
@@ -99,6 +102,12 @@ class Experiment:
     def nfe(self) -> float:
         """Return SADA's mean evaluations."""
         return sum(ran(h64(i, VP), speed=PAPER).nfe for i in range(6)) / 6
+
+    def criteria_ratio(self) -> float:
+        """Return the largest over the least of the distances with three criteria."""
+        names: tuple[Criterion, ...] = ("ddim", "paper", "released")
+        each = [self.distance(speed=replace(PAPER, criterion=name)) for name in names]
+        return max(each) / min(each)
 
     def identity_error(self) -> float:
         """Return |x_AB2 − x̂ + ⅔ Δ Δ²y| for random slopes."""
@@ -223,6 +232,9 @@ CLAIMS = (
           lambda e: 1 / e.ratio(SADA(acc_range=(10, 47), lagrange_step=None)), 2.0, "higher"),
     Claim("lagrange", "and with it alone at most 1.2 of it",
           lambda e: 1 / e.ratio(SADA(acc_range=(11, 47), lagrange_step=12)), 1.2),
+    Claim("criteria", "whichever criterion decides, the DDIM step's, the paper's or the released "
+          "code's, it comes out alike: at most 1.5 times as far as with the best of them",
+          Experiment.criteria_ratio, 1.5),
     Claim("identity", "under AB2 the paper's residual is −⅔ Δ Δ²y, whatever the slopes",
           Experiment.identity_error, 1e-14),
     Claim("always-stable", "so its criterion calls 95 % of the steps of ++2M stable, or more: it "
@@ -249,7 +261,7 @@ CLAIMS = (
     Claim("emoji-adapts", "prompts differ in what they need (standard deviation, evaluations)",
           lambda e: e.emoji.spread, 0.1, "higher", needs="training"),
     # The specification expects this and has not measured it. Here it fails, with 59 % of the tokens
-    # computed either way: on 256 tokens that all see each other, κ chooses no better than chance.
+    # computed either way: on 64 tokens that all see each other, κ chooses no better than chance.
     Claim("emoji-tokens", "tokens chosen by κ: at most half as far as as many at random",
           lambda e: e.emoji.token_ratio, 0.5, needs="training"),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import pstdev
@@ -51,7 +52,8 @@ class OnEmoji:
         return self._drawn(SADA())
 
     def _drawn(self, speed: Speed | None) -> Solution:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "SADA's criterion")  # tokens hang on κ, skips do not
             return sample(
                 self.model,
                 len(PROMPTS),
