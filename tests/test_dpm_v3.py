@@ -187,19 +187,20 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("calls", [3, 11, 20])
+@pytest.mark.parametrize("calls", [6, 14, 23])  # in either pass, after three that check time
 def test_a_calibration_goes_on_to_the_same_bits(calls, tmp_path, monkeypatch):
     field, x0, file = problems.m4(VP), data(), tmp_path / "part.safetensors"
     whole, left = calibrate(field, x0, 6), [calls]
 
-    def network(x, t):
-        left[0] -= 1
-        if left[0] == 0:
-            raise Interrupted
-        return field.evaluate(x, t[0].double(), {})
+    class Network(torch.nn.Module):
+        def forward(self, x, t):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Interrupted
+            return field.evaluate(x, t[0].double(), {})
 
     def again(**rest):
-        model = pl.Denoiser(network, VP, view="x0")
+        model = pl.Denoiser(Network(), VP, view="x0")
         return calibrate(model, x0, 6, resume=file, **rest)
 
     with pytest.raises(Interrupted):
@@ -211,6 +212,96 @@ def test_a_calibration_goes_on_to_the_same_bits(calls, tmp_path, monkeypatch):
     for name in "lsb":
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=1e-12)
     assert again() == resumed and left[0] == before  # nothing is measured twice
+
+
+class Scaled(torch.nn.Module):
+    """x̂_0 = s x/(1 + σ²) + c, with a weight s and a buffer c."""
+
+    def __init__(self, scale, buffer=0.0):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale, dtype=torch.float64))
+        shift = torch.tensor(buffer, dtype=torch.float64)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, x, t):
+        return self.scale * x / (1 + VP.sigma(t.double())[:, None] ** 2) + self.shift
+
+
+def test_a_calibration_never_goes_on_from_another_network_s(tmp_path):
+    """Weights, buffers and layers of an own module tell it apart; a function cannot be told."""
+    file, x0 = tmp_path / "part.safetensors", data()
+    first = pl.Denoiser(Scaled(0.5), VP, view="x0")
+    table = calibrate(first, x0, 6, resume=file)
+    assert calibrate(pl.Denoiser(Scaled(0.5), VP, view="x0"), x0, 6, resume=file) == table
+    for other in (Scaled(0.6), Scaled(0.5, 1.0), torch.nn.Sequential(Scaled(0.5))):
+        with pytest.raises(pl.UsageError, match="of another calibration"):
+            calibrate(pl.Denoiser(other, VP, view="x0"), x0, 6, resume=file)
+    for how in ({"view": "eps"}, {"label": 2.0}, {"scale": torch.sqrt}):
+        with pytest.raises(pl.UsageError, match="of another calibration"):
+            calibrate(pl.Denoiser(Scaled(0.5), VP, **{"view": "x0"} | how), x0, 6, resume=file)
+    for opaque in (pl.Denoiser(lambda x, t: 0.5 * x, VP, view="x0"), LAW):
+        with pytest.raises(pl.UsageError, match="Make it an nn.Module, or leave resume out"):
+            calibrate(opaque, x0, 6, resume=tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
+
+
+def test_what_is_not_finite_is_told_with_its_node_and_not_kept(tmp_path):
+    """At the node where it was found; mended, the same call measures that node and all after it."""
+    levels = torch.linspace(*VP.log_snr_range(), 7, dtype=torch.float64)
+    bad, broken = float(VP.time_of_log_snr(levels[2])), [True]
+
+    class Network(Scaled):
+        def forward(self, x, t):
+            out = super().forward(x, t)
+            return out * math.nan if broken[0] and abs(float(t[0]) - bad) < 1e-6 else out
+
+    model, file = pl.Denoiser(Network(0.5), VP, view="x0"), tmp_path / "part.safetensors"
+    says = f"first pass: .* at node 3 of 7, λ = {float(levels[2]):.6g}, t = {bad:.6g}"
+    for _ in range(2):
+        with pytest.raises(pl.PathlineError, match=says):
+            calibrate(model, data(), 6, resume=file)
+    broken[0] = False
+    whole = calibrate(pl.Denoiser(Scaled(0.5), VP, view="x0"), data(), 6)
+    assert calibrate(model, data(), 6, resume=file) == whole
+
+
+@pytest.mark.parametrize("method", ["forward", "difference"])
+@pytest.mark.parametrize("whole", [lambda n: n.round(), lambda n: n.round().long()])
+def test_a_network_that_is_told_times_in_jumps_is_refused(method, whole):
+    """Its derivative in time is zero; the same network told real numbers has its own."""
+    path = pl.paths.Tabulated.linear()
+
+    def made(label):
+        return pl.Denoiser(lambda x, n: n[:, None] / 1000 * x, path, view="eps", label=label)
+
+    inside = pl.Denoiser(lambda x, n: whole(n)[:, None] / 1000 * x, path, label=path.label)
+    for jumps in (made(lambda t: whole(path.label(t))), inside):
+        with pytest.raises(pl.UsageError, match="told times in jumps"):
+            calibrate(jumps, data(), 6, method=method)
+    assert calibrate(made(path.label), data(), 6, method=method).s.any()
+    still = pl.Denoiser(lambda x, n: 0.5 * x, path, view="eps", label=lambda t: t.round())
+    calibrate(still, data(), 6, method=method)  # time says nothing to it, so nothing is missing
+    scaled = pl.Denoiser(lambda x, n: 0.5 * x, path, label=0.0, scale=lambda t: 1 + t)
+    calibrate(scaled, data(), 6, method=method)  # moved by its scale, and told nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_table_of_labels_is_refused_by_differences_too(dtype):
+    """In float32 they span ten labels, and leave the table at its ends."""
+    table = torch.nn.Embedding(1000, 3, dtype=dtype)
+    torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(0))
+
+    class Looked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = table
+
+        def forward(self, x, n):
+            return torch.tanh(x + self.table(n))
+
+    model = pl.Denoiser(Looked(), OT, "velocity", label=lambda t: (999 * t).round().long())
+    with pytest.raises(pl.UsageError, match="told times in jumps"):
+        calibrate(model, data(), 6, method="difference")
 
 
 def test_conditions_go_with_their_samples():
@@ -243,6 +334,8 @@ def test_conditions_go_with_their_samples():
         (lambda: calibrate(LAW, data(), ends=(1.0, -1.0)), "rising"),
         (lambda: calibrate(LAW, data(), diagonal="trace"), "choose 'hutchinson' or 'exact'"),
         (lambda: calibrate(LAW, data(), n_probes=0), "at least 1 probe"),
+        (lambda: calibrate(LAW, data(), batch=0), "at least 1 sample, and 0 were asked"),
+        (lambda: calibrate(LAW, data(), batch=-1), "at least 1 sample, and -1 were asked"),
         (lambda: calibrate(LAW, data(), numbers="few"), "choose 'each' or 'shared'"),
         (lambda: calibrate(LAW, data(), text="a dog"), "takes no condition"),
         (lambda: calibrate(pl.VectorField(lambda x, t: x), data()), "measured on a path"),
@@ -511,6 +604,17 @@ def test_samples_may_start_from_levels_of_their_own():
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-14)
 
 
+INSIDE = DPMv3(
+    table=replace(EMSTable.gaussian(OT), log_snr=torch.linspace(-2, 6.9, 241, dtype=torch.float64))
+)
+"""Statistics that begin inside the path, where there is signal already."""
+
+
+def test_a_grid_within_a_table_that_begins_inside_the_path_is_served():
+    plan = INSIDE.plan(OT, pl.grids.times([0.85, 0.5, 0.2]))
+    assert plan.nfe == 2 and plan.grid[0] == pytest.approx(0.85, abs=2e-3)  # the nearest node
+
+
 @pytest.mark.parametrize(
     ("made", "says"),
     [
@@ -519,6 +623,9 @@ def test_samples_may_start_from_levels_of_their_own():
         (lambda: DPMv3(corrector="best"), "choose higher, same"),
         (lambda: DPMv3(final="low"), "choose 'auto', 'full'"),
         (lambda: DPMv3(window=(0.5, 0.2)), "two rising times"),
+        (lambda: DPMv3(window=0.5), "two rising times"),
+        (lambda: DPMv3(window="ab"), "two rising times"),
+        (lambda: INSIDE.plan(OT, pl.grids.uniform(4)), "from λ = -2 to 6.9"),
         (lambda: from_noise(DPMv3(), n=3), "pathline tune"),
         (lambda: DPMv3().plan(VP, pl.grids.log_snr(3)), "pathline tune"),
         (lambda: from_noise(DPMv3(table=EMSTable.gaussian(OT)), n=3), "measured on CondOT"),

@@ -367,6 +367,8 @@ def test_a_damaged_file_is_told_by_name(tmp_path):
     for damage, says in (
         ({"choices": [{"order": 9}]}, "bad.json: step 1: order=9"),
         ({"times": None}, "bad.json: the schedule is damaged"),
+        ({"times": ["x", 0.5]}, "bad.json: the schedule is damaged: could not convert"),
+        ({"choices": [{"order": 1, "nudges": ["a"]}]}, "bad.json: step 1: could not convert"),
     ):
         (tmp_path / "bad.json").write_text(json.dumps(content | damage))
         with pytest.raises(pl.UsageError, match=says):

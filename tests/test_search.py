@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pathline.cli.main import app
 from pathline.core import MissingExtra, noise
 from pathline.fields.problems import m4
 from pathline.learn.checkpoint import find_folder, load_model, model_names
-from pathline.solvers import EMSTable, SolverSchedule, StepChoice, UniPC, ems, grids
+from pathline.solvers import DPMv3, EMSTable, SolverSchedule, StepChoice, UniPC, ems, grids, solvers
 from pathline.solvers.reference import reference
 from pathline.solvers.saved import saved_counts, saved_schedule, schedule_file
 from pathline.speed import (
@@ -32,12 +33,13 @@ from pathline.speed import (
 )
 from pathline.speed.descent import Descent, Numbers, descend
 from pathline.speed.downhill import beginnings, freedoms, guessed
-from pathline.speed.goal import Bench
+from pathline.speed.fixed import as_schedule, fixed_solvers, race
+from pathline.speed.goal import Bench, bench_of
 from pathline.speed.mutations import Draft
 from pathline.speed.predictor import Predictor, kendall
 from pathline.speed.ray_tune import _Queue
 from pathline.speed.schedules import mutants
-from pathline.speed.tune import REPORT, TuneSettings, tries_within, tune
+from pathline.speed.tune import REPORT, Tuned, TuneSettings, tries_within, tune
 
 VP = pl.VPLinear()
 LAW = m4(VP)
@@ -126,8 +128,91 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(pl.UsageError, match="cannot read a search"):
         evolve(begun(), bowl, 5, file=tmp_path / "s.json")
+    with pytest.raises(pl.UsageError, match="the seed must be at least 0"):
+        begun(seed=-1)
     with pytest.raises(pl.UsageError, match="crossover must lie"):
         Settings(crossover=2)
+
+
+@dataclass(frozen=True)
+class Near:
+    """A ranker that guesses the distance to the best that it has learned from."""
+
+    weight: float = 1.0
+    learned: tuple = field(default=(), repr=False)
+
+    def fitted(self, candidates, scores):
+        return replace(self, learned=candidates[int(np.argmin(scores))])
+
+    def __call__(self, candidates):
+        return [self.weight * math.dist(each, self.learned) for each in candidates]
+
+
+@pytest.mark.parametrize("killed", [3, 57, 99])
+def test_a_ranker_picks_every_second_child_and_resumes_identically(tmp_path, killed):
+    """The child nearest to the best of what was known when it last learned, of sixteen."""
+    settings = Settings(relearn=20)
+
+    def made():
+        return begun(settings=settings, ranker=Near())
+
+    whole, calls = evolve(made(), bowl, 120), []
+
+    def mortal(point):
+        calls.append(point)
+        if len(calls) == killed:
+            raise KeyboardInterrupt
+        return bowl(point)
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(made(), mortal, 120, file=tmp_path / "s.json")
+    assert told(evolve(made(), mortal, 120, file=tmp_path / "s.json")) == told(whole)
+    plain, known = begun(settings=settings), whole.scored[:60]
+    for i in (60, 61):
+        both = [replace(each, scored=known) for each in (whole, plain)]
+        ranked, unranked = (each.ask(i) for each in both)
+        best = min(known, key=lambda each: each.score).candidate
+        assert math.dist(ranked, best) <= math.dist(unranked, best)
+        assert (ranked == unranked) == (i % 2 == 1)
+
+
+def test_a_ranker_waits_for_two_scores():
+    search = begun(ranker=Predictor())  # which would refuse to learn from none, and from points
+    assert len(evolve(search, lambda p: math.nan, 8).scored) == 8
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"space": ScheduleSpace(VP, (0.0, 0.1))},
+        {"space": ScheduleSpace(VP, mutations=())},
+        {"ranker": Predictor(epochs=3)},
+        {"ranker": None},
+        {"settings": Settings(parents=3)},
+        {"about": {"weights": "others"}},
+    ],
+)
+def test_files_of_searches_that_differ_in_anything_are_of_another(other):
+    begin = [zoo(VP, 4)["eps order 3 on quadratic"]]
+    one = Search(ScheduleSpace(VP), begin, (4,), ranker=Predictor())
+    same = Search(ScheduleSpace(pl.VPLinear()), begin, (4,), ranker=Predictor())
+    assert one.fingerprint() == same.fingerprint() != replace(one, **other).fingerprint()
+
+
+@pytest.mark.parametrize("parents", [1, 15])
+def test_parents_are_the_best_of_their_cost(parents):
+    """A child without mutation is one of them."""
+
+    class Still(Points):
+        def mutated(self, parent, draw, cost):
+            return parent
+
+    points = [(i, 0) for i in range(40)]
+    search = Search(Still(), points, (1,), settings=Settings(parents=parents, crossover=0))
+    for i, point in enumerate(points):
+        search.tell(point, float(i))
+    found = {search._child(search.scored, 1, np.random.default_rng(s)) for s in range(300)}
+    assert found == set(points[:parents])
 
 
 @pytest.mark.parametrize("order", ["in turn", "backwards"])
@@ -228,6 +313,10 @@ def test_kendalls_tau_is_scipys():
 def test_a_predictor_needs_something_to_learn_from():
     with pytest.raises(pl.UsageError, match="two scored schedules or more"):
         Predictor().fitted([], [])
+    pool = mutants(ScheduleSpace(VP), 3, (4,))
+    for bad in (math.inf, math.nan):
+        with pytest.raises(pl.UsageError, match="learns from finite scores"):
+            Predictor().fitted(pool, [1.0, 2.0, bad])
     with pytest.raises(pl.UsageError, match="has not learned"):
         Predictor()([])
 
@@ -438,6 +527,114 @@ def test_a_killed_tune_goes_on(goals, tmp_path, monkeypatch, left):
     assert not calls  # what is done is read
 
 
+def with_two_noises_to_choose(path, n=24):
+    """Starts to search on, to choose with and to measure on, and where they lead."""
+    law = m4(path)
+    x = noise.normal(range(n), (3,), dtype=torch.float64) * float(path.sigma(path.t_max))
+    end = reference(law, x, tolerance=1e-9)
+    parts = [Endpoint(law, x[i:j], end[i:j]) for i, j in ((0, 4), (4, n // 2), (n // 2, n))]
+    return Bench(parts[0], parts[1], valid=parts[2])
+
+
+def test_what_is_saved_is_never_behind_a_fixed_way_that_can_be_saved():
+    """On the straight path Adams' predictor and corrector wins, which is no exponential solver."""
+    bench = with_two_noises_to_choose(pl.CondOT())
+    (found,) = tune(bench, [16], TuneSettings(budget=10, n_train=4))
+    assert found.fixed.startswith("adams_pc on") and not found.is_behind
+    way = fixed_solvers(bench.train, 16)[found.fixed]
+    assert isinstance(way, SolverSchedule)
+    assert bench.judge(found.schedule) <= bench.judge(way)
+
+
+@pytest.mark.parametrize("path", [VP, pl.CondOT(), pl.EDM()], ids=["vp", "flow", "edm"])
+def test_plans_that_are_schedules_become_one(path):
+    """To rounding, at σ up to 80; two evaluations at a time, two starts and noise do not."""
+    law = m4(path)
+    x = noise.normal(range(4), (3,), dtype=torch.float64) * float(path.sigma(path.t_max))
+    bench = Endpoint(law, x, x)
+    for name in ("adams_pc", "adams_2", "bdia", "midpoint"):
+        plan = solvers.build(name).plan(path, grids.uniform(5))
+        made = as_schedule(plan)
+        assert made.nfe == plan.nfe and SolverSchedule.from_dict(made.to_dict()) == made
+        apart = (bench.samples(made) - bench.samples(plan)).abs().max()
+        assert float(apart) < 1e-11
+    for name in ("heun", "rk4", "sde_dpmpp_2m"):
+        assert as_schedule(solvers.build(name).plan(path, grids.log_snr(4))) is None
+    table = replace(EMSTable.gaussian(path, torch.ones(3)), weights="")
+    assert as_schedule(DPMv3(table=table).plan(path, grids.log_snr(4))) is None
+
+
+def test_a_fixed_way_that_cannot_be_saved_is_told(monkeypatch):
+    """Two evaluations at a time: what is saved is behind it, and says so."""
+    bench = with_two_noises_to_choose(VP)
+    ways = {"rk4 on log_snr": solvers.build("rk4").plan(VP, grids.log_snr(4))}
+    ways["ddim on uniform"] = SolverSchedule.of(pl.DDIM(), VP, grids.uniform(16))
+    monkeypatch.setattr("pathline.speed.tune.fixed_solvers", lambda *_: ways)
+    monkeypatch.setattr("pathline.speed.tune._Task._search", lambda *_: searched(ways))
+    (found,) = tune(bench, [16], TuneSettings(budget=10, n_train=4))
+    assert found.is_behind and found.found > found.fixed_error
+    assert found.row()["which"] == "rk4 on log_snr (not a schedule)"
+    assert found.schedule == ways["ddim on uniform"]
+
+
+def searched(ways):
+    """What a search finds that scores nothing but where it begins."""
+    space, begin = ScheduleSpace(VP), [ways["ddim on uniform"]]
+    return evolve(Search(space, begin, (16,)), lambda _: 1.0, 1), []
+
+
+def test_a_killed_race_goes_on(goals, tmp_path, monkeypatch):
+    """To the same order, and no way is measured twice on as many noises."""
+    fixed = fixed_solvers(goals[0], 4)
+    whole, file = race(goals[0], fixed, 4), tmp_path / "race.json"
+    calls = dying(monkeypatch, 60)
+    with pytest.raises(KeyboardInterrupt):
+        race(goals[0], fixed, 4, file)
+    monkeypatch.undo()
+    again = dying(monkeypatch, 10**9)
+    assert race(goals[0], fixed, 4, file) == whole
+    both = len(calls) - 1 + len(again)
+    again.clear()
+    assert race(goals[0], fixed, 4, file) == whole and not again
+    assert race(goals[0], fixed, 4) == whole and len(again) == both
+
+
+def own_model(scale):
+    """A model of one's own, without a file of weights."""
+    network = torch.nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(scale * torch.eye(3))
+
+    class Timeless(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    return pl.Denoiser(Timeless(), VP, view="x0", shape=(3,), name="own")
+
+
+def test_no_work_on_another_network_is_taken_for_this_one_s(tmp_path):
+    """References and searches of an own module are told apart by its weights."""
+    settings, found = TuneSettings(budget=10, n_train=4, n_test=4), {}
+    for scale in (0.5, 0.9):
+        for work in (tmp_path, None):
+            keep = None if work is None else work / "own.safetensors"
+            bench = bench_of(own_model(scale), None, {}, {}, (4, 4), 8, keep)
+            (found[scale, work],) = tune(bench, [2], settings, work=work)
+    for scale in (0.5, 0.9):
+        assert found[scale, tmp_path] == found[scale, None]
+    assert found[0.5, None].found != found[0.9, None].found
+    opaque = pl.Denoiser(lambda x, t: 0.5 * x, VP, view="x0", shape=(3,))
+    with pytest.raises(pl.UsageError, match="leave keep out"):
+        bench_of(opaque, None, {}, {}, (4, 4), 8, tmp_path / "k.safetensors")
+    bench = bench_of(opaque, None, {}, {}, (4, 4), 8)
+    with pytest.raises(pl.UsageError, match="leave work out"):
+        tune(bench, [2], settings, work=tmp_path)
+
+
 def test_minutes_become_schedules_once(goals, tmp_path):
     bench = Bench(*goals, about={"n": 1})
     tries = tries_within(bench, (4, 5), 1000.0, work=tmp_path)
@@ -454,6 +651,8 @@ def test_tunings_that_cannot_be_are_refused(goals):
         TuneSettings(budget=3)
     with pytest.raises(pl.UsageError, match="n_train must be at least 1"):
         TuneSettings(n_train=0)
+    with pytest.raises(pl.UsageError, match="the seed must be at least 0"):
+        TuneSettings(seed=-1)
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -497,6 +696,28 @@ def test_it_writes_where_it_is_told(here):
         "nfe-02.json", "report.json", "schedules",
     ]  # fmt: skip
     assert not (here / "plain" / "schedules").exists()
+    assert "copy what" in outcome.stdout and "pathline sample" not in outcome.stdout
+    shutil.copytree(here / "found", here / "plain", dirs_exist_ok=True)
+    sampled = run("sample", "plain", "--solver", "s3", "--steps", 2, "-n", 1)
+    assert sampled.exit_code == 0, sampled.output
+
+
+def test_a_fixed_way_that_is_better_and_cannot_be_saved_is_told_of(here, monkeypatch):
+    made = SolverSchedule.of(pl.DDIM(), pl.CondOT(), grids.uniform(4))
+    errors = {"found": 2.0, "seen": 2.0, "fixed_error": 1.0, "default": 3.0, "ddim": 3.0}
+    found = Tuned(4, made, fixed="heun on karras", evaluations=3, is_behind=True, **errors)
+    monkeypatch.setattr("pathline.speed.tune.tune", lambda *_, **__: [found])
+    told = run(*FEW, "--nfe", 4, "--no-statistics").stdout.replace("\n", " ")
+    assert "4 evaluations: heun on karras is better than what is saved" in told
+    assert json.loads(run(*FEW, "--nfe", 4, "--no-statistics", "--json").stdout)[0]["is_behind"]
+
+
+def test_statistics_of_fewer_samples_are_measured_again(here):
+    """A quick trial does not fix them; more are kept."""
+    for n, kept in ((2, 2), (4, 4), (2, 4)):
+        outcome = run("tune", "plain", "--budget", 10, "-n", n, "--reference", 4, "--nfe", 2)
+        assert outcome.exit_code == 0, outcome.output
+        assert EMSTable.load(here / "plain" / ems.FILE).n_samples == kept
 
 
 @pytest.mark.parametrize(
@@ -505,7 +726,10 @@ def test_it_writes_where_it_is_told(here):
         (("--budget", "much"), "write schedules, 150, or minutes, 12m"),
         (("--budget", "5"), "a budget of 5 schedules is too small"),
         (("--nfe", "1"), "numbers of evaluations are 2 or more"),
-        (("--nfe", "four"), "cannot be read"),
+        (("--nfe", "four"), "--nfe 'four' cannot be read; write numbers as 4-6,8,10"),
+        (("--nfe", "3-"), "--nfe '3-' cannot be read"),
+        (("--seed", "-1"), "the seed must be at least 0, and is -1"),
+        (("-n", "1"), "-n 2 at least, or --no-statistics"),
         (("--prompts", "none.txt"), "takes no condition"),
         (("--budget", "0.0001m", "--nfe", "2"), "minutes are too few"),
         (("-n", "0"), "n_train must be at least 1"),

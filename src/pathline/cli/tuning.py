@@ -112,14 +112,17 @@ def tune(  # noqa: PLR0913 - each is an option
     from pathline.speed.tune import statistics as measured
     from pathline.speed.tune import tune as search
 
-    if thin and ray:
-        raise UsageError("--thin scores one schedule after the other; leave --ray out.")
-    if fit and not thin:
-        raise UsageError("--fit is for schedules of guided sampling; give --thin too.")
+    _check_ways(thin, ray, fit)
     fitting = FitSettings(iterations=fit, heads=heads, scales=scales, seed=seed) if fit else None
     begun = time.perf_counter()
-    counts, minutes = parsed_seeds(nfe), _minutes(budget)
+    counts, minutes = _counts(nfe), _minutes(budget)
     settings = TuneSettings(_tries(budget), n, 2 * n, reference, seed, workers)
+    measures = statistics and not thin
+    if n < 2 and measures:
+        raise UsageError(
+            f"-n {n} is too few noises to measure DPM-Solver-v3's statistics on; give -n 2 at "
+            "least, or --no-statistics."
+        )
     out = find_folder(model) if output is None else Path(output)
     check_writable(schedule_file(out, 0))
     denoiser = load_model(model).to(chosen_device(device))
@@ -129,7 +132,7 @@ def tune(  # noqa: PLR0913 - each is an option
     keep = work / f"{denoiser.name}.safetensors"
     with full_float32():
         bench = bench_of(denoiser, guide, train, test, (n, 2 * n), reference, keep)
-        if statistics and not thin:
+        if measures:
             details = {**denoiser.details, "ems": measured(bench, out / ems.FILE, work)}
             bench = replace(bench, model=replace(denoiser, details=details))
         if minutes is not None:
@@ -143,11 +146,40 @@ def tune(  # noqa: PLR0913 - each is an option
         typer.echo(jsonlib.dumps([t.to_dict() for t in found], ensure_ascii=False, indent=1))
         return
     show([t.row() for t in found], as_json=False)
-    where = schedule_file(out, 0).parent
-    typer.echo(
-        f"{where}; {time.perf_counter() - begun:.0f} s; try pathline sample {model} --solver "
-        f"{GUIDED if thin else FOUND} --steps {counts[0]}"
-    )
+    for each in found:
+        if each.is_behind:
+            typer.echo(
+                f"{each.nfe} evaluations: {each.fixed} is better than what is saved, and is no "
+                "schedule that could be; sample with it by name."
+            )
+    hint = _hint(model, out, GUIDED if thin else FOUND, counts[0])
+    typer.echo(f"{schedule_file(out, 0).parent}; {time.perf_counter() - begun:.0f} s; {hint}")
+
+
+def _check_ways(thin: bool, ray: bool, fit: int) -> None:
+    """Refuse options that do not go together."""
+    if thin and ray:
+        raise UsageError("--thin scores one schedule after the other; leave --ray out.")
+    if fit and not thin:
+        raise UsageError("--fit is for schedules of guided sampling; give --thin too.")
+
+
+def _hint(model: str, out: Path, solver: str, steps: int) -> str:
+    """Return how to sample with what was saved."""
+    from pathline.learn.checkpoint import find_folder
+
+    folder = find_folder(model)
+    if out.resolve() == folder.resolve():
+        return f"try pathline sample {model} --solver {solver} --steps {steps}"
+    return f"--solver {solver} looks in {folder}: copy what {out} has there to sample with it"
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Return numbers of evaluations, which are written as seeds are."""
+    try:
+        return parsed_seeds(text)
+    except UsageError:
+        raise UsageError(f"--nfe {text!r} cannot be read; write numbers as 4-6,8,10.") from None
 
 
 def _minutes(budget: str) -> float | None:

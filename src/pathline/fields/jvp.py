@@ -5,7 +5,8 @@
 
 Times are path times: a derivative in λ is one along dt = dt/dλ (`time_per_log_snr`), and along the
 probability flow dx = (dα/dλ)/α x − σ ε̂ besides. Networks see what they always see, a label, so
-one that looks its label up in a table of integers cannot be differentiated in time.
+one that looks its label up in a table of integers cannot be differentiated in time: its derivative
+there is zero, and `calibrate` refuses it.
 
 Paper: Hutchinson 1990; Bekas, Kokiopoulou, Saad 2007 for the diagonal.
 """

@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pathline.core.errors import UsageError
+from pathline.core.errors import PathlineError, UsageError
 from pathline.core.progress import track
 from pathline.core.tensors import read_tensors, write_tensors
 from pathline.fields import Condition, Denoiser, Field, change
@@ -42,6 +43,15 @@ BATCH_ELEMENTS = 2**17
 
 CONSTANT_BELOW = 1e-10
 """Var f / E f² up to which f counts as constant."""
+
+CHECKED, BETWEEN = 2, (0.2361, 0.4721, 0.7639)
+"""Samples, and shares of the way, where it is seen if the network has a derivative in time."""
+
+_IN_JUMPS = (
+    "the network is told times in jumps (whole labels, say), so it has no derivative in time, and "
+    "the statistics need one. Tell it what lies between: label=path.label, without rounding, does "
+    "for a network that turns its label into waves."
+)
 
 SAVE_EVERY = 30.0
 """Seconds between two saves of what is done so far."""
@@ -79,12 +89,14 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
         seed: of the noise and the probes; sample k has seed + k.
         ends: (λ at the start, λ at the end); those of generation on the model's path if None.
         batch: samples that go through the network together.
-        resume: a file that keeps what is done; the same call goes on from it, to the same bits.
+        resume: a file that keeps what is done; the same call goes on from it, to the same bits. It
+            is for models whose weights can be told apart: from a folder, or an `nn.Module`.
         cond: the condition of the data, in the user's words, one for all or one a sample.
 
     Raises:
         UsageError: fewer than two data, data that do not fit the model, a network that cannot be
             differentiated, a file of another calibration.
+        PathlineError: numbers that are not finite; the message names the node.
 
     Cost: (2 n_probes + 3) K (n + 1) evaluations, about; progress is shown.
 
@@ -106,16 +118,45 @@ def calibrate(  # noqa: PLR0913 - keyword-only: each is a choice of the paper
         raise UsageError(f"numbers={numbers!r}: choose 'each' or 'shared'.")
     if n_probes < 1:
         raise UsageError(f"at least 1 probe is needed, and {n_probes} were asked for.")
+    if batch is not None and batch < 1:
+        raise UsageError(f"a batch has at least 1 sample, and {batch} were asked for.")
     probes = n_probes if diagonal == "hutchinson" else 0
     with torch.no_grad():
         run = _Run(model, path, x0, levels, seed, probes, method, batch, cond, numbers)
         state = _State.of(run, None if resume is None else Path(resume))
+        if not state.done["l"]:
+            run.check_time()
         state.fill("l", run.linear)
         slope = torch.gradient(state.l, spacing=run.spacing, dim=0, edge_order=2)[0]
         state.fill("moments", lambda j: run.moments(j, state.l, slope))
     weights = model.details.get("weights", {}) if isinstance(model, Denoiser) else {}
     s, b = scale_and_bias(state.moments)
     return EMSTable(path, levels, state.l, s, b, len(x0), str(weights.get("sha256", "")))
+
+
+def checksum_of(model: Field) -> str | None:
+    """Return a checksum of a model's weights; None where they cannot be told.
+
+    That of its file; or of an `nn.Module`'s layers, parameters and buffers, and of what it is told
+    and returns. A function may hold any weights.
+    """
+    if not isinstance(model, Denoiser):
+        return None
+    known = model.details.get("weights", {}).get("sha256")
+    if known is not None or not isinstance(model.network, nn.Module):
+        return known
+    how = [getattr(f, "__qualname__", repr(f)) for f in (model.label, model.scale)]
+    digest = hashlib.sha256(repr([model.network, model.view, *how]).encode())
+    for name, value in chain(model.network.named_parameters(), model.network.named_buffers()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+UNKNOWN_WEIGHTS = (
+    "what is kept is for one network, and this one's weights cannot be told from another's: it is "
+    "neither from a folder nor an nn.Module. Make it an nn.Module, or"
+)
 
 
 def scale_and_bias(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,6 +233,26 @@ class _Run:
             told = {name: _part(value, part, k) for name, value in self.told.items()}
             yield self.path.noised(x0, eps, t), told, range(k)[part]
 
+    def check_time(self) -> None:
+        """Refuse a network that time moves in jumps only, where it has no derivative in time.
+
+        Raises:
+            UsageError: what it says at three times differs, and its labels rest there, or its
+                derivatives vanish (at two of them: a difference may cross a jump).
+        """
+        first, last = self.path.time_of_log_snr(self.levels[[0, -1]])
+        times = torch.lerp(first, last, torch.tensor(BETWEEN, dtype=torch.float64))
+        x, told, rows = next(self.batches(times[1]))
+        told = {name: _part(value, slice(CHECKED), len(rows)) for name, value in told.items()}
+        x = x[:CHECKED]
+        still, how = torch.zeros_like(x), self.method
+        found = [jvp(self.model, x, t, still, 1.0, told, method=how) for t in times]
+        if all(torch.equal(found[0][0], value) for value, _ in found[1:]):
+            return
+        rests = isinstance(self.model, Denoiser) and _rests(self.model.labels, times)
+        if rests or sum(bool(slope.any()) for _, slope in found) < 2:
+            raise UsageError(_IN_JUMPS)
+
     def diagonal(self, x: Tensor, t: Tensor, told: Condition, rows: range) -> Tensor:
         """Return diag ∂ε̂/∂x, exact or estimated, (batch, *state)."""
         if not self.n_probes:
@@ -240,13 +301,21 @@ class _Run:
 
     def identity(self) -> str:
         """Return a checksum of all that decides the result."""
-        weights = self.model.details.get("weights") if isinstance(self.model, Denoiser) else None
+        weights = checksum_of(self.model)
+        if weights is None:
+            raise UsageError(f"{UNKNOWN_WEIGHTS} leave resume out.")
         about = [paths.describe(self.path), weights, self.model.view, self.seed, self.n_probes]
         digest = hashlib.sha256(json.dumps([*about, self.method, self.numbers]).encode())
         told = [v for v in self.told.values() if isinstance(v, Tensor)]
         for value in (self.x0, self.levels, *told):
             digest.update(value.detach().cpu().double().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _rests(labels: Callable[[Tensor], Tensor], times: Tensor) -> bool:
+    """Whether labels that change stay where times move a little, at two of three at least."""
+    told = labels(times)
+    return len(told.unique()) > 1 and int((told == labels(times + 1e-7)).sum()) > 1
 
 
 def _part(value: Any, part: slice, k: int) -> Any:
@@ -258,6 +327,7 @@ def _part(value: Any, part: slice, k: int) -> Any:
 class _State:
     """What is done: nodes of pass 1, then nodes of pass 2."""
 
+    run: _Run
     l: Tensor  # noqa: E741 - the paper's letter
     moments: Tensor
     done: dict[str, int]
@@ -273,14 +343,14 @@ class _State:
         if file is None or not file.exists():
             empty = torch.zeros(n, 5, *shape, dtype=torch.float64)
             done = {"l": 0, "moments": 0}
-            return cls(empty[:, 0].clone(), empty[:, 1:].clone(), done, file, identity)
+            return cls(run, empty[:, 0].clone(), empty[:, 1:].clone(), done, file, identity)
         header, tensors = read_tensors(file)
         if header.get("calibration") != identity:
             raise UsageError(
                 f"{file} is of another calibration (other data, model, nodes or seed); "
                 "remove it, or name another file."
             )
-        return cls(tensors["l"], tensors["moments"], header["done"], file, identity)
+        return cls(run, tensors["l"], tensors["moments"], header["done"], file, identity)
 
     def fill(self, name: str, measure: Callable[[int], Tensor]) -> None:
         """Measure at every node that is not done, and keep what is done whatever happens."""
@@ -288,12 +358,23 @@ class _State:
         what = {"l": "calibrating, first pass", "moments": "calibrating, second pass"}[name]
         try:
             for j in track(range(self.done[name], len(goal)), what):
-                goal[j] = measure(j).cpu()
+                goal[j] = self._finite(measure(j).cpu(), j, what)
                 self.done[name] = j + 1
                 if time.monotonic() - self.saved > SAVE_EVERY:
                     self.save()
         finally:
             self.save()
+
+    def _finite(self, found: Tensor, j: int, what: str) -> Tensor:
+        """Return what was found at a node, if it is finite everywhere."""
+        if bool(torch.isfinite(found).all()):
+            return found
+        levels = self.run.levels
+        t = float(self.run.path.time_of_log_snr(levels[j]))
+        raise PathlineError(
+            f"{what}: the network or its derivative is not finite at node {j + 1} of "
+            f"{len(levels)}, λ = {float(levels[j]):.6g}, t = {t:.6g}."
+        )
 
     def save(self) -> None:
         """Write what is done."""

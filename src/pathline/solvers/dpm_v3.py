@@ -96,8 +96,8 @@ class DPMv3(Solver):
             raise UsageError(f"corrector={self.corrector!r}: choose higher, same, pseudo or none.")
         if self.final not in ("auto", "full", "lower"):
             raise UsageError(f"final={self.final!r}: choose 'auto', 'full' or 'lower'.")
-        if len(self.window) != 2 or not 0 <= self.window[0] < self.window[1] <= 1:
-            raise UsageError(f"window is two rising times in [0, 1], and is {self.window}.")
+        if not _is_window(self.window):
+            raise UsageError(f"window is two rising times in [0, 1], and is {self.window!r}.")
         if self.corrector == "same" and self.order == 1:
             warnings.warn(
                 "a corrector of order 1 does nothing: take corrector='higher' or 'pseudo'.",
@@ -233,14 +233,23 @@ _LACKING = (
 )
 
 
+def _is_window(given: object) -> bool:
+    if not isinstance(given, Sequence) or len(given) != 2:
+        return False
+    first, last = given
+    are_numbers = isinstance(first, float | int) and isinstance(last, float | int)
+    return are_numbers and 0 <= first < last <= 1
+
+
 @lru_cache(maxsize=16)
 def _standard(path: GaussianPath) -> EMSTable:
     return EMSTable.gaussian(path, n=STANDARD_NODES)
 
 
 def _is_noise(level: Level, table: EMSTable) -> bool:
-    """Whether a level has no signal, or less than where log-SNR grids and tables begin."""
-    return not level.alpha or level.log_snr < float(table.log_snr[0]) <= LOWEST_LOG_SNR
+    """Whether a level has no more signal than where log-SNR grids begin, and the table does."""
+    first = float(table.log_snr[0])
+    return first <= LOWEST_LOG_SNR and (not level.alpha or level.log_snr < first)
 
 
 def _distances(levels: Sequence[Level], log_snr: Tensor) -> list[float]:

@@ -220,7 +220,9 @@ class SolverSchedule:
                 bool(content.get("null_start", False)),
                 str(content.get("heads", "")),
             )
-        except (KeyError, TypeError) as error:
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"the schedule is damaged: {error}.") from error
 
     def save(self, file: str | Path) -> Path:
@@ -250,7 +252,7 @@ def _choices(contents: Sequence[Any]) -> Iterator[StepChoice]:
     for i, content in enumerate(contents, 1):
         try:
             yield StepChoice.of(content)
-        except (UsageError, TypeError) as error:
+        except (TypeError, ValueError) as error:  # a UsageError is one of the latter
             raise UsageError(f"step {i}: {error}") from error
 
 

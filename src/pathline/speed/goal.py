@@ -18,6 +18,7 @@ from pathline.core.progress import track
 from pathline.core.receipt import versions
 from pathline.core.tensors import read_tensors, write_tensors
 from pathline.fields import Denoiser, Field
+from pathline.solvers.calibrate import UNKNOWN_WEIGHTS, checksum_of
 from pathline.solvers.exponential import DPMpp
 from pathline.solvers.grids import LogSNR
 from pathline.solvers.solve import start
@@ -92,8 +93,14 @@ def bench_of(  # noqa: PLR0913 - what decides a measurement
         reference: steps of DPM-Solver++ 3M that lead to where samples should be.
         keep: a file for the references; None makes them anew.
 
+    Raises:
+        UsageError: references are to be kept of a model whose weights are unknown.
+
     Cost: as many evaluations for each noise as the reference has steps.
     """
+    weights = checksum_of(model)
+    if keep is not None and weights is None:
+        raise UsageError(f"{UNKNOWN_WEIGHTS} leave keep out.")
     field = model if guide is None else guide(model)
     benches = [
         _endpoint(model, field, conditions, seed, n)
@@ -106,7 +113,7 @@ def bench_of(  # noqa: PLR0913 - what decides a measurement
     describe = getattr(guide, "describe", None)
     about = {
         "model": model.name,
-        "weights": model.details.get("weights", {}).get("sha256"),
+        "weights": weights,
         "guide": describe() if callable(describe) else None,
         "conditions": [{k: list(map(str, v)) for k, v in told.items()} for told in (train, test)],
         "noises": [noises[0], noises[1]],

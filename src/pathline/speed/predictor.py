@@ -6,8 +6,8 @@ to one number. Only ranks are learned, from pairs with scores more than a margin
 
     L = mean max(0, 1 − sgn(s_a − s_b) (p_a − p_b))
 
-A filter, not an oracle: with few scored schedules it orders them little better than chance allows,
-and evolution that follows it greedily loses to evolution without (see the system usf-s3).
+A filter, not an oracle: the system usf-s3 measures Kendall's τ on unseen schedules after 600 scored
+ones. Whether a search gains by it is not measured, so `Search` filters every second child only.
 
 Paper: Liu et al. 2023 (arXiv:2306.08860, OMS-DPM, whose predictor this is; arXiv:2312.07243).
 """
@@ -98,7 +98,7 @@ class Predictor:
     """A `search.Ranker` of schedules.
 
     Args:
-        epochs: passes over the scored schedules.
+        epochs: passes over the scored schedules; the paper's code has 1000.
         batch: schedules a step of training.
         rate: of Adam.
         margin: pairs whose scores differ by less say nothing; as a share of the scores' spread.
@@ -116,6 +116,9 @@ class Predictor:
     def fitted(self, candidates: Sequence[SolverSchedule], scores: Sequence[float]) -> Predictor:
         """Return a predictor that has learned from scored schedules, anew.
 
+        Raises:
+            UsageError: fewer than two, or a score that is not finite.
+
         Cost: seconds to a minute on one core, for hundreds of schedules.
         """
         if len(candidates) < 2 or len(candidates) != len(scores):
@@ -123,6 +126,8 @@ class Predictor:
                 f"a predictor learns from two scored schedules or more, and was given "
                 f"{len(candidates)} with {len(scores)} scores."
             )
+        if not all(map(math.isfinite, scores)):
+            raise UsageError("a predictor learns from finite scores; leave out what failed.")
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.seed)  # layers draw their weights from torch's own stream

@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ from pathline.core.progress import progress
 
 T = TypeVar("T")
 In = TypeVar("In", contravariant=True)
-FORMAT = 1
+FORMAT = 2
 SAVE_EVERY = 5.0
 """Seconds between two writings of the file that a search goes on from."""
 TRIES = 20
@@ -89,15 +89,13 @@ class Settings:
     """How children are made.
 
     Args:
-        population: how many of one cost stay alive.
-        parents: the best of them, from which parents are drawn.
+        parents: the best of a cost, from which parents are drawn.
         crossover: how often two parents are mixed before the mutation.
         tournament: draws for a parent, of which the best is taken.
         batch: candidates made from the same past, to be scored at once (by Ray's workers, say).
         relearn: new scores after which a ranker learns again.
     """
 
-    population: int = 60
     parents: int = 15
     crossover: float = 0.3
     tournament: int = 2
@@ -105,7 +103,7 @@ class Settings:
     relearn: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("population", "parents", "tournament", "batch", "relearn"):
+        for name in ("parents", "tournament", "batch", "relearn"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, and is {getattr(self, name)}.")
         if not 0 <= self.crossover <= 1:
@@ -122,8 +120,8 @@ class Search(Generic[T]):
         costs: which costs are searched, in turn.
         seed: of all draws.
         settings: how children are made.
-        ranker: picks the better of several children, for every second one; None for none. Greedy
-            filtering alone loses diversity, so half of the children stay unfiltered.
+        ranker: picks the better of several children, for every second one, once two scores are
+            finite; None for none. Half of the children stay unfiltered, for diversity.
         about: what the scores depend on besides; a file of another search is refused.
     """
 
@@ -140,6 +138,8 @@ class Search(Generic[T]):
         found = {self.space.cost(candidate) for candidate in self.start}
         if lacking := sorted(set(self.costs) - found):
             raise UsageError(f"the search starts with no candidate of cost {lacking}.")
+        if self.seed < 0:
+            raise UsageError(f"the seed must be at least 0, and is {self.seed}.")
         self._learned: tuple[int, Ranker[T]] | None = None
         self._keys = [self._key(each.candidate) for each in self.scored]
 
@@ -152,8 +152,11 @@ class Search(Generic[T]):
         cost = self.costs[(i - len(self.start)) % len(self.costs)]
         if self.ranker is None or i % 2:
             return self._child(past, cost, draw)
+        ranker = self._ranker(past)
+        if ranker is None:
+            return self._child(past, cost, draw)
         children = [self._child(past, cost, draw) for _ in range(FILTERED)]
-        return children[int(np.argmin(self._rank(past)(children)))]
+        return children[int(np.argmin(ranker(children)))]
 
     def tell(self, candidate: T, score: float) -> None:
         """Add the next score; one that is no number counts as the worst."""
@@ -173,7 +176,7 @@ class Search(Generic[T]):
 
     def _child(self, past: Sequence[Scored[T]], cost: int, draw: np.random.Generator) -> T:
         how = self.settings
-        parents = _best(past, cost)[: how.population][: how.parents]
+        parents = _best(past, cost)[: how.parents]
         known = set(self._keys[: len(past)])
         child = parents[0].candidate
         for _ in range(TRIES):
@@ -191,12 +194,17 @@ class Search(Generic[T]):
             int(draw.integers(len(parents), size=self.settings.tournament).min())
         ].candidate
 
-    def _rank(self, past: Sequence[Scored[T]]) -> Ranker[T]:
-        """Return the ranker as it was after the last multiple of `relearn` scores."""
+    def _ranker(self, past: Sequence[Scored[T]]) -> Ranker[T] | None:
+        """Return the ranker as it was after the last multiple of `relearn` scores.
+
+        None if fewer than two of them were finite.
+        """
         assert self.ranker is not None
         n = max(len(self.start), len(past) // self.settings.relearn * self.settings.relearn)
         if self._learned is None or self._learned[0] != n:
             known = [each for each in past[:n] if math.isfinite(each.score)]
+            if len(known) < 2:
+                return None
             learned = self.ranker.fitted([e.candidate for e in known], [e.score for e in known])
             self._learned = (n, learned)
         return self._learned[1]
@@ -208,7 +216,7 @@ class Search(Generic[T]):
         """Return a checksum of what decides the search, but for its budget."""
         start = [self.space.dump(candidate) for candidate in self.start]
         told = [start, list(self.costs), self.seed, asdict(self.settings), dict(self.about)]
-        text = json.dumps([*told, type(self.ranker).__name__], sort_keys=True)
+        text = json.dumps([*told, _told(self.space), _told(self.ranker)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, file: str | Path) -> Path:
@@ -305,6 +313,23 @@ class _Keeper:
         if self.file is not None:
             self.search.save(self.file)
         self.last = time.monotonic()
+
+
+def _told(value: Any) -> Any:
+    """Return a space, a ranker or a part of one as JSON values: its class, and what it was given.
+
+    What does not show in a dataclass (`repr=False`) does not count: what was learned, say.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _told(each) for key, each in value.items()}
+    if isinstance(value, Sequence):
+        return [_told(each) for each in value]
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if not is_dataclass(value):
+        return [name, value.tolist()] if hasattr(value, "tolist") else name
+    return [name, {f.name: _told(getattr(value, f.name)) for f in fields(value) if f.repr}]
 
 
 def _best(scored: Sequence[Scored[T]], cost: int) -> list[Scored[T]]:

@@ -24,7 +24,7 @@ import torch
 from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
 from pathline.core.receipt import versions
-from pathline.solvers.calibrate import calibrate
+from pathline.solvers.calibrate import UNKNOWN_WEIGHTS, calibrate
 from pathline.solvers.ems import EMSTable
 from pathline.solvers.exponential import DDIM, DPMpp
 from pathline.solvers.grids import LogSNR
@@ -48,6 +48,8 @@ RACED = {"cpu": 500, "cuda": 3000}
 """Samples that the race between fixed ways runs, at each number of evaluations."""
 ANEW = 0.3
 """What share of the evaluations of a schedule that is tried is not in memory yet, about."""
+FORMAT = 2
+"""Of what an interrupted call goes on from."""
 REPORT = "report.json"
 STATISTICS = 16, 80
 """Samples, and intervals, that statistics shared by all elements are measured on."""
@@ -78,6 +80,8 @@ class TuneSettings:
         for name in ("n_train", "n_test", "reference", "workers"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, and is {getattr(self, name)}.")
+        if self.seed < 0:
+            raise UsageError(f"the seed must be at least 0, and is {self.seed}.")
         if self.budget < LEAST:
             raise UsageError(f"a budget of {self.budget} schedules is too small; take {LEAST}.")
 
@@ -88,7 +92,7 @@ class Tuned:
 
     Args:
         nfe: evaluations.
-        schedule: the best schedule; a fixed one where nothing better was found.
+        schedule: the best schedule, by the noise that chooses: a found or a fixed one.
         found: its error on fresh noise.
         seen: its mean error on the noise of the search.
         fixed: the best fixed solver and grid, by the noise that chooses.
@@ -96,6 +100,8 @@ class Tuned:
         default: that of the default there, DPM-Solver++ 2M on the log-SNR grid.
         ddim: that of DDIM there.
         evaluations: schedules that the search scored, after the descent.
+        is_behind: whether the best fixed way is better, by the noise that chooses, and cannot be
+            kept: it evaluates twice at a time, or has numbers of each element.
     """
 
     nfe: int
@@ -107,6 +113,7 @@ class Tuned:
     default: float
     ddim: float
     evaluations: int
+    is_behind: bool = False
 
     def row(self) -> dict[str, Any]:
         """Return the line of a table."""
@@ -115,7 +122,7 @@ class Tuned:
             "found": f"{self.found:.4g}",
             "best fixed": f"{self.fixed_error:.4g}",
             "ratio": f"{self.found / self.fixed_error:.2f}",
-            "which": self.fixed,
+            "which": self.fixed + (" (not a schedule)" if self.is_behind else ""),
             "dpmpp_2m": f"{self.default:.4g}",
             "ddim": f"{self.ddim:.4g}",
             "seen": f"{self.seen:.4g}",
@@ -173,7 +180,8 @@ def statistics(bench: Bench, file: str | Path, work: str | Path | None = None) -
 
     Args:
         bench: the model, and its samples.
-        file: where they are kept; those of the same weights are taken as they are.
+        file: where they are kept; those of the same weights, of as many samples or more, are taken
+            as they are.
         work: a folder for what an interrupted call goes on from.
 
     Derivatives are taken by differences, which any network can.
@@ -182,15 +190,16 @@ def statistics(bench: Bench, file: str | Path, work: str | Path | None = None) -
     """
     assert bench.model is not None
     mark, at = str(bench.about.get("weights") or ""), Path(file)
-    if at.is_file() and mark and (known := EMSTable.load(at)).weights == mark:
-        return known
     k, n = STATISTICS
     x0 = bench.train.ends[:k].to(torch.float32)
+    known = EMSTable.load(at) if at.is_file() and mark else None
+    if known is not None and known.weights == mark and known.n_samples >= len(x0):
+        return known
     told: Any = {name: list(values[: len(x0)]) for name, values in bench.told.items()}
     resume = (
         None
         if work is None
-        else Path(work) / f"{marked([bench.about, versions()])}-ems.safetensors"
+        else Path(work) / f"{marked([bench.about, versions(), FORMAT])}-ems.safetensors"
     )
     table = calibrate(
         bench.model, x0, n, numbers="shared", method="difference", resume=resume, **told
@@ -219,13 +228,16 @@ def tune(
         ray: score `settings.workers` schedules at once, on Ray's workers.
 
     Raises:
-        UsageError: a number of evaluations that no schedule has; a place that cannot be written.
+        UsageError: a number of evaluations that no schedule has; a place that cannot be written;
+            work on a model whose weights are unknown.
         MissingExtra: Ray is not installed.
 
     Cost: for n evaluations about n (n_train · budget/2 + 500 + 7 · n_test) calls of the field.
     """
     if not counts or min(counts) < 2:
         raise UsageError(f"numbers of evaluations are 2 or more, and were {list(counts)}.")
+    if work is not None and bench.about.get("weights", "") is None:
+        raise UsageError(f"{UNKNOWN_WEIGHTS} leave work out.")
     done: list[Tuned] = []
     for nfe, share in _shares(counts).items():
         how = replace(settings, budget=max(round(share * settings.budget), LEAST))
@@ -279,7 +291,8 @@ class _Task:
     @property
     def mark(self) -> str:
         """What the result depends on."""
-        return marked([self.bench.about, asdict(self.settings), self.nfe, versions()])
+        told = [self.bench.about, asdict(self.settings), self.nfe, versions(), FORMAT]
+        return marked(told)
 
     def file(self, what: str) -> Path | None:
         """Return where a part of the work is kept."""
@@ -291,9 +304,7 @@ class _Task:
         if kept is not None:
             return Tuned(**kept | {"schedule": SolverSchedule.from_dict(kept["schedule"])})
         fixed = fixed_solvers(self.bench.train, self.nfe, self.bench.model)
-        kept_race = kept_in(self.file("race"))
-        finalists = race(self.bench.train, fixed, self.nfe) if kept_race is None else kept_race
-        keep_in(self.file("race"), finalists)
+        finalists = race(self.bench.train, fixed, self.nfe, self.file("race"))
         found = _measured(self.bench, *self._search(fixed, finalists), fixed, finalists, self.nfe)
         keep_in(self.file("result"), vars(found) | {"schedule": found.schedule.to_dict()})
         return found
@@ -365,7 +376,8 @@ def _measured(
     name = min(errors, key=lambda each: errors[each])
     made = list(dict.fromkeys([search.best(nfe)[0].candidate, *down]))
     made += [way for way in (fixed[name],) if isinstance(way, SolverSchedule)]
-    schedule = min(made, key=judge)
+    error, i = min((judge(each), i) for i, each in enumerate(made))
+    schedule = made[i]
     found, rival = test(schedule), test(fixed[name])
     path = bench.test.field.path
     default, ddim = (bench.test(each.plan(path, LogSNR(nfe))) for each in (DPMpp(), DDIM()))
@@ -375,4 +387,5 @@ def _measured(
     kept = replace(schedule, about=told)
     scored = len(search.scored)
     seen = bench.train.typical(schedule)
-    return Tuned(nfe, kept, found, seen, name, rival, default, ddim, scored)
+    is_behind = errors[name] < error
+    return Tuned(nfe, kept, found, seen, name, rival, default, ddim, scored, is_behind)
