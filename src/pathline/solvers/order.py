@@ -37,9 +37,14 @@ def measured_order(plan: Plan) -> float:
     """Return the fitted order of the solver of `plan`; see `Plan.order`."""
     if plan.is_stochastic:
         raise UsageError("a stochastic plan has a weak order, which needs many samples to measure.")
-    if "solver" not in plan.recipe or plan.batch is not None:
+    if plan.batch is not None:
         raise UsageError(
-            "the plan was not compiled by a solver on one grid, so it cannot be refined."
+            "the plan was not compiled on one grid but on one for each sample; refine one of them."
+        )
+    if "solver" not in plan.recipe:
+        raise UsageError(
+            "the plan does not say what compiled it, so it cannot be refined: its solver or its "
+            'grid is not registered (@solvers.register("name")), or its rows were changed since.'
         )
     solver = solvers.rebuild(plan.recipe["solver"]).standard(plan.path)
     grid = grids.rebuild({**plan.recipe["grid"], "last": "stop"})

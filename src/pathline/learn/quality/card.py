@@ -113,11 +113,12 @@ def _about(model: Denoiser) -> str:
 
 def _use(model: Denoiser, report: Report) -> Iterator[str]:
     told, prompt = str(model.details["condition"]), subject_of(model).showcase[0]
-    weight = report.call["guidance"]
+    call, weight = report.call, report.call["guidance"]
+    how = f'solver="{call["solver"]}", grid="{call["grid"]}", steps={call["steps"]}'
     guided = "" if weight == 1 else f", guide=pl.CFG({weight:g})"
     yield "```python\nimport pathline as pl\n"
     yield f'model = pl.load("{model.name}")'
-    yield f'sol = pl.sample(model, n=16, {told}="{prompt}", steps=20{guided})\n```\n'
+    yield f'sol = pl.sample(model, n=16, {told}="{prompt}",\n                {how}{guided})\n```\n'
 
 
 def _data(report: Report) -> Iterator[str]:
