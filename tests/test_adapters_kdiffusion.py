@@ -60,11 +60,7 @@ def test_every_solver_has_their_call_and_is_a_solve(name):
     solver, name = solvers.build(known, **settings), f"sample_{name}"
     path = pl.EDM(0.002, 80.0)
     times = (sigmas(last=None) / 80.0).tolist()
-    try:
-        ours = kdiffusion.SAMPLERS[name](model, X, sigmas(last=None), disable=True, seeds=range(4))
-    except UsageError as refused:
-        assert "statistics" in str(refused)  # v3 has none of this model
-        return
+    ours = kdiffusion.SAMPLERS[name](model, X, sigmas(last=None), disable=True, seeds=range(4))
     law = m4(path)
     plain = pl.solve(law, X, solver=solver, grid=times, seeds=range(4))
     torch.testing.assert_close(ours, plain.x, rtol=1e-7, atol=1e-7)
@@ -75,6 +71,12 @@ def test_stepped_solvers_are_not_there():
     assert stepped and not {f"sample_{name}" for name in stepped} & set(kdiffusion.SAMPLERS)
     with pytest.raises(UsageError, match="chooses its steps while it runs"):
         kdiffusion.sampler("dopri5")
+
+
+def test_what_needs_statistics_is_there_by_name_alone():
+    assert "sample_dpm_v3" not in kdiffusion.SAMPLERS
+    with pytest.raises(UsageError, match="table=..."):
+        kdiffusion.sample_dpm_v3(model, X, sigmas(), disable=True)
 
 
 def test_callbacks_and_arguments_are_theirs(own):

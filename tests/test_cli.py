@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from pathline.bench import BENCHES, Bar, Report, Row
 from pathline.cli import listing
 from pathline.cli.main import app
 from pathline.cli.options import chosen_condition, parsed_seeds
-from pathline.core.images import Layout, read_pixels, read_receipt, to_pixels
+from pathline.core.images import Layout, read_pixels, read_receipt, to_pixels, write_picture
+from pathline.solvers import SolverSchedule
+from pathline.solvers.saved import schedule_file
 from pathline.solvers.solver import solvers
 
 
@@ -170,6 +173,12 @@ REFUSED = {
     "a negative seed": (["--seed", -1], "not an integer from 0"),
     "an empty batch": (["--batch", 0], "at least 1 sample"),
     "a sheet without columns": (["--columns", 0], "columns ≥ 1"),
+    "a grid that rises": (["--grid", "0,0.5,1"], "give --grid 1,0.5,0"),
+    "a grid that rises, with noise": (
+        ["--grid", "0,0.5,1", "--solver", "ddpm"], "give --grid 1,0.5,0"
+    ),
+    "sada with noise": (["--speed", "sada", "--solver", "ddpm"], "give --solver dpmpp_2m"),
+    "guidance of no number": (["a cat", "--guidance", "nan"], "give a finite number"),
     "a device that is not here": (["--device", "tpu"], "no device 'tpu' here"),
     "not a PNG": (["-o", "apple.jpg"], "a sheet is a PNG file"),
     "below a file": (["-o", "file/apple.png"], "file is a file, not a folder"),
@@ -251,8 +260,92 @@ def test_what_is_done_stays_when_a_later_batch_fails(here, monkeypatch):
 
     monkeypatch.setattr(request, "sample", sample)
     outcome = run("sample", "plain", "--steps", 1, "-n", 6, "--batch", 2, "-o", "each/")
-    assert outcome.exit_code != 0
+    assert outcome.exit_code == 130 and outcome.stderr.splitlines() == [
+        "each: 2 of 6 files are there; with -o each/ the same command goes on from them.",
+        "pathline: interrupted.",
+    ]
     assert files(here / "each") == ["000000.png", "000001.png"]
+
+
+EACH = "sample", "tiny", "a cat", "--solver", "ddpm", "--steps", 2, "-n", 5, "--batch", 2
+
+
+def written(before=None):
+    """The bytes of each file, and which of them are other files than before."""
+    found = {path.name: path for path in sorted(Path("each").iterdir())}
+    stamps = {name: path.stat().st_mtime_ns for name, path in found.items()}
+    new = [name for name in stamps if before is None or stamps[name] != before.get(name)]
+    return {name: path.read_bytes() for name, path in found.items()}, stamps, new
+
+
+def test_the_same_command_goes_on_from_whole_batches(here):
+    """What is there stays, what is missing comes with its batch, and the bits are the same."""
+    assert "each: 5 files, 2 evaluations" in done(*EACH, "-o", "each/")
+    content, stamps, _ = written()
+    assert "all 5 files were there already" in done(*EACH, "-o", "each/")
+    assert written(stamps)[::2] == (content, [])
+    Path("each/000003.png").unlink()
+    assert "2 files beside 3 that were there already" in done(*EACH, "-o", "each/")
+    again, _, new = written(stamps)
+    assert again == content and new == ["000002.png", "000003.png"]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ("--steps", 3), ("--solver", "ddim"), ("--guidance", 3), ("--scale", 2), ("--batch", 3),
+        ("--grid", "karras"), ("--last", "denoise"),
+    ],
+)  # fmt: skip
+def test_files_of_another_request_are_made_again(here, others):
+    done(*EACH, "-o", "each/")
+    assert "each: 5 files, " in done(*EACH, *others, "-o", "each/")
+    assert "all 5 files" in done(*EACH, *others, "-o", "each/")
+
+
+def test_files_of_other_weights_or_words_and_damaged_ones_are_made_again(here):
+    done(*EACH, "-o", "each/")
+    tiny_model(here / "tiny", seed=1)
+    assert "each: 5 files, " in done(*EACH, "-o", "each/")
+    words = list(EACH)
+    words[2] = "a dog"
+    assert "each: 5 files, " in done(*words, "-o", "each/")
+    whole = Path("each/000004.png").read_bytes()
+    Path("each/000004.png").write_bytes(whole[:-30])
+    assert "1 files beside 4 that were there already" in done(*words, "-o", "each/")
+    assert Path("each/000004.png").read_bytes() == whole
+
+
+def test_guidance_alone_is_what_a_thinned_schedule_is_for(here):
+    """What to type is said, and another weight is one line without a place in the code."""
+    plain = SolverSchedule.of(pl.DDIM(), pl.CondOT(), pl.grids.log_snr(3))
+    about = {"guide": {"name": "cfg", "weight": 2.0}}
+    made = replace(plain, ratios=[None, None, 0.5], about=about)
+    made.save(schedule_file(here / "tiny", made.nfe, "s3_guided"))
+    words = ["sample", "tiny", "a cat", "-n", 1, "--solver", "s3_guided", "-o", "a.png"]
+    for others in (["--guidance", 1], ["--guide", "clip:-1,high=1"]):
+        assert_refused(here, [*words, *others], "no other --guide, and --guidance 2, which it was")
+    assert run(*words, "--guidance", 2).stderr == ""
+    said = run(*words, "--guidance", 4).stderr
+    assert said.startswith("warning: this schedule was fitted to guidance of weight 2")
+    assert said.count("\n") == 1 and ".py" not in said
+    assert run("replay", "a.png").stderr == ""
+
+
+def test_a_replay_writes_pictures_alone_and_tells_a_changed_file_from_rounding(here):
+    done("sample", "plain", "--steps", 1, "-n", 1, "-o", "a.png")
+    assert_refused(here, ["replay", "a.png", "-o", "again.txt"], "-o again.txt.png")
+    pixels, receipt = read_pixels("a.png").copy(), read_receipt("a.png")
+    inside = pixels[10, 10].astype(int)
+    for by, says in ((8, "the processor rounds differently"), (9, "the file was changed since")):
+        pixels[10, 10] = np.where(inside < 128, inside + by, inside - by)
+        write_picture("a.png", pixels, receipt)
+        outcome = run("replay", "a.png")
+        assert outcome.exit_code == 1
+        assert f"by {by} of 255 at most" in outcome.stdout and says in outcome.stdout
+    write_picture("a.png", pixels, replace(receipt, versions={**receipt.versions, "torch": "1.0"}))
+    said = run("replay", "a.png").stdout
+    assert "was changed since" in said and "torch 1.0 then" in said
 
 
 def test_our_own_defects_keep_their_traceback(here, monkeypatch):

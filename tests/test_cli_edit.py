@@ -63,7 +63,7 @@ def test_words(here):
     assert told["round_trip_error"] == pytest.approx(float(made.error.max()))
     assert told["evaluations"] == made.nfe
     assert read_receipt("out.png").recipe["edit"]["source"] == "red"
-    replayed("out.png")
+    assert f"(1 samples, {made.nfe} evaluations each)" in done("replay", "out.png")
 
 
 def test_what_an_edit_wrote_is_read_as_it_was_made(here):

@@ -12,9 +12,12 @@ import pathline as pl
 from pathline.core import Status, noise
 from pathline.core.receipt import Receipt
 from pathline.fields import problems
+from pathline.nets.text import check_texts
 from pathline.solvers.grids import grids
 from pathline.solvers.solve import start
 from pathline.solvers.solver import solvers
+from pathline.speed import SADA
+from pathline.steer import APG
 
 VP = pl.VPLinear()
 
@@ -265,6 +268,22 @@ def samples(model=None, **options):
         (solves(solver=pl.DPMpp), r"DPMpp is no solver: give one, DPMpp\(\)"),
         (solves(solver=3), "3 is no solver: give one"),
         (solves(grid=pl.grids.uniform), "uniform is no grid: give its times"),
+        (solves(guide=3.0), r"guide=3.0 is no guide: give one, guide=CFG\(3.0\)"),
+        (solves(guide=pl.CFG), r"guide=CFG is no guide: give one, guide=CFG\(4.0\)"),
+        (solves(guide=lambda field: 3), "the guide returned a int, and not a field"),
+        (solves(speed="sada"), "from pathline.speed import SADA"),
+        (solves(speed=SADA), r"speed=SADA is no policy: give one, speed=SADA\(\)"),
+        (solves(keep=3), r"keep=3 keeps nothing: give one, keep=Known\(y, mask\)"),
+        (lambda: pl.Denoiser(x0_network, VP, label="999"), "give a factor, label=999.0"),
+        (lambda: check_texts(3), "text=3 is no text: give words"),
+        (samples(shape=(3,), device="gpu"), "no device 'gpu' here; give"),
+        (
+            samples(shape=(3,), dtype="float64"),
+            "dtype='float64' is no dtype .* dtype=torch.float64",
+        ),
+        (samples(shape=(3,), dtype=float), "is no dtype of torch: give one"),
+        (samples(n=2.5), "n=2.5 is no whole number of samples"),
+        (samples(seeds=3), "seeds=3 is no list"),
         (samples(shape=(3,), grid=pl.grids.uniform(5, 0.5, 0.9)), "the grid rises from t = 0.5"),
         (samples(shape=(3,), grid=[0.5, 0.9], solver="dopri5"), "take encode"),
         (samples(n=0), "at least 1 sample"),
@@ -281,6 +300,14 @@ def samples(model=None, **options):
 def test_what_cannot_work_is_refused_at_the_door(call, says):
     with pytest.raises(pl.UsageError, match=says):
         call()
+
+
+@pytest.mark.parametrize("guide", [pl.CFG, APG])
+@pytest.mark.parametrize("weight", ["4", math.nan, math.inf, None, True, torch.ones(2)])
+def test_a_weight_is_a_finite_number(guide, weight):
+    with pytest.raises(pl.UsageError, match=f"the weight of {guide.__name__} is a finite number"):
+        guide(weight)
+    assert guide(np.float64(4)).weight == guide(4).weight == 4
 
 
 class TestGuidance:

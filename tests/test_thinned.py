@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from pathline.speed.goal import bench_of
 from pathline.speed.guided import REPORT, measured_ratios, spendings, thinned, tune_guided
 from pathline.speed.metrics import Endpoint
 from pathline.speed.tune import TuneSettings
+from pathline.steer import Chain
 
 VP, OT = pl.VPLinear(), pl.CondOT()
 D = 3
@@ -180,6 +182,32 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(pl.UsageError, match="known at t_max alone"):
         pl.solve(model, torch.ones(2, D).double(), grid=late, guide=pl.CFG(2.0), speed=known,
                  kind=kind)  # fmt: skip
+
+
+def fitted_at(weight, **about):
+    """A thinned schedule of three evaluations that says which guidance it was fitted to."""
+    plain = SolverSchedule.of(pl.DDIM(), VP, grids.log_snr(3))
+    guide = {"name": "cfg", "weight": weight}
+    return dataclasses.replace(plain, ratios=[None, None, 0.5], about={"guide": guide, **about})
+
+
+@pytest.mark.parametrize("as_guide", [pl.CFG, lambda weight: Chain((pl.CFG(weight),))])
+def test_guidance_that_a_schedule_was_not_fitted_to_is_told(as_guide):
+    """Once a solve, at the line that asked for it."""
+    for weight, n in ((2.0, 0), (4.0, 1)):
+        made, guide = fitted_at(2.0), as_guide(weight)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pl.sample(toy(), 1, solver=made, guide=guide, dtype=torch.float64, kind=[1.0])
+        assert [each.filename for each in told] == [__file__] * n
+        assert all("weight 2, and is run with 4" in str(each.message) for each in told)
+
+
+def test_schedules_that_tell_no_guidance_warn_of_none():
+    for about in ({"guide": None}, {"guide": {"name": "apg", "weight": 2.0}}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            guided(toy(), solver=fitted_at(2.0, **about), steps=None, weight=4.0)
 
 
 def test_what_is_not_finite_is_said():

@@ -5,7 +5,8 @@
 The model is a denoiser in σ: model(x, σ) → x̂_0 for x = x_0 + σ ε, with σ of shape (batch,). There
 is one such function for every solver with a plan, `SAMPLERS["sample_dpmpp_3m"]` or
 `sample_dpmpp_3m` of this module, and for every name in `THEIRS`, those that k-diffusion has for
-some of them; `sampler` makes one of a solver with settings of your own.
+some of them; `sampler` makes one of a solver with settings of your own. `SAMPLERS` leaves out what
+no model of this call has statistics for: `sample_dpm_v3(..., table=...)` is there by name alone.
 None of them decides the gradient mode: call them under `torch.no_grad()` unless you want gradients.
 
 Paper: Karras et al. 2022 (arXiv:2206.00364), for the coordinates.
@@ -28,6 +29,7 @@ from pathline.core.errors import UsageError
 from pathline.core.progress import progress
 from pathline.paths import EDM
 from pathline.solvers import Plan, Solver, Stepped, grids, solvers
+from pathline.solvers.dpm_v3 import DPMv3
 from pathline.solvers.execute import Draw, drawing
 from pathline.solvers.plan import Functional
 from pathline.solvers.sde import EDMSampler
@@ -345,12 +347,13 @@ def _beginnings(plan: Plan) -> dict[int, int]:
 
 
 def _samplers() -> dict[str, Sampler]:
-    fixed = [entry.name for entry in solvers if not isinstance(entry.build(), Stepped)]
+    built = {entry.name: entry.build() for entry in solvers}
+    fixed = [name for name, solver in built.items() if not isinstance(solver, Stepped | DPMv3)]
     return {f"sample_{name}": sampler(name) for name in (*fixed, *THEIRS)}
 
 
 def __getattr__(name: str) -> Any:
-    """Return `SAMPLERS`, every solver's by name, or `sample_…` of a solver's name or alias."""
+    """Return `SAMPLERS`, solvers by name, or `sample_…` of a solver's name or alias."""
     if name == "SAMPLERS":
         return _samplers()
     solver = name.removeprefix("sample_")

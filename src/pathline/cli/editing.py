@@ -11,7 +11,7 @@ import typer
 from pathline.cli.edit_request import WAYS, EditRequest, receipt_of
 from pathline.cli.listing import Json
 from pathline.cli.options import chosen_device
-from pathline.cli.output import check_writable
+from pathline.cli.output import check_picture
 from pathline.cli.sampling import Device, Model
 from pathline.core.errors import UsageError, unknown
 from pathline.core.images import write_picture
@@ -85,9 +85,7 @@ def edit(  # noqa: PLR0913 - each is an option
                  gamma=gamma, rho=rho, source=source)  # fmt: skip
     names = tuple(files.split(","))
     path = Path(output or f"{Path(names[0]).stem}-{by}.png")
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"pictures are a PNG file: -o {path}.png.")
-    check_writable(path)
+    check_picture(path)
     knobs = _knobs(by, depth, at, eps_rel, walk, eta, gamma, rho)
     request = EditRequest(
         by, names, prompt, source, mask, solver,

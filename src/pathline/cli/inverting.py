@@ -14,7 +14,7 @@ from torch import Tensor
 from pathline.cli.likelihood import held_out
 from pathline.cli.listing import Json, show
 from pathline.cli.options import chosen_condition, chosen_device
-from pathline.cli.output import check_writable
+from pathline.cli.output import check_picture, check_writable
 from pathline.cli.reading import pictures
 from pathline.cli.sampling import Device, Model, Number
 from pathline.core.errors import UsageError
@@ -164,9 +164,7 @@ def _draw(
     if len(files) > 1:
         raise UsageError("one code at a time: several files were given, the first of them a code.")
     path = Path(output or Path(files[0]).with_suffix(".png"))
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"pictures are a PNG file: -o {path}.png.")
-    check_writable(path)
+    check_picture(path)
     code = Code.load(files[0])
     device = model.device or torch.device("cpu")
     code = replace(code, states=tuple(z.to(device) for z in code.states))

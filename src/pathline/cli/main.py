@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -26,20 +27,37 @@ from pathline.cli.steering import steer
 from pathline.core.errors import PathlineError
 from pathline.core.receipt import versions
 
+INTERRUPTED = 130
+"""The exit code of a program that was stopped by Ctrl-C."""
+
 
 class OneSentence(TyperGroup):
     """A group of commands that reports what the user can mend in one sentence, with exit code 2.
 
-    Anything else is a defect of ours, and keeps its traceback.
+    Anything else is a defect of ours, and keeps its traceback. Warnings are a line each.
     """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the user named."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except PathlineError as error:
-            typer.echo(f"pathline: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"pathline: {_one_line(error)}", err=True)
             raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("pathline: interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as a person reads it, without the line of code that gave it."""
+    typer.echo(f"warning: {_one_line(message)}", err=True)
+
+
+def _one_line(told: object) -> str:
+    return " ".join(str(told).split())
 
 
 app = typer.Typer(

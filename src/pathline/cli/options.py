@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -152,11 +153,17 @@ def chosen_condition(prompt: str | None, model: Denoiser) -> dict[str, str]:
 
 
 def chosen_guide(weight: float | None, prompt: str | None, model: Denoiser) -> Guide | None:
-    """Return the guide: what the user says, else what the model recommends for a prompt."""
+    """Return the guide: what the user says, else what the model recommends for a prompt.
+
+    Raises:
+        UsageError: the weight is not finite.
+    """
     if weight is None:
         if prompt is None or not model.is_conditional:
             return None
         weight = float(model.defaults.get("guidance", GUIDANCE))
+    if not math.isfinite(weight):
+        raise UsageError(f"--guidance {weight}: give a finite number, such as 4; 1 adds nothing.")
     return None if weight == 1 else CFG(weight)
 
 

@@ -42,6 +42,13 @@ def destination(output: str | None, each: bool, model: str, prompt: str | None) 
     return Destination(path, each)
 
 
+def check_picture(path: Path) -> None:
+    """Refuse a file that is no PNG, or could not be written."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"pictures are a PNG file: -o {path}.png.")
+    check_writable(path)
+
+
 def check_writable(path: Path) -> None:
     """Refuse a file that could not be written, before anything is computed for it."""
     folder = path.parent
@@ -87,7 +94,7 @@ class Picture:
 
 def sheet_of(request: Request, solutions: Sequence[Solution], layout: Layout) -> Picture:
     """Return all samples as one picture."""
-    receipt = _arranged(receipt_of(request, solutions), layout, None)
+    receipt = placed(receipt_of(request, solutions), layout, None)
     return Picture("", layout.arrange(to_pixels(samples(solutions))), receipt)
 
 
@@ -98,11 +105,16 @@ def pictures_of(
     seeds = request.batches[number]
     receipt = receipt_of(replace(request, seeds=seeds), [solution])
     for place, (seed, pixels) in enumerate(zip(seeds, to_pixels(solution.x), strict=True)):
-        told = _arranged(receipt, layout, place)
-        yield Picture(f"{seed:06d}.png", layout.arrange(pixels[None]), told)
+        told = placed(receipt, layout, place)
+        yield Picture(file_name(seed), layout.arrange(pixels[None]), told)
 
 
-def _arranged(receipt: Receipt, layout: Layout, index: int | None) -> Receipt:
+def file_name(seed: int) -> str:
+    """Return what the file of one sample is called."""
+    return f"{seed:06d}.png"
+
+
+def placed(receipt: Receipt, layout: Layout, index: int | None) -> Receipt:
     """Return the receipt of a picture: of a sheet, or of sample `index` of the batch alone."""
     picture = {"layout": layout.to_dict(), "sample": index}
     return replace(receipt, recipe={**receipt.recipe, "picture": picture})

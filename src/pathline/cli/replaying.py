@@ -11,12 +11,16 @@ import numpy as np
 import torch
 import typer
 
-from pathline.cli.output import Picture, check_writable, pictures_of, sheet_of
+from pathline.cli.output import Picture, check_picture, pictures_of, sheet_of
 from pathline.cli.request import Request, model_of, request_of
 from pathline.cli.sampling import watched
 from pathline.core.errors import ReceiptError
 from pathline.core.images import Pixels, place_of, read_pixels, read_receipt, to_pixels
 from pathline.core.receipt import Receipt, versions
+
+ROUNDING = 8
+"""Levels of 255 by which another order of rounding may move a picture: 1 as a rule, and several
+where many steps carry it on; far more is another picture."""
 
 File = Annotated[str, typer.Argument(help="A PNG that pathline wrote.")]
 Output = Annotated[str | None, typer.Option("-o", "--output", help="Write the remade PNG here.")]
@@ -32,7 +36,7 @@ def replay(file: File, output: Output = None, model: Model = None) -> None:
 
     receipt, before = read_receipt(file), read_pixels(file)
     if output is not None:
-        check_writable(Path(output))
+        check_picture(Path(output))
     with threads(receipt.threads):
         if "edit" in receipt.recipe:
             picture = edited_again(receipt, model, Path(file).parent)
@@ -94,7 +98,7 @@ def threads(n: int) -> Generator[None]:
 
 def _compared(before: Pixels, after: Pixels, receipt: Receipt) -> str:
     """Say whether two pictures are the same, and if not, how far off and perhaps why."""
-    n = len(receipt.seeds)
+    n = receipt.recipe.get("picture", {}).get("n", len(receipt.seeds) or 1)
     if np.array_equal(before, after):
         return f"identical, bit for bit ({n} samples, {receipt.nfe} evaluations each)."
     if before.shape != after.shape:
@@ -105,5 +109,8 @@ def _compared(before: Pixels, after: Pixels, receipt: Receipt) -> str:
         f"{k} {v} then, {here.get(k)} now" for k, v in receipt.versions.items() if v != here.get(k)
     ]
     why = "; ".join(moved) or "the same versions, so the processor rounds differently"
+    if off.max() > ROUNDING:
+        changed = "which is more than rounding: the file was changed since it was made"
+        why = f"{changed}, or the versions make the difference: {why}" if moved else changed
     n_off = np.count_nonzero(off)
     return f"different: {n_off} of {off.size} values, by {off.max()} of 255 at most; {why}."

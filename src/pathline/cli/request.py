@@ -107,11 +107,15 @@ def samples(solutions: Sequence[Solution]) -> Tensor:
 
 
 def receipt_of(request: Request, solutions: Sequence[Solution]) -> Receipt:
-    """Return one receipt for all batches.
+    """Return one receipt for all batches."""
+    return receipt_with(request, [_receipt(solution) for solution in solutions])
+
+
+def receipt_with(request: Request, parts: Sequence[Receipt]) -> Receipt:
+    """Return one receipt of those of all batches.
 
     The model's is cut down to what finds it again and proves that it is the same.
     """
-    parts = [_receipt(solution) for solution in solutions]
     model = {"name": request.model.name, "source": request.source}
     model["weights"] = request.model.details.get("weights", {})
     recipe = {**parts[0].recipe, "model": model, "batch": request.batch}

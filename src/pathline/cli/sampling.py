@@ -12,8 +12,10 @@ import typer
 
 from pathline.cli import options
 from pathline.cli.guiding import Spec, typed
+from pathline.cli.kept import kept, without
 from pathline.cli.output import destination, pictures_of, sheet_of
 from pathline.cli.request import BATCH, Request, classifier_of
+from pathline.cli.together import check_together
 from pathline.cli.weighing import SOLVER, chosen_particles, outcome_of, summed_up
 from pathline.core.errors import UsageError
 from pathline.core.images import Layout
@@ -94,7 +96,7 @@ def sample(  # noqa: PLR0913 - each is an option
 ) -> None:
     """Draw samples from a model into a PNG that carries the receipt to remake it.
 
-    pathline sample emoji "a red apple" --solver dpmpp --order 3 --steps 10 -o apple.png
+    pathline sample emoji "a red apple" --solver s3_guided --steps 10 -o apple.png
     pathline sample emoji "a cat" --guide inpaint:mask=mask.png,image=photo.png --last denoise
     pathline sample emoji --guide pigdm:0.1,cubic=4,image=small.png --particles 8 -n 2
     """
@@ -120,6 +122,7 @@ def sample(  # noqa: PLR0913 - each is an option
         typed=specs,
         particles=weighing,
     )
+    check_together(request, solver, steps, speed)
     layout = _layout(request, where.each, columns, scale)
     begun = time.perf_counter()
     said = _each(request, where.path, layout) if where.each else _sheet(request, where.path, layout)
@@ -170,14 +173,31 @@ def _sheet(request: Request, path: Path, layout: Layout) -> str:
 
 
 def _each(request: Request, folder: Path, layout: Layout) -> str:
-    """Write a file for each sample as soon as its batch is done, and say so."""
-    written: list[Path] = []
+    """Write a file for each sample as soon as its batch is done, and say so.
+
+    What the same command has written before is kept, where its receipts say that it is the same.
+    """
+    before = kept(request, folder, layout)
+    rest, written = without(request, before), list[Path]()
     told: list[Solution] = []
-    for number, solution in enumerate(watched(request, f"sampling {request.source}")):
-        told.append(replace(solution, x=solution.x[:0]))  # the samples are written, and let go
-        for picture in pictures_of(request, number, solution, layout):
-            written.append(picture.write(folder / picture.name))
-    return _said(f"{folder}: {len(written)} files", request, told, written[0])
+    try:
+        for number, solution in enumerate(watched(rest, f"sampling {request.source}")):
+            told.append(replace(solution, x=solution.x[:0]))  # the samples are written, and let go
+            for picture in pictures_of(rest, number, solution, layout):
+                written.append(picture.write(folder / picture.name))
+    except KeyboardInterrupt:
+        there = len(before) + len(written)
+        typer.echo(
+            f"{folder}: {there} of {len(request.seeds)} files are there; with -o {folder}/ the "
+            "same command goes on from them.",
+            err=True,
+        )
+        raise
+    if not told:
+        there = f"{folder}: all {len(before)} files were there already"
+        return f"{there}; again: pathline replay {before[0]}"
+    more = f" beside {len(before)} that were there already" if before else ""
+    return _said(f"{folder}: {len(written)} files{more}", request, told, written[0])
 
 
 def _said(made: str, request: Request, solutions: Sequence[Solution], again: Path) -> str:

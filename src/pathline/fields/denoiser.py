@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class Denoiser(Field):
             )
         if not isinstance(self.path, GaussianPath):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError("a denoiser needs a path, for example pathline.VPLinear().")
+        label = self.label
+        if not callable(label) and not isinstance(label, Real | Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"label={label!r} tells the network no time: give a factor, label=999.0, or a "
+                "function t → label."
+            )
         object.__setattr__(self, "view", as_view(self.view))
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -57,6 +57,11 @@ def encode_text(texts: str | Sequence[str], length: int | None = None) -> tuple[
 
 def check_texts(texts: str | Sequence[str]) -> list[str]:
     """Return the sentences as a list; refuse an empty one and what is not text."""
+    if not isinstance(texts, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"text={texts!r} is no text: give words, text='a red apple', or a list of one text a "
+            "sample."
+        )
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise UsageError("there is no text to read; give at least one sentence.")

@@ -17,7 +17,7 @@ from pathline.solvers.execute import Step
 from pathline.solvers.executors import Executor
 from pathline.solvers.grids import Grid, Times, grids
 from pathline.solvers.plan import Plan
-from pathline.solvers.saved import SAVED, saved_schedule
+from pathline.solvers.saved import SAVED, saved_schedule, warn_of_weight
 from pathline.solvers.schedule import SolverSchedule
 from pathline.solvers.solver import Solver, check_gaussian, solvers
 from pathline.solvers.stepped import Course, Keep, Stepped
@@ -97,8 +97,10 @@ class How(NamedTuple):
         """Return the same with a saved schedule in the place of its name, and its policy.
 
         Raises:
-            UsageError: the model has none, or a schedule with a policy of its own meets another.
+            UsageError: the model has none, a schedule with a policy of its own meets another, or
+                the guide, policy or what is kept is none.
         """
+        _check_parts(self)
         made = self
         if isinstance(self.solver, str) and self.solver in SAVED:
             found = saved_schedule(field, self.steps, self.solver)
@@ -106,6 +108,8 @@ class How(NamedTuple):
         own = made.solver.speed if isinstance(made.solver, SolverSchedule) else None
         if own is None:
             return made
+        assert isinstance(made.solver, SolverSchedule)
+        warn_of_weight(made.solver, made.guide)
         if made.speed not in (None, own):
             raise UsageError("this schedule leaves evaluations out by itself; leave speed out.")
         return made._replace(speed=own)
@@ -161,6 +165,31 @@ class How(NamedTuple):
             return grid.starting(float(levels), path)
         made = {t: grid.starting(t, path) for t in set(levels.tolist())}
         return [made[t] for t in levels.tolist()]
+
+
+def _check_parts(how: How) -> None:
+    """Refuse a guide, a policy or what is kept that is none."""
+    guide, speed, keep = how.guide, how.speed, how.keep
+    if guide is not None and (not callable(guide) or _is_class(guide, Field)):
+        hint = f"CFG({guide})" if type(guide) in (int, float) else "CFG(4.0)"
+        raise _none(f"guide={_named(guide)} is no guide", f"guide={hint}", "steer", "CFG")
+    if not (speed is None or isinstance(speed, Speed)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise _none(f"speed={_named(speed)} is no policy", "speed=SADA()", "speed", "SADA")
+    if keep is not None and (not callable(keep) or isinstance(keep, type)):
+        raise _none(f"keep={_named(keep)} keeps nothing", "keep=Known(y, mask)", "steer", "Known")
+
+
+def _is_class(value: object, of: type) -> bool:
+    """Return whether it is a class, and not one that makes such values."""
+    return isinstance(value, type) and not issubclass(value, of)
+
+
+def _named(given: object) -> str:
+    return given.__name__ if isinstance(given, type) else repr(given)
+
+
+def _none(said: str, instead: str, home: str, name: str) -> UsageError:
+    return UsageError(f"{said}: give one, {instead} (from pathline.{home} import {name}).")
 
 
 def chosen(adjoint: Adjoint | str | None) -> Adjoint | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -177,6 +177,8 @@ def job_of(
     """
     how = how.resolved(field)
     guided = field if how.guide is None else how.guide(field)
+    if not isinstance(guided, Field):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"the guide returned a {type(guided).__name__}, and not a field.")
     plan = how.compile(field, guided, shape)
     x = begin(plan)
     given = tuple(x) if isinstance(x, list | tuple) else (cast("Tensor", x),)
@@ -217,13 +219,35 @@ def sampling(
     shape = model.shape if begin.shape is None else begin.shape
     if shape is None:
         raise UsageError("the model does not know the shape of a sample; pass shape=(...).")
-    device = begin.device or model.device or "cpu"
+    device, dtype = _device(begin.device or model.device or "cpu"), _dtype(begin.dtype)
 
     def noise_at(plan: Plan | Course) -> Tensor:
         _check_falls(plan)
-        return start(path, plan.start[-1], seeds, shape, begin.dtype, device)
+        return start(path, plan.start[-1], seeds, shape, dtype, device)
 
     return job_of(model, how, noise_at, shape, seeds, cond)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """Return a device that is here, as far as that can be known beforehand."""
+    has_cuda = torch.cuda.is_available()
+    try:
+        made = torch.device(device)
+    except (RuntimeError, TypeError):
+        made = None
+    if made is None or (made.type == "cuda" and not has_cuda):
+        here = "'cuda' or 'cpu'" if has_cuda else "'cpu'"
+        raise UsageError(f"there is no device {device!r} here; give {here}.")
+    return made
+
+
+def _dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return a dtype of torch."""
+    if dtype is None or isinstance(dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return dtype
+    named = getattr(torch, str(dtype), None)
+    hint = named if isinstance(named, torch.dtype) else torch.float64
+    raise UsageError(f"dtype={dtype!r} is no dtype of torch: give one, dtype={hint}.")
 
 
 def _check_falls(plan: Plan | Course) -> None:
@@ -298,11 +322,15 @@ def drawn_seeds(n: int | None, seed: int, seeds: Sequence[int] | None) -> tuple[
     Raises:
         UsageError: none at all, or another number than was asked for.
     """
+    if not (n is None or isinstance(n, SupportsIndex)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"n={n!r} is no whole number of samples: give one, n=4.")
     if n is not None and n < 1:
         raise UsageError(f"at least 1 sample is needed, and {n} were asked for.")
     if seeds is None:
         noise.check_seeds([seed])
         return tuple(range(seed, seed + (1 if n is None else n)))
+    if not isinstance(seeds, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"seeds={seeds!r} is no list: give one a sample, or the first, seed=0.")
     noise.check_seeds(seeds)
     if n is not None and len(seeds) != n:
         raise UsageError(f"{len(seeds)} seeds were given for {n} samples.")

@@ -8,10 +8,12 @@ leave unconditional halves out, and spend what that saves on more steps.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pathline.core.errors import UsageError
+from pathline.core.warned import warn
 from pathline.fields import Denoiser, Field
 from pathline.solvers.heads import FOLDER
 from pathline.solvers.schedule import SolverSchedule
@@ -76,3 +78,36 @@ def saved_schedule(field: Field, nfe: int | None = None, solver: str = FOUND) ->
             f"{schedule_file(folder, nfe, solver)} has {schedule.nfe} evaluations, and not {nfe}."
         )
     return schedule
+
+
+def fitted_weight(schedule: SolverSchedule) -> float | None:
+    """Return the weight of the guidance that a thinned schedule was fitted to, if it is known."""
+    guide = schedule.about.get("guide") if schedule.ratios else None
+    return next(_weights(guide), None)
+
+
+def warn_of_weight(schedule: SolverSchedule, guide: Any) -> None:
+    """Warn, at the caller's line, if a thinned schedule was fitted to guidance of another weight.
+
+    Args:
+        schedule: what is run.
+        guide: what it is run with; one that does not describe itself is not looked at.
+    """
+    fitted, describe = fitted_weight(schedule), getattr(guide, "describe", None)
+    given = None if describe is None else next(_weights(describe()), None)
+    if fitted is None or given in (None, 1, fitted):
+        return
+    warn(
+        f"this schedule was fitted to guidance of weight {fitted:g}, and is run with {given:g}, "
+        f"where a plain solver may be better: take {fitted:g}, or a solver such as unipc."
+    )
+
+
+def _weights(guide: object) -> Iterator[float]:
+    """Yield the weights of classifier-free guidance in the description of a guide."""
+    if not isinstance(guide, Mapping):
+        return
+    if guide.get("name") == "cfg" and isinstance(guide.get("weight"), int | float):
+        yield guide["weight"]
+    for each in guide.get("guides", ()):
+        yield from _weights(each)

@@ -27,6 +27,7 @@ from torch import Tensor
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.core.progress import track
+from pathline.core.warned import warn
 from pathline.fields import Field, Unscaled
 from pathline.paths import bshape
 from pathline.solvers import Heun, grids, solve
@@ -47,7 +48,6 @@ from pathline.speed.chain_field import Conditioned
 from pathline.speed.kernels import Kernel, Langevin, Target
 from pathline.speed.levels import ExactLevels, NoiseLevels, check_levels, check_scale
 from pathline.speed.settings import check_same, plain
-from pathline.speed.warned import warn
 
 Choice = Literal["most_likely", "drawn"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pathline.core.errors import UsageError
+from pathline.core.warned import warn
 from pathline.solvers.evaluate import Call, Evaluator, check_output
 from pathline.speed.criteria import CRITERIA, Moment
 from pathline.speed.memory import Memory
 from pathline.speed.policy import calls_of
 from pathline.speed.sada import SADA
 from pathline.speed.tokens import TokenChoice
-from pathline.speed.warned import warn
 
 Regime = Literal["real", "tokens", "step", "lagrange"]
 REPLACED = ("step", "lagrange")

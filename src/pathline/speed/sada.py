@@ -22,12 +22,12 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 from pathline.core.errors import UsageError
+from pathline.core.warned import warn
 from pathline.paths import CondOT
 from pathline.solvers import Plan
 from pathline.solvers.evaluate import Call, Evaluator, Speed
 from pathline.speed.criteria import Criterion, Rule
 from pathline.speed.policy import check_span, span_of, speeds, times_of
-from pathline.speed.warned import warn
 
 Granularity = Literal["per_sample", "batch"]
 Carried = Literal["auto", "x0", "velocity"]

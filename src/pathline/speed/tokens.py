@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from pathline.core import noise
 from pathline.core.errors import UsageError
+from pathline.core.warned import warn
 from pathline.fields import Field
 from pathline.fields.denoiser import denoiser_in, with_network
 from pathline.nets.token_cache import TokenCache, is_prunable
 from pathline.solvers.evaluate import Call
 from pathline.speed.sada import Tokens
-from pathline.speed.warned import warn
 
 
 class TokenChoice:

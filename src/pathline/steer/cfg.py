@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ class CFG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_weight("CFG", self.weight)
         if not 0 <= self.rescale <= 1:
             raise UsageError(f"rescale={self.rescale}: φ is from 0 (none) to 1.")
 
@@ -77,6 +80,7 @@ class APG(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_weight("APG", self.weight)
         if self.radius is not None and not self.radius > 0:
             raise UsageError(f"radius={self.radius}: |D| is limited by a number above 0, or None.")
 
@@ -94,6 +98,16 @@ class APG(Contrast):
         along = clean * (_dot(step, clean) / _dot(clean, clean))
         step = step + (self.parallel - 1) * along
         return better + (self.weight - 1) * step / q
+
+
+def _check_weight(guide: str, weight: object) -> None:
+    """Refuse a weight that is no finite number."""
+    if isinstance(weight, Real) and not isinstance(weight, bool) and math.isfinite(weight):
+        return
+    raise UsageError(
+        f"the weight of {guide} is a finite number, and {weight!r} was given: {guide}(4.0), "
+        "for example; 1 adds nothing."
+    )
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
