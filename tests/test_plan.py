@@ -404,7 +404,7 @@ def test_the_table_says_what_the_plan_does():
         (lambda: pl.DPMpp().plan(pl.CondOT(), pl.grids.times([0.0, 0.4])), "from data itself"),
         (lambda: pl.Euler(view="score"), "choose from velocity, eps, x0"),
         (lambda: pl.Plan((0.0,), ()).folded("x0"), "without a path needs a velocity"),
-        (lambda: pl.Plan((0.0,), ()).order(), "was not compiled by a solver"),
+        (lambda: pl.Plan((0.0,), ()).order(), "does not say what compiled it"),
         (lambda: pl.DDIM(eta=1).plan(VP, pl.grids.log_snr(2)).order(), "weak order"),
         (
             lambda: pl.DDIM().plan(pl.CondOT(), pl.grids.uniform(3)).folded("eps"),
