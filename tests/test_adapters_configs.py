@@ -155,10 +155,19 @@ class Told(torch.nn.Module):
 # Whose a config is
 
 
+COSINE = {
+    **{"sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0, "sigma_schedule": "exponential"},
+    **{"num_train_timesteps": 1000, "solver_order": 2, "prediction_type": "v_prediction"},
+    **{"rho": 7.0, "solver_type": "midpoint", "lower_order_final": True, "euler_at_final": False},
+    "final_sigmas_type": "zero",
+}
+"""What CosineDPMSolverMultistepScheduler has by default; to make one it wants torchsde."""
+
+
 @pytest.mark.parametrize(
     "base, message",
     [
-        (diffusers.CosineDPMSolverMultistepScheduler().config, "scales its network"),
+        (COSINE, "scales its network"),
         (diffusers.DDIMInverseScheduler(), "pathline.encode"),
         (diffusers.DPMSolverMultistepInverseScheduler(), "pathline.encode"),
     ],

@@ -44,9 +44,9 @@ def destination(output: str | None, each: bool, model: str, prompt: str | None) 
 
 def check_picture(path: Path) -> None:
     """Refuse a file that is no PNG, or could not be written."""
+    check_writable(path)
     if path.suffix.lower() != ".png":
         raise UsageError(f"pictures are a PNG file: -o {path}.png.")
-    check_writable(path)
 
 
 def check_writable(path: Path) -> None:
