@@ -236,6 +236,10 @@ CLAIMS = (
           Experiment.probes_error, 0.02),
     Claim("flow-derivative", "the derivative along the flow is that of a central difference",
           Experiment.flow_derivative_error, 1e-6),
+    # The specification proposes this and has not measured it. Here it fails (1.31): in five or six
+    # steps of a network the third order extrapolates too far. With the one number for all elements
+    # that is shipped, order 3 makes 1.34 and 1.99 of the best ++'s error, and order 2 with a pseudo
+    # corrector 0.79 and 0.97 (16 noises, 5 and 6 evaluations).
     Claim("network", "on the fashion model v3 makes at most 0.9 of the squared error of the best "
           "of ++2M and ++3M, at 5 and 6 evaluations",
           Experiment.network_ratio, 0.9, needs="training"),
