@@ -19,3 +19,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(scope="session")
+def k_diffusion():
+    """k-diffusion's samplers, where they are installed."""
+    from pathline.bench.peers import Absent, k_diffusion_sampling
+
+    try:
+        return k_diffusion_sampling()
+    except Absent as reason:
+        pytest.skip(str(reason))

@@ -8,7 +8,6 @@ import torch
 
 import pathline as pl
 from pathline.adapters import kdiffusion
-from pathline.bench.peers import Absent, k_diffusion_sampling
 from pathline.core import noise
 from pathline.core.errors import UsageError
 from pathline.fields.problems import m4
@@ -16,14 +15,6 @@ from pathline.solvers import DPMpp, Euler, Heun, Stepped, solvers
 
 LAW = m4(pl.EDM())
 X = 80.0 * noise.normal(range(4), (3,), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def own():
-    try:
-        return k_diffusion_sampling()
-    except Absent as reason:
-        pytest.skip(str(reason))
 
 
 def model(x, sigma, **told):
@@ -46,8 +37,8 @@ def sigmas(n=9, last=0.0):
     ],
 )
 @pytest.mark.parametrize("last", [0.0, None])
-def test_their_samplers_do_the_same(own, name, solver, last):
-    theirs = getattr(own, name)(model, X, sigmas(last=last), disable=True)
+def test_their_samplers_do_the_same(k_diffusion, name, solver, last):
+    theirs = getattr(k_diffusion, name)(model, X, sigmas(last=last), disable=True)
     ours = kdiffusion.sampler(solver)(model, X, sigmas(last=last), disable=True)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
@@ -79,11 +70,11 @@ def test_what_needs_statistics_is_there_by_name_alone():
         kdiffusion.sample_dpm_v3(model, X, sigmas(), disable=True)
 
 
-def test_callbacks_and_arguments_are_theirs(own):
+def test_callbacks_and_arguments_are_theirs(k_diffusion):
     seen, theirs = [], []
     extra = {"extra_args": {"cond": 1}, "disable": True}
     kdiffusion.sample_dpmpp_2m(model, X, sigmas(), callback=seen.append, **extra)
-    own.sample_dpmpp_2m(model, X, sigmas(), callback=theirs.append, **extra)
+    k_diffusion.sample_dpmpp_2m(model, X, sigmas(), callback=theirs.append, **extra)
     assert [set(s) for s in seen] == [set(s) for s in theirs]
     for a, b in zip(seen, theirs, strict=True):
         assert a["i"] == b["i"]
@@ -124,7 +115,7 @@ CHURN = {"s_churn": 4.0, "s_tmin": 0.01, "s_tmax": 79.0, "s_noise": 1.003}
     ],
 )
 @pytest.mark.parametrize("last", [0.0, None])
-def test_callbacks_are_theirs(own, ours, theirs, options, last):
+def test_callbacks_are_theirs(k_diffusion, ours, theirs, options, last):
     """Every entry at every step: the evaluation that ends EDM's step does not begin the next."""
     levels, seen, told = sigmas(last=last), [], []
     random = Churn(levels)
@@ -134,7 +125,7 @@ def test_callbacks_are_theirs(own, ours, theirs, options, last):
     )
     if theirs == "euler_ancestral":
         options = options | random_options
-    exact = getattr(own, f"sample_{theirs}")(
+    exact = getattr(k_diffusion, f"sample_{theirs}")(
         model, X, levels, callback=told.append, disable=True, **options
     )
     assert [s["i"] for s in seen] == [s["i"] for s in told] == list(range(len(levels) - 1))
@@ -172,11 +163,11 @@ def test_what_is_not_there_is_no_attribute():
 
 
 @pytest.mark.parametrize("name", [e.name for e in solvers if not isinstance(e.build(), Stepped)])
-def test_a_noise_sampler_is_asked_once_for_each_step(own, name):
+def test_a_noise_sampler_is_asked_once_for_each_step(k_diffusion, name):
     """Or refused: of a Brownian path, no interval has two draws, and none of no length has one."""
     if not solvers.build(name).is_stochastic:
         return
-    tree = own.BrownianTreeNoiseSampler(X, 0.002, 80.0, seed=1)
+    tree = k_diffusion.BrownianTreeNoiseSampler(X, 0.002, 80.0, seed=1)
     run, asked = getattr(kdiffusion, f"sample_{name}"), []
 
     def noise_sampler(sigma, sigma_next):
@@ -193,11 +184,11 @@ def test_a_noise_sampler_is_asked_once_for_each_step(own, name):
     assert all(b >= c - 1e-12 for (_, b), (c, _) in pairwise(asked))  # they do not overlap
 
 
-def test_a_brownian_path_drives_both_noises_of_a_step(own):
+def test_a_brownian_path_drives_both_noises_of_a_step(k_diffusion):
     """k-diffusion asks for the whole step after its half; ours for the halves, which make it up."""
     levels, ends = sigmas(last=None), []
-    for run in (kdiffusion.sample_dpmpp_sde, own.sample_dpmpp_sde):
-        tree = own.BrownianTreeNoiseSampler(X, 0.002, 80.0, seed=1)
+    for run in (kdiffusion.sample_dpmpp_sde, k_diffusion.sample_dpmpp_sde):
+        tree = k_diffusion.BrownianTreeNoiseSampler(X, 0.002, 80.0, seed=1)
         ends.append(run(model, X, levels, disable=True, noise_sampler=tree))
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 

@@ -92,10 +92,9 @@ def test_it_finds_the_bottom_of_a_bowl():
     assert evolve(begun(), bowl, 400).best(1)[0].candidate == (7, -4)
 
 
-@pytest.mark.parametrize("killed", [1, 2, 3, 57, 119])
-def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, killed):
-    """To the same candidates in the same order, and nothing is scored twice."""
-    whole, calls = evolve(begun(), bowl, 120), []
+def mortal_bowl(killed):
+    """Return the bowl, which dies at this call, once, and the list of what it is asked."""
+    calls = []
 
     def mortal(point):
         calls.append(point)
@@ -103,6 +102,13 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, killed):
             raise KeyboardInterrupt
         return bowl(point)
 
+    return mortal, calls
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3, 57, 119])
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path, killed):
+    """To the same candidates in the same order, and nothing is scored twice."""
+    whole, (mortal, calls) = evolve(begun(), bowl, 120), mortal_bowl(killed)
     with pytest.raises(KeyboardInterrupt):
         evolve(begun(), mortal, 120, file=tmp_path / "s.json")
     again = evolve(begun(), mortal, 120, file=tmp_path / "s.json")
@@ -156,14 +162,7 @@ def test_a_ranker_picks_every_second_child_and_resumes_identically(tmp_path, kil
     def made():
         return begun(settings=settings, ranker=Near())
 
-    whole, calls = evolve(made(), bowl, 120), []
-
-    def mortal(point):
-        calls.append(point)
-        if len(calls) == killed:
-            raise KeyboardInterrupt
-        return bowl(point)
-
+    whole, (mortal, _) = evolve(made(), bowl, 120), mortal_bowl(killed)
     with pytest.raises(KeyboardInterrupt):
         evolve(made(), mortal, 120, file=tmp_path / "s.json")
     assert told(evolve(made(), mortal, 120, file=tmp_path / "s.json")) == told(whole)

@@ -8,7 +8,6 @@ import torch
 
 import pathline as pl
 from pathline.adapters import kdiffusion
-from pathline.bench.peers import Absent, k_diffusion_sampling
 from pathline.core import noise
 from pathline.fields.problems import m4
 from pathline.solvers import DPM, EDMSampler, solvers
@@ -21,14 +20,6 @@ VP, EDM = pl.VPLinear(), pl.EDM()
 LAW = m4(EDM)
 X = 80.0 * noise.normal(range(5), (3,), dtype=torch.float64)
 LEVELS = torch.logspace(math.log10(80), math.log10(0.002), 9, dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def own():
-    try:
-        return k_diffusion_sampling()
-    except Absent as reason:
-        pytest.skip(str(reason))
 
 
 def model(x, sigma):
@@ -50,16 +41,18 @@ def step_of(sigma):
         ("dpm_2s_ancestral", "sample_dpm_2_ancestral"),
     ],
 )
-def test_ancestral_steps_are_k_diffusions(own, name, theirs):
+def test_ancestral_steps_are_k_diffusions(k_diffusion, name, theirs):
     def noise_sampler(sigma, after):
         return draw(step_of(sigma))
 
     ours = kdiffusion.sampler(name)(model, X, LEVELS, noise_sampler=noise_sampler)
-    other = getattr(own, theirs)(model, X, LEVELS, noise_sampler=noise_sampler, disable=True)
+    other = getattr(k_diffusion, theirs)(
+        model, X, LEVELS, noise_sampler=noise_sampler, disable=True
+    )
     torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
 
 
-def test_dpmpp_sde_is_k_diffusions_with_both_noises_from_one_motion(own):
+def test_dpmpp_sde_is_k_diffusions_with_both_noises_from_one_motion(k_diffusion):
     """Their sampler asks for W over the half step and over the step; ours draws the two halves."""
 
     def noise_sampler(sigma, after):
@@ -74,11 +67,13 @@ def test_dpmpp_sde_is_k_diffusions_with_both_noises_from_one_motion(own):
     grid = pl.grids.times((LEVELS / 80.0).tolist())
     plan = solvers.build("dpmpp_sde").plan(EDM, grid).folded(LAW.view)
     ours = complete(plan, Evaluator(LAW, plan, X, {}), [X], draw=draw)
-    other = own.sample_dpmpp_sde(model, X, LEVELS, noise_sampler=noise_sampler, disable=True)
+    other = k_diffusion.sample_dpmpp_sde(
+        model, X, LEVELS, noise_sampler=noise_sampler, disable=True
+    )
     torch.testing.assert_close(ours, other, rtol=1e-10, atol=1e-12)
 
 
-def test_churn_counts_the_step_to_data_as_k_diffusion_does(own):
+def test_churn_counts_the_step_to_data_as_k_diffusion_does(k_diffusion, monkeypatch):
     """Between levels that both leave alone: their last one and our highest."""
     levels = torch.cat((LEVELS, LEVELS.new_zeros(1)))
     churn, low, high = 3.0, 0.01, 70.0
@@ -87,13 +82,11 @@ def test_churn_counts_the_step_to_data_as_k_diffusion_does(own):
     def randn_like(x, **_):
         return draw(next(steps))
 
-    kept, own.torch.randn_like = own.torch.randn_like, randn_like
-    try:
-        other = own.sample_heun(
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "randn_like", randn_like)
+        other = k_diffusion.sample_heun(
             model, X, levels, s_churn=churn, s_tmin=low, s_tmax=high, disable=True
         )
-    finally:
-        own.torch.randn_like = kept
     grid = pl.grids.times((LEVELS / 80.0).tolist(), last="denoise")
     plan = EDMSampler(churn=churn, low=low, high=high).plan(EDM, grid).folded(LAW.view)
     ours = complete(plan, Evaluator(LAW, plan, X, {}), [X], draw=draw)

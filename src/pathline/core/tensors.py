@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from pathline.core.errors import UsageError
 from pathline.core.files import write_atomically
 
 _HEADER = "pathline"
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]], about: str = "") -> str:
+    """Return the SHA-256 of named tensors, bit for bit, and of what else is to count."""
+    digest = hashlib.sha256(about.encode())
+    for name, value in tensors:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_tensors(

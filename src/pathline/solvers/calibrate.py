@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pathline.core.errors import PathlineError, UsageError
 from pathline.core.progress import track
-from pathline.core.tensors import read_tensors, write_tensors
+from pathline.core.tensors import digest_of, read_tensors, write_tensors
 from pathline.fields import Condition, Denoiser, Field, change
 from pathline.fields.jvp import Method, diagonal, exact_diagonal, jvp, time_per_log_snr
 from pathline.paths import GaussianPath, paths
@@ -146,11 +146,8 @@ def checksum_of(model: Field) -> str | None:
     if known is not None or not isinstance(model.network, nn.Module):
         return known
     how = [getattr(f, "__qualname__", repr(f)) for f in (model.label, model.scale)]
-    digest = hashlib.sha256(repr([model.network, model.view, *how]).encode())
-    for name, value in chain(model.network.named_parameters(), model.network.named_buffers()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    tensors = chain(model.network.named_parameters(), model.network.named_buffers())
+    return digest_of(tensors, repr([model.network, model.view, *how]))
 
 
 UNKNOWN_WEIGHTS = (

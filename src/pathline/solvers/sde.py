@@ -27,9 +27,27 @@ from pathline.solvers.solver import Level, Solver, Writer, check_order, solvers
 from pathline.solvers.stochastic import ItoEuler
 
 
+class ReverseSDE(Solver):
+    """What rules in ε̂ share that add η of the reverse SDE's noise."""
+
+    eta: float
+
+    @property
+    def view(self) -> View:
+        return "eps"
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def is_exact_on_points(self) -> bool:
+        return False
+
+
 @solvers.register("euler_maruyama", aliases=("em",), paper="arXiv:2011.13456, Eq. 6 and App. D")
 @dataclass(frozen=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(ReverseSDE):
     """Euler-Maruyama on the reverse SDE, or with less of its noise.
 
         dx = (f x − ½(1 + η²) g² ∇log p) dt + η g dW̄
@@ -49,18 +67,6 @@ class EulerMaruyama(Solver):
     @property
     def order(self) -> int:
         return 1
-
-    @property
-    def view(self) -> View:
-        return "eps"
-
-    @property
-    def is_stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def is_exact_on_points(self) -> bool:
-        return False
 
     def tuned(self, field: Field, shape: Sequence[int]) -> Solver:
         """Return the rule for an equation that says its noise itself, if the field is one."""
@@ -83,7 +89,7 @@ class EulerMaruyama(Solver):
 
 @solvers.register("reverse_diffusion", paper="arXiv:2011.13456, App. E")
 @dataclass(frozen=True)
-class ReverseDiffusion(Solver):
+class ReverseDiffusion(ReverseSDE):
     """Reverse diffusion: the forward step of the same grid, x_s = a x_t + G z, taken backwards.
 
         x_t = (2 − a) x_s + ½(1 + η²) G² ∇log p + η G z,   a = α_s/α_t,  G² = σ_s² − a² σ_t²
@@ -104,18 +110,6 @@ class ReverseDiffusion(Solver):
     def order(self) -> int:
         return 1
 
-    @property
-    def view(self) -> View:
-        return "eps"
-
-    @property
-    def is_stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def is_exact_on_points(self) -> bool:
-        return False
-
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())
         check_start(self.view, steps, self.eta)
@@ -128,7 +122,7 @@ class ReverseDiffusion(Solver):
 
 @solvers.register("sde_dpm", aliases=("sde_dpmsolver", "SDE-DPM-Solver"), paper="arXiv:2211.01095")
 @dataclass(frozen=True)
-class SDEDPM(Solver):
+class SDEDPM(ReverseSDE):
     """SDE-DPM-Solver, multistep in ε̂: a polynomial through the last ε̂, and the reverse SDE's noise.
 
         x_t = α_t/α_s x_s − (1 + η²) σ_t Σ_k h^{k+1} φ_{k+1}(h) ε̂^(k) + η σ_t √(e^2h − 1) z
@@ -146,18 +140,6 @@ class SDEDPM(Solver):
     def __post_init__(self) -> None:
         check_order("SDEDPM", self.order, (1, 2))
         check_eta(self.eta)
-
-    @property
-    def view(self) -> View:
-        return "eps"
-
-    @property
-    def is_stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def is_exact_on_points(self) -> bool:
-        return False
 
     def write(self, to: Writer) -> None:
         steps = list(to.intervals())

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pathline.core.errors import UsageError
+from pathline.core.tensors import digest_of
 
 
 def plain(value: Any) -> Any:
@@ -22,9 +22,10 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        return {"tensor": _hash({"": value})}
+        return {"tensor": digest_of([("", value)])}
     if isinstance(value, nn.Module):
-        return {"is": type(value).__qualname__, "weights": _hash(value.state_dict())}
+        tensors = [(name, w) for name, w in value.state_dict().items() if isinstance(w, Tensor)]
+        return {"is": type(value).__qualname__, "weights": digest_of(tensors)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     if is_dataclass(value) and not isinstance(value, type):
@@ -42,17 +43,6 @@ def _told(value: Any) -> Any:
         return [plain(each) for each in value]
     said = getattr(value, "__qualname__", repr(value))
     return type(value).__qualname__ if " at 0x" in said else said
-
-
-def _hash(tensors: Mapping[str, Any]) -> str:
-    made = hashlib.sha256()
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            continue
-        made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        made.update(data.numpy().tobytes())
-    return made.hexdigest()
 
 
 def check_same(
